@@ -1,0 +1,30 @@
+"""What every command shares: how a user's mistake is reported and how a main function is run."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
+
+
+class UserError(Exception):
+    """A mistake the user can mend: says what was found, what was expected and what to do.
+
+    Commands print the message alone, without a traceback, and exit with code 2.
+    """
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main(argv)`, turns `UserError` into one line on stderr, and exits with its code."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
+    for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code or 0)

@@ -1,0 +1,300 @@
+"""The BERT encoder (Devlin et al. 2018, https://arxiv.org/abs/1810.04805), in Flax Linen.
+
+Shapes live in names: B batch, L sequence length, D hidden width, H heads, K head size,
+F feed-forward width, V vocabulary (padded), M masked positions.
+
+Dropout takes explicit keys, one per example (`keys_B`), derived from (seed, step, example). What an
+example draws then depends neither on the mesh, nor on accumulation, nor on how layers are run.
+`keys_B=None` turns dropout off.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.sharding import constrain
+
+# Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
+ACTIVATIONS = {
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+}
+VOCAB_MULTIPLE = 128  # the lane width of a TPU, and even shards on meshes of up to 128 devices
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes and arithmetic of a BERT encoder; names as in Hugging Face's `BertConfig`.
+
+    Defaults are BERT-base, uncased (paper, section 3).
+
+    Attributes:
+      dtype: of the activations and matrix products ("float32" or "bfloat16"). Parameters, softmax,
+        LayerNorm statistics and losses are float32 always.
+      scan_layers: run the layers as one compiled loop over stacked parameters: compiles faster,
+        runs slower.
+      remat: what the backward pass recomputes instead of storing: "none"; "dots", all but matrix
+        products; "full", each layer from its input.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu_pytorch_tanh"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+
+    def __post_init__(self):
+        problems = []
+        if self.hidden_size % self.num_attention_heads:
+            problems.append(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        for field, allowed in (
+            ("hidden_act", tuple(ACTIVATIONS)),
+            ("dtype", ("float32", "bfloat16")),
+            ("remat", ("none", "dots", "full")),
+        ):
+            if getattr(self, field) not in allowed:
+                problems.append(f"{field} {getattr(self, field)!r} is not one of {allowed}")
+        if problems:
+            raise ValueError("model: " + "; ".join(problems))
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table on the device; the surplus is never predicted or exported."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: int) -> jax.Array:
+    """Zeroes elements of `x` [B, …, even] with probability `rate` and rescales the rest.
+
+    The rate is rounded to 1/65,536: sixteen random bits an element halve the generator's work.
+
+    Args:
+      keys_B: one key an example, or None for no dropout.
+      site: which dropout of the model this is; distinct sites draw independently.
+    """
+    threshold = round(rate * 2**16)
+    if keys_B is None or threshold == 0:
+        return x
+    half = (*x.shape[1:-1], x.shape[-1] // 2)
+
+    def draw(key: jax.Array) -> jax.Array:
+        bits = jax.random.bits(jax.random.fold_in(key, site), half, jnp.uint32)
+        return jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(x.shape[1:])
+
+    keep = jax.vmap(draw)(keys_B) >= threshold
+    return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
+
+
+def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
+    """A linear layer with the published initialisation: truncated normal, zero bias."""
+    return nn.Dense(
+        features,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.truncated_normal(config.initializer_range),
+        name=name,
+    )
+
+
+def layer_norm(config: BertConfig, name: str) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics, two-pass variance."""
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_eps, dtype=config.dtype, use_fast_variance=False, name=name
+    )
+
+
+class Embeddings(nn.Module):
+    """Sum of token, position and segment embeddings, then LayerNorm and dropout."""
+
+    config: BertConfig
+
+    def setup(self):
+        config = self.config
+        embed = functools.partial(
+            nn.Embed,
+            features=config.hidden_size,
+            dtype=config.dtype,
+            embedding_init=nn.initializers.truncated_normal(config.initializer_range),
+        )
+        self.word_embeddings = embed(config.padded_vocab_size)
+        self.position_embeddings = embed(config.max_position_embeddings)
+        self.token_type_embeddings = embed(config.type_vocab_size)
+        self.layer_norm = layer_norm(config, None)
+
+    def __call__(
+        self, input_ids_BL: jax.Array, token_type_ids_BL: jax.Array, keys_B: jax.Array | None
+    ) -> jax.Array:
+        positions_L = jnp.arange(input_ids_BL.shape[1])
+        x_BLD = (
+            self.word_embeddings(input_ids_BL)
+            + self.position_embeddings(positions_L)
+            + self.token_type_embeddings(token_type_ids_BL)
+        )
+        x_BLD = constrain(x_BLD, "batch", None, None)
+        return dropout(self.layer_norm(x_BLD), keys_B, self.config.hidden_dropout_prob, site=0)
+
+    def attend(self, x_BMD: jax.Array) -> jax.Array:
+        """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
+        table_VD = self.word_embeddings.embedding.astype(x_BMD.dtype)
+        return jnp.einsum("BMD,VD->BMV", x_BMD, table_VD, preferred_element_type=jnp.float32)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over the sequence, both directions."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        attention_mask_BL: jax.Array,
+        keys_B: jax.Array | None,
+        site: int | jax.Array,
+    ) -> jax.Array:
+        config = self.config
+        heads = (*x_BLD.shape[:2], config.num_attention_heads, config.head_size)
+
+        def project(name: str) -> jax.Array:
+            x_BLHK = dense(config, config.hidden_size, name)(x_BLD).reshape(heads)
+            return constrain(x_BLHK, "batch", None, "tensor", None)
+
+        # Three products, not one fused: faster on CPU and TPU (no slicing of the result).
+        q_BLHK, k_BLHK, v_BLHK = project("query"), project("key"), project("value")
+        scores_BHLL = jnp.einsum(
+            "BQHK,BSHK->BHQS",
+            q_BLHK * config.head_size**-0.5,
+            k_BLHK,
+            preferred_element_type=jnp.float32,
+        )
+        scores_BHLL = jnp.where(attention_mask_BL[:, None, None, :] > 0, scores_BHLL, -1e30)
+        probs_BHLL = jax.nn.softmax(scores_BHLL, axis=-1).astype(x_BLD.dtype)
+        probs_BHLL = dropout(probs_BHLL, keys_B, config.attention_probs_dropout_prob, site)
+        y_BLHK = jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
+        return dense(config, config.hidden_size, "output")(y_BLHK.reshape(x_BLD.shape))
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm transformer layer (Vaswani et al. 2017, as BERT uses it)."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        index: int | jax.Array,
+        attention_mask_BL: jax.Array,
+        keys_B: jax.Array | None,
+    ) -> tuple[jax.Array, None]:
+        config = self.config
+        site = 3 * index + 1  # site 0 is the embeddings'
+        y_BLD = SelfAttention(config, name="attention")(x_BLD, attention_mask_BL, keys_B, site)
+        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 1)
+        x_BLD = layer_norm(config, "attention_layer_norm")(x_BLD + y_BLD)
+        y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
+        y_BLF = ACTIVATIONS[config.hidden_act](constrain(y_BLF, "batch", None, "tensor"))
+        y_BLD = dense(config, config.hidden_size, "output")(y_BLF)
+        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 2)
+        x_BLD = layer_norm(config, "output_layer_norm")(x_BLD + y_BLD)
+        return constrain(x_BLD, "batch", None, None), None  # None: nothing collected by a scan
+
+
+class Encoder(nn.Module):
+    """`num_hidden_layers` layers, unrolled or as one scanned loop."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, attention_mask_BL: jax.Array, keys_B: jax.Array | None
+    ) -> jax.Array:
+        config = self.config
+        layer_class: Any = Layer
+        if config.remat != "none":
+            policy = jax.checkpoint_policies.dots_saveable if config.remat == "dots" else None
+            layer_class = nn.remat(Layer, policy=policy, prevent_cse=not config.scan_layers)
+        if config.scan_layers:
+            scanned = nn.scan(
+                layer_class,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=config.num_hidden_layers,
+            )
+            indices = jnp.arange(config.num_hidden_layers)
+            return scanned(config, name="layers")(x_BLD, indices, attention_mask_BL, keys_B)[0]
+        for i in range(config.num_hidden_layers):
+            x_BLD, _ = layer_class(config, name=f"layer_{i}")(x_BLD, i, attention_mask_BL, keys_B)
+        return x_BLD
+
+
+class BertModel(nn.Module):
+    """Embeddings, encoder and pooler: what every head builds upon."""
+
+    config: BertConfig
+
+    def setup(self):
+        self.embeddings = Embeddings(self.config)
+        self.encoder = Encoder(self.config)
+        self.pooler = dense(self.config, self.config.hidden_size, None)
+
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D]).
+
+        Args:
+          input_ids_BL: int[B, L] below `vocab_size` (XLA clamps larger ids without an error).
+          attention_mask_BL: int[B, L], 1 for tokens and 0 for padding.
+          token_type_ids_BL: int[B, L], 0 for segment A and 1 for segment B.
+          keys_B: one dropout key an example, or None for no dropout.
+        """
+        x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B)
+        x_BLD = self.encoder(x_BLD, attention_mask_BL, keys_B)
+        return x_BLD, jnp.tanh(self.pooler(x_BLD[:, 0]))
+
+
+def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of an unrolled encoder -> of a scanned one: layer_0, layer_1, … -> layers[N]."""
+    encoder = params["bert"]["encoder"]
+    layers = [encoder[f"layer_{i}"] for i in range(len(encoder))]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+    return {**params, "bert": {**params["bert"], "encoder": {"layers": stacked}}}
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_layers`; parameters of an unrolled encoder are returned as they are."""
+    encoder = params["bert"]["encoder"]
+    if "layers" not in encoder:
+        return params
+    count = jax.tree.leaves(encoder["layers"])[0].shape[0]
+    unrolled = {
+        f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], encoder["layers"]) for i in range(count)
+    }
+    return {**params, "bert": {**params["bert"], "encoder": unrolled}}

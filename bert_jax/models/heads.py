@@ -1,0 +1,101 @@
+"""What stands on the encoder: the pretraining heads and the fine-tuning heads.
+
+Every model calls its encoder `bert`, so parameters move between heads by name.
+Shapes: see `bert_jax/models/bert.py`; C is the number of classes.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.models.bert import (
+    ACTIVATIONS,
+    BertConfig,
+    BertModel,
+    dense,
+    dropout,
+    layer_norm,
+)
+
+
+class PretrainingOutput(NamedTuple):
+    """What BertForPreTraining computes.
+
+    mlm_logits_BMV: float32, -1e30 for the padding of the vocabulary.
+    nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random".
+    pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype.
+    """
+
+    mlm_logits_BMV: jax.Array
+    nsp_logits_B2: jax.Array
+    pooled_BD: jax.Array
+    hidden_BLD: jax.Array
+
+
+class BertForPreTraining(nn.Module):
+    """Masked-language-model and next-sentence heads (paper, section 3.1)."""
+
+    config: BertConfig
+
+    def setup(self):
+        config = self.config
+        self.bert = BertModel(config)
+        self.mlm_transform = dense(config, config.hidden_size, None)
+        self.mlm_layer_norm = layer_norm(config, None)
+        self.mlm_bias = self.param(
+            "mlm_bias", nn.initializers.zeros, (config.padded_vocab_size,), jnp.float32
+        )
+        self.nsp_classifier = dense(config, 2, None)
+
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        masked_lm_positions_BM: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
+    ) -> PretrainingOutput:
+        """Scores the vocabulary at `masked_lm_positions_BM`, or at every position if None."""
+        config = self.config
+        hidden_BLD, pooled_BD = self.bert(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        )
+        x_BMD = hidden_BLD
+        if masked_lm_positions_BM is not None:
+            x_BMD = jnp.take_along_axis(hidden_BLD, masked_lm_positions_BM[..., None], axis=1)
+        x_BMD = ACTIVATIONS[config.hidden_act](self.mlm_transform(x_BMD))
+        x_BMD = self.mlm_layer_norm(x_BMD)
+        bias_V = jnp.where(
+            jnp.arange(config.padded_vocab_size) < config.vocab_size, self.mlm_bias, -1e30
+        )
+        return PretrainingOutput(
+            mlm_logits_BMV=self.bert.embeddings.attend(x_BMD) + bias_V,
+            nsp_logits_B2=self.nsp_classifier(pooled_BD).astype(jnp.float32),
+            pooled_BD=pooled_BD,
+            hidden_BLD=hidden_BLD,
+        )
+
+
+class BertForSequenceClassification(nn.Module):
+    """A linear layer over the pooled [CLS] state (paper, section 4.1): logits float32[B, C]."""
+
+    config: BertConfig
+    num_labels: int
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        config = self.config
+        _, pooled_BD = BertModel(config, name="bert")(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        )
+        site = 3 * config.num_hidden_layers + 1
+        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site)
+        return dense(config, self.num_labels, "classifier")(pooled_BD).astype(jnp.float32)

@@ -1,0 +1,201 @@
+"""The WordPiece tokenizer: loading, saving so that Hugging Face reads it back, fingerprint."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from bert_jax.cli import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUATION_PREFIX = "##"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A BERT WordPiece tokenizer.
+
+    Attributes:
+      vocab: the tokens; the index is the id.
+      lowercase: whether text is lowercased and stripped of accents first ("uncased").
+    """
+
+    vocab: tuple[str, ...]
+    lowercase: bool = True
+
+    @functools.cached_property
+    def ids(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.vocab)}
+
+    @functools.cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The Rust tokenizer; adds no special tokens (templates are the caller's business)."""
+        return _backend(self.ids, self.lowercase)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and the lowercase flag: equal means the same token ids."""
+        text = json.dumps([self.lowercase, *self.vocab], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocab)
+
+    @property
+    def pad_id(self) -> int:
+        return self.ids["[PAD]"]
+
+    @property
+    def unk_id(self) -> int:
+        return self.ids["[UNK]"]
+
+    @property
+    def cls_id(self) -> int:
+        return self.ids["[CLS]"]
+
+    @property
+    def sep_id(self) -> int:
+        return self.ids["[SEP]"]
+
+    @property
+    def mask_id(self) -> int:
+        return self.ids["[MASK]"]
+
+    @functools.cached_property
+    def is_special_V(self) -> np.ndarray:
+        """bool[V]: true for the special tokens, which are never masked nor drawn at random."""
+        return np.isin(np.arange(self.vocab_size), [self.ids[t] for t in SPECIAL_TOKENS])
+
+    @functools.cached_property
+    def is_continuation_V(self) -> np.ndarray:
+        """bool[V]: true for the '##' pieces, which belong to the word before them."""
+        return np.array([t.startswith(CONTINUATION_PREFIX) for t in self.vocab])
+
+    def encode(self, text: str) -> list[int]:
+        """'unaffable' -> [id('una'), id('##ffa'), id('##ble')], without [CLS] and [SEP]."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Joins pieces into text, special tokens left visible."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _backend(ids: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUATION_PREFIX)
+    backend.add_special_tokens([t for t in SPECIAL_TOKENS if t in ids])
+    return backend
+
+
+def load(source: str | epath.PathLike) -> Tokenizer:
+    """Loads a tokenizer from a directory, a `vocab.txt` file or a Hugging Face hub name.
+
+    A directory holds `vocab.txt` or `tokenizer.json`, and says in `tokenizer_config.json`
+    (`do_lower_case`) whether it lowercases; a bare vocabulary file is taken as uncased unless its
+    name contains "cased" without "uncased".
+
+    Raises:
+      UserError: nothing there, no vocabulary in it, or one without BERT's special tokens.
+    """
+    path = epath.Path(source)
+    if path.is_file():
+        name = path.name
+        lowercase = "cased" not in name or "uncased" in name
+        return _checked(Tokenizer(_read_vocab(path), lowercase), source)
+    if not path.is_dir():
+        path = _download(str(source))
+    lowercase = True
+    config_path, json_path = path / "tokenizer_config.json", path / "tokenizer.json"
+    backend = json.loads(json_path.read_text()) if json_path.exists() else {}
+    config = json.loads(config_path.read_text()) if config_path.exists() else {}
+    if (backend.get("normalizer") or {}).get("lowercase") is not None:
+        lowercase = backend["normalizer"]["lowercase"]
+    lowercase = config.get("do_lower_case", lowercase)
+    if (path / "vocab.txt").exists():
+        return _checked(Tokenizer(_read_vocab(path / "vocab.txt"), lowercase), source)
+    if backend:
+        if backend.get("model", {}).get("type") != "WordPiece":
+            raise UserError(
+                f"{source}: tokenizer.json holds a {backend.get('model', {}).get('type')} model; "
+                "this project reads BERT's WordPiece tokenizers only"
+            )
+        vocab = sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].get)
+        return _checked(Tokenizer(tuple(vocab), lowercase), source)
+    raise UserError(
+        f"{source} has no vocabulary: expected vocab.txt or tokenizer.json in it "
+        "(make one with: python -m data_prep.vocab --input=… --output=DIR)"
+    )
+
+
+def _read_vocab(path: epath.Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text().rstrip("\n").split("\n"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text ({error})") from None
+
+
+def _download(name: str) -> epath.Path:
+    """Fetches the tokenizer files of a hub repository; returns the local snapshot."""
+    explanation = (
+        f"{name}: no such tokenizer directory or vocabulary file here, "
+        "and it could not be had from the Hugging Face hub"
+    )
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{explanation} (pip install 'bert_jax[hf]' for hub names)") from None
+    try:
+        return epath.Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=["vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+            )
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{explanation} ({type(error).__name__}: {reason})") from None
+
+
+def _checked(tokenizer: Tokenizer, source: str | epath.PathLike) -> Tokenizer:
+    missing = [t for t in SPECIAL_TOKENS if t not in tokenizer.ids]
+    if missing:
+        raise UserError(f"{source} is not a BERT vocabulary: it has no {', '.join(missing)}")
+    if len(tokenizer.ids) != len(tokenizer.vocab):
+        raise UserError(f"{source} is not a BERT vocabulary: some tokens are listed twice")
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length: int = 512):
+    """Writes `tokenizer.json`, `tokenizer_config.json` and `vocab.txt`.
+
+    transformers v5 reads the casing from `tokenizer_config.json` alone, v4 from `tokenizer.json`,
+    and other tools from `vocab.txt`, so all three are written.
+    """
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    backend = _backend(tokenizer.ids, tokenizer.lowercase)
+    backend.post_processor = tokenizers.processors.BertProcessing(
+        ("[SEP]", tokenizer.sep_id), ("[CLS]", tokenizer.cls_id)
+    )
+    (directory / "vocab.txt").write_text("\n".join(tokenizer.vocab) + "\n")
+    (directory / "tokenizer.json").write_text(backend.to_str(pretty=True))
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": tokenizer.lowercase,
+        "model_max_length": model_max_length,
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,76 @@
+"""Package metadata, extras and console entry points."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py>=2.1",
+    # Runs on jax 0.10.2 (the last release for Python 3.11) and on 0.11.
+    # Below 0.12: flax reaches into JAX internals, and each JAX minor release has removed some.
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    # Below 0.13: the v0 CheckpointManager API used here is announced to move.
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "ml-collections>=1.1",
+    "grain>=0.2.18",
+    "array-record>=0.8.6",
+    "numpy>=2.0",
+    "etils[epath]>=1.15",
+    # Below 0.24: training and serialisation formats have changed with minor releases.
+    "tokenizers>=0.22,<0.24",
+    "sentencex>=1.0.32",
+    "safetensors>=0.6",
+    "zstandard>=0.23",
+    "tqdm>=4.66",
+]
+HF = ["transformers>=5.0", "datasets>=4.0", "torch>=2.4"]
+TENSORBOARD = ["tensorboardX>=2.6.4"]
+PLOT = ["matplotlib>=3.9"]
+
+setup(
+    name="bert_jax",
+    version="0.1.0",
+    description="BERT pretraining in JAX/Flax for TPU pods and GPUs",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["bert_jax", "bert_jax.*", "data_prep", "configs", "configs.*"]),
+    install_requires=CORE,
+    extras_require={
+        "hf": HF,
+        # importlib_resources: tensorflow-datasets imports it without declaring it.
+        "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
+        "beam": ["apache-beam>=2.60"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
+        "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
+        "tensorboard": TENSORBOARD,
+        "plot": PLOT,
+        "test": [
+            "transformers>=5.0",
+            "datasets>=4.0",
+            # Exact: the CPU build that the tests are run with; ranges resolve to CUDA builds.
+            "torch==2.13.0",
+            *TENSORBOARD,
+            *PLOT,
+            "hypothesis>=6.100",
+            "pytest>=8.3",
+            "ruff>=0.12",
+            "scikit-learn>=1.5",
+            "seqeval>=1.2.2",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "bert-jax-vocab=data_prep.vocab:cli",
+            "bert-jax-build=data_prep.build:cli",
+            "bert-jax-check=data_prep.check:cli",
+            "bert-jax-pretrain=bert_jax.pretrain:cli",
+            "bert-jax-convert=bert_jax.convert:cli",
+            "bert-jax-finetune=bert_jax.finetune:cli",
+        ]
+    },
+)
