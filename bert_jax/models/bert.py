@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.cli import UserError
 from bert_jax.sharding import constrain
 
 # Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
@@ -73,7 +74,7 @@ class BertConfig:
             if getattr(self, field) not in allowed:
                 problems.append(f"{field} {getattr(self, field)!r} is not one of {allowed}")
         if problems:
-            raise ValueError("model: " + "; ".join(problems))
+            raise UserError("config.model: " + "; ".join(problems))
 
     @property
     def padded_vocab_size(self) -> int:

@@ -1,0 +1,86 @@
+"""BERT-base, uncased, as published (Devlin et al. 2018): 12 layers, 768 wide, 110 M parameters.
+
+    python -m bert_jax.pretrain --config=configs/bert_base.py --workdir=gs://BUCKET/bert_base \\
+        --config.data_dir=gs://BUCKET/data_128
+
+The published run took four days on 4 Cloud TPUs (16 chips); its MLM loss on held-out text ended
+near 1.4 nats a masked token. `:laptop` keeps the model and shortens the run to something that a
+laptop can try:
+
+    python -m bert_jax.pretrain --config=configs/bert_base.py:laptop --workdir=runs/base \\
+        --config.data_dir=DATA_DIR
+
+The other sizes (bert_tiny.py … bert_large.py) change the sizes alone.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; `arg` is "" as published or "laptop"."""
+    if arg not in ("", "laptop"):
+        raise ValueError(f"unknown form {arg!r}: this config has the form :laptop alone")
+    config = ml_collections.ConfigDict()
+
+    # Data: a directory made by data_prep.build; its sequence length is the run's.
+    config.data_dir = ""
+    config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
+    config.batch_size = 256  # sequences an optimizer step, over all devices
+    config.accumulate_steps = 1  # parts that a batch is worked off in, to save memory
+    config.seed = 0  # of parameters, dropout, and the order of the data
+
+    # Length, and what happens on the way (all in optimizer steps).
+    config.num_steps = 1_000_000
+    config.log_every = 100
+    config.eval_every = 10_000  # 0 turns evaluation off
+    config.eval_batches = 0  # batches an evaluation reads; 0 takes the whole split
+    config.checkpoint_every = 5_000
+    config.keep_checkpoints = 3  # the newest that are kept
+    config.init_from = ""  # WORKDIR[/checkpoints/STEP] or Hugging Face model to start from
+
+    # Devices: data × fsdp × tensor = number of devices; -1 fills up.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # copies of the model, each with its part of the batch
+    config.mesh.fsdp = 1  # parts that parameters and moments are split into
+    config.mesh.tensor = 1  # parts that heads, feed-forward width and vocabulary are split into
+
+    # The encoder: fields of bert_jax.models.bert.BertConfig.
+    config.model = ml_collections.ConfigDict()
+    config.model.vocab_size = 30_522  # must be the data set's
+    config.model.hidden_size = 768
+    config.model.num_hidden_layers = 12
+    config.model.num_attention_heads = 12
+    config.model.intermediate_size = 3072
+    config.model.max_position_embeddings = 512
+    config.model.type_vocab_size = 2
+    config.model.hidden_act = "gelu_pytorch_tanh"  # as google-research/bert; "gelu" is exact
+    config.model.hidden_dropout_prob = 0.1
+    config.model.attention_probs_dropout_prob = 0.1
+    config.model.initializer_range = 0.02
+    config.model.layer_norm_eps = 1e-12
+    config.model.dtype = "bfloat16"  # of activations; parameters and losses are float32 always
+    config.model.scan_layers = False  # one compiled loop over the layers: less to compile, slower
+    config.model.remat = "none"  # recompute in the backward pass: "none", "dots" or "full"
+
+    # AdamW as google-research/bert has it (optimization.py; paper, appendix A.2).
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-4  # the peak
+    config.optimizer.warmup_steps = 10_000  # linear from 0; then linear to 0 at num_steps
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-6
+    config.optimizer.bias_correction = False  # the original has none
+    config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
+    config.optimizer.clip_norm = 1.0  # global norm of the gradient
+
+    if arg == "laptop":
+        config.num_steps = 10_000
+        config.batch_size = 32
+        config.log_every = 20
+        config.eval_every = 500
+        config.eval_batches = 20
+        config.checkpoint_every = 500
+        config.model.dtype = "float32"  # CPUs gain nothing from bfloat16
+        config.optimizer.learning_rate = 5e-4  # short runs bear, and need, larger steps
+        config.optimizer.warmup_steps = 500
+    return config

@@ -1,0 +1,22 @@
+"""BERT-medium, uncased: 8 layers, 512 wide, 41 M parameters.
+
+    python -m bert_jax.pretrain --config=configs/bert_medium.py --workdir=gs://BUCKET/bert_medium \\
+        --config.data_dir=gs://BUCKET/data_128
+
+A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like BERT-base.
+`:laptop` shortens the run; see bert_base.py, which explains every field.
+"""
+
+import ml_collections
+
+from configs import bert_base
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; `arg` is "" as published or "laptop"."""
+    config = bert_base.get_config(arg)
+    config.model.num_hidden_layers = 8
+    config.model.hidden_size = 512
+    config.model.num_attention_heads = 8
+    config.model.intermediate_size = 2048
+    return config

@@ -1,0 +1,22 @@
+"""BERT-mini, uncased: 4 layers, 256 wide, 11 M parameters.
+
+    python -m bert_jax.pretrain --config=configs/bert_mini.py --workdir=gs://BUCKET/bert_mini \\
+        --config.data_dir=gs://BUCKET/data_128
+
+A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like BERT-base.
+`:laptop` shortens the run; see bert_base.py, which explains every field.
+"""
+
+import ml_collections
+
+from configs import bert_base
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The recipe; `arg` is "" as published or "laptop"."""
+    config = bert_base.get_config(arg)
+    config.model.num_hidden_layers = 4
+    config.model.hidden_size = 256
+    config.model.num_attention_heads = 4
+    config.model.intermediate_size = 1024
+    return config
