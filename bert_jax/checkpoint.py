@@ -200,15 +200,14 @@ def load(path: epath.PathLike) -> Loaded:
             f"{'the steps ' + ', '.join(map(str, steps)) if steps else 'none (yet)'}"
         )
     step = steps[-1] if wanted is None else wanted
-    checkpointer = ocp.StandardCheckpointer()
-    target = (directory / str(step) / "params").resolve()
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    shapes = jax.tree.map(
-        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=host),
-        checkpointer.metadata(target).item_metadata.tree,
+    # The handler itself, since a manager opened to read wants the run's state as a template.
+    handler = ocp.PyTreeCheckpointHandler()
+    directory = (directory / str(step) / "params").resolve()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(directory).tree
     )
-    params = jax.tree.map(np.asarray, checkpointer.restore(target, shapes))
-    checkpointer.close()
+    params = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    handler.close()
     return Loaded(
         params=jax.tree.map(np.asarray, unstack_layers(params)),
         config=config,

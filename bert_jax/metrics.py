@@ -78,21 +78,22 @@ def duration(seconds: float) -> str:
 class Progress:
     """One line about the run: rewritten in place on a terminal, a new line elsewhere."""
 
-    def __init__(self, num_steps: int, start_step: int):
+    def __init__(self, num_steps: int):
         self._num_steps = num_steps
-        self._start = (start_step, time.monotonic())
+        self._start: tuple[int, float] | None = None  # set by the first update: compiling is over
         self._in_place = sys.stderr.isatty()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows step, the figures given and the time left at the average speed so far."""
-        first_step, started = self._start
-        rate = (time.monotonic() - started) / max(step - first_step, 1)
+        now = time.monotonic()
+        first_step, started = self._start = self._start or (step, now)
+        left = (now - started) / max(step - first_step, 1) * (self._num_steps - step)
         figures = "  ".join(
             f"{name} {value:.2e}" if 0 < abs(value) < 1e-3 else f"{name} {value:,.4g}"
             for name, value in metrics.items()
         )
-        eta = duration(rate * (self._num_steps - step))
-        line = f"step {step:,}/{self._num_steps:,}  {figures}  ETA {eta}"
+        eta = f"  ETA {duration(left)}" if step > first_step else ""
+        line = f"step {step:,}/{self._num_steps:,}  {figures}{eta}"
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
             print("\r" + line[:width].ljust(width), end="", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ batch; `tensor` splits heads, feed-forward width and vocabulary (Megatron's layo
 moments have their parameter's paths inside them, so the same table serves them.
 """
 
+import math
 import re
 from typing import Any
 
@@ -21,8 +22,9 @@ BATCH_AXES = ("data", "fsdp")
 # (path regex, spec of the last dimensions); the first match counts. Leading dimensions that a spec
 # leaves out (the stacked layers of a scanned encoder) are not split.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"word_embeddings/embedding$", P("tensor", "fsdp")),
-    (r"(position|token_type)_embeddings/embedding$", P(None, "fsdp")),
+    # Rows, not columns: a lookup of split columns makes the compiler replicate the activations.
+    (r"word_embeddings/embedding$", P(("tensor", "fsdp"), None)),
+    (r"(position|token_type)_embeddings/embedding$", P()),
     (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor")),
     (r"attention/(query|key|value)/bias$", P("tensor")),
     (r"intermediate/kernel$", P("fsdp", "tensor")),
@@ -82,12 +84,18 @@ def shardings_of(tree: Any, mesh: Mesh) -> Any:
     def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         spec = spec_of(path_of(key_path), leaf.shape)
         fitting = [
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for size, axis in zip(leaf.shape, spec, strict=False)
+            axes if size % _extent(mesh, axes) == 0 else None
+            for size, axes in zip(leaf.shape, spec, strict=False)
         ]
         return NamedSharding(mesh, P(*fitting))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _extent(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts a dimension with this entry of a PartitionSpec is split."""
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -250,7 +250,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     train_step = make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
     eval_step = make_eval_step(objective, mesh)
     writer = metrics.MetricWriter(workdir, start)
-    progress = metrics.Progress(config.num_steps, start)
+    progress = metrics.Progress(config.num_steps)
     if start == config.num_steps:
         progress.note(f"{workdir} is trained to the end already ({start:,} steps)")
     elif start:
