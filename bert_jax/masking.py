@@ -7,7 +7,8 @@ Shapes: B examples, L positions, V vocabulary, M max_predictions_per_seq, S span
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,18 @@ class MaskingConfig:
     random_fraction: float = 0.1
     whole_word: bool = False
     max_ngram: int = 1
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> "MaskingConfig":
+        """From a manifest's arguments, where they go by the names of data_prep.build's flags."""
+        return cls(
+            masked_lm_prob=arguments["masked_lm_prob"],
+            max_predictions_per_seq=arguments["max_predictions_per_seq"],
+            mask_fraction=arguments["mask_fraction"],
+            random_fraction=arguments["random_fraction"],
+            whole_word=arguments["whole_word_mask"],
+            max_ngram=arguments["max_ngram"],
+        )
 
 
 class MaskedBatch(NamedTuple):

@@ -1,0 +1,300 @@
+"""Stage 1: documents to an on-disk store of token ids with sentence and document offsets.
+
+Every unit of text becomes one file of ids, written atomically, so that a killed run goes on where
+it was. `merge` then lays the units end to end, train and validation apart:
+
+    store/train/tokens.bin      the ids of every document, one after another (uint16 or uint32)
+    store/train/sentences.bin   uint64[sentences + 1], offsets into tokens
+    store/train/documents.bin   uint64[documents + 1], offsets into sentences
+    store/train/hashes.bin      uint64[documents], hash of each document's text
+
+Tokens and sentences are read with `pread`, never mapped: memory stays what a batch needs, however
+large the corpus.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from etils import epath
+
+from bert_jax.cli import UserError
+from bert_jax.tokenizer import Tokenizer
+from data_prep import corpus
+from data_prep.fast_encoder import FastEncoder
+
+SPLITS = ("train", "validation")
+# A longer sentence (a table, text without punctuation) is cut, so that no more than this is lost
+# when a pair is truncated.
+MAX_SENTENCE_TOKENS = 256
+_OFFSET = np.dtype("<u8")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+def content_hash(text: str) -> int:
+    """Hash of a document's cleaned text, blind to blanks around lines; decides its split."""
+    normal = "\n".join(line for line in map(str.strip, text.split("\n")) if line)
+    return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
+
+
+def write_atomically(path: epath.Path, data: bytes) -> None:
+    """The file appears whole or not at all, also when several processes write it at once."""
+    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def tokenize_unit(
+    unit: corpus.Unit,
+    encoder: FastEncoder,
+    directory: epath.Path,
+    *,
+    language: str,
+    sentence_per_line: bool,
+    max_decode_errors: float,
+) -> dict[str, int]:
+    """Writes `directory/NAME.npz` and returns its counts, which are in the file too."""
+    documents, parsed = corpus.parse_unit(unit, max_decode_errors)
+    sentences: list[str] = []
+    sentence_ends = []
+    for document in documents:
+        sentences.extend(corpus.sentences(document, language, sentence_per_line))
+        sentence_ends.append(len(sentences))
+    ids, lengths = encoder.encode(sentences)
+    lengths, pieces_per_sentence = _cut_long(lengths)
+    # A sentence of invisible characters has no tokens; a document of such sentences is empty.
+    ends = np.concatenate([[0], np.cumsum(pieces_per_sentence)])[np.array(sentence_ends, np.int64)]
+    counts_D = np.diff(ends, prepend=0)
+    hashes = np.array([content_hash(text) for text in documents], np.uint64)[counts_D > 0]
+    counts = {
+        **dataclasses.asdict(parsed),
+        "documents": int((counts_D > 0).sum()),
+        "cut_sentences": int((pieces_per_sentence > 1).sum()),
+    }
+    counts["empty_documents"] += int((counts_D == 0).sum())
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        ids=ids,
+        sentence_lengths=lengths.astype(np.uint32),
+        document_sentences=counts_D[counts_D > 0].astype(np.uint32),
+        hashes=hashes,
+        counts=np.frombuffer(json.dumps(counts).encode(), np.uint8),
+    )
+    write_atomically(directory / f"{unit.name}.npz", buffer.getvalue())
+    return counts
+
+
+def _cut_long(length_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[3, 0, 300] -> lengths [3, 256, 44] and pieces of each sentence [1, 0, 2]."""
+    pieces_S = -(-length_S // MAX_SENTENCE_TOKENS)
+    lengths = np.full(int(pieces_S.sum()), MAX_SENTENCE_TOKENS, np.int64)
+    last = np.cumsum(pieces_S)[pieces_S > 0] - 1
+    lengths[last] = (length_S - (pieces_S - 1) * MAX_SENTENCE_TOKENS)[pieces_S > 0]
+    return lengths, pieces_S
+
+
+def unit_files(directory: epath.Path) -> list[epath.Path]:
+    return sorted(p for p in directory.iterdir() if p.name.endswith(".npz"))
+
+
+def _member(path: epath.Path, *names: str) -> list[np.ndarray]:
+    with path.open("rb") as file, np.load(io.BytesIO(file.read())) as arrays:
+        return [arrays[name] for name in names]
+
+
+def read_counts(path: epath.Path) -> dict[str, int]:
+    return json.loads(bytes(_member(path, "counts")[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Splitter:
+    """Which documents are held out: those whose hash is at most `threshold` (-1: none)."""
+
+    threshold: int
+
+    def is_validation(self, hash_D: np.ndarray) -> np.ndarray:
+        if self.threshold < 0:
+            return np.zeros(len(hash_D), bool)
+        return hash_D <= np.uint64(self.threshold)
+
+
+def choose_split(hashes: Iterable[np.ndarray], fraction: float, smallest: int) -> Splitter:
+    """Holds out about `fraction` of the documents, chosen by content and nothing else.
+
+    Exact duplicates have one hash and so fall on one side. Both sides get at least `smallest`
+    distinct documents where the fraction is not 0; a corpus too small for that is not split.
+
+    Args:
+      hashes: hashes of all documents, in any number of arrays.
+      fraction: in [0, 1).
+      smallest: 1, or 2 where a pair needs two documents.
+    """
+    if fraction == 0:
+        return Splitter(-1)
+    threshold = int(fraction * 2**64)
+    lowest = np.zeros(0, np.uint64)  # the smallest + 1 lowest distinct hashes
+    highest = np.zeros(0, np.uint64)
+    for array in hashes:
+        lowest = np.unique(np.concatenate([lowest, array]))[: 2 * smallest]
+        highest = np.unique(np.concatenate([highest, array]))[-smallest - 1 :]
+    if len(lowest) < 2 * smallest:
+        return Splitter(-1)
+    # At least the `smallest` lowest are held out; at least the `smallest` highest are not.
+    threshold = max(threshold - 1, int(lowest[smallest - 1]))
+    return Splitter(min(threshold, int(highest[-smallest - 1])))
+
+
+def merge(
+    units: Sequence[epath.Path],
+    directory: epath.Path,
+    tokenizer: Tokenizer,
+    *,
+    validation_fraction: float,
+    smallest_split: int,
+) -> dict[str, dict]:
+    """Joins unit files into `directory`, whole or not at all; returns `store.json`'s contents."""
+    splitter = choose_split(
+        (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
+    )
+    partial = directory.with_name(f"{directory.name}.partial-{uuid.uuid4().hex[:8]}")
+    writers = {split: _SplitWriter(partial / split, tokenizer) for split in SPLITS}
+    parsed: dict[str, int] = {}
+    for path in units:
+        ids, lengths, per_document, hashes, counts = _member(
+            path, "ids", "sentence_lengths", "document_sentences", "hashes", "counts"
+        )
+        for name, count in json.loads(bytes(counts)).items():
+            parsed[name] = parsed.get(name, 0) + count
+        source = int(path.name.partition("-")[0])
+        held_out_D = splitter.is_validation(hashes)
+        for split, chosen_D in (("train", ~held_out_D), ("validation", held_out_D)):
+            chosen_S = np.repeat(chosen_D, per_document)
+            writers[split].add(
+                source,
+                ids[np.repeat(chosen_S, lengths)],
+                lengths[chosen_S],
+                per_document[chosen_D],
+                hashes[chosen_D],
+            )
+    summary = {
+        "counts": parsed,
+        "splits": {split: writer.close() for split, writer in writers.items()},
+    }
+    (partial / "store.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if directory.exists():
+        shutil.rmtree(directory)
+    partial.replace(directory)
+    return summary
+
+
+class _SplitWriter:
+    def __init__(self, directory: epath.Path, tokenizer: Tokenizer):
+        directory.mkdir(parents=True)
+        self._files = {
+            name: (directory / f"{name}.bin").open("wb")
+            for name in ("tokens", "sentences", "documents", "hashes")
+        }
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._tokenizer = tokenizer
+        self._counts = dict.fromkeys(
+            ("documents", "sentences", "tokens", "unknown_tokens", "words"), 0
+        )
+        self._documents_of_source: dict[int, int] = {}
+        self._files["sentences"].write(np.zeros(1, _OFFSET).tobytes())
+        self._files["documents"].write(np.zeros(1, _OFFSET).tobytes())
+
+    def add(self, source, ids, sentence_lengths, document_sentences, hashes) -> None:
+        counts = self._counts
+        sentence_ends = counts["tokens"] + np.cumsum(sentence_lengths, dtype=_OFFSET)
+        document_ends = counts["sentences"] + np.cumsum(document_sentences, dtype=_OFFSET)
+        self._files["tokens"].write(ids.astype(self._dtype).tobytes())
+        self._files["sentences"].write(sentence_ends.astype(_OFFSET).tobytes())
+        self._files["documents"].write(document_ends.astype(_OFFSET).tobytes())
+        self._files["hashes"].write(hashes.astype(_OFFSET).tobytes())
+        counts["tokens"] += len(ids)
+        counts["sentences"] += len(sentence_lengths)
+        counts["documents"] += len(document_sentences)
+        counts["unknown_tokens"] += int((ids == self._tokenizer.unk_id).sum())
+        counts["words"] += int((~self._tokenizer.is_continuation_V[ids]).sum())
+        so_far = self._documents_of_source.get(source, 0)
+        self._documents_of_source[source] = so_far + len(document_sentences)
+
+    def close(self) -> dict:
+        for file in self._files.values():
+            file.close()
+        # Reading order is source by source, so counts per source say where each one ends.
+        return {**self._counts, "documents_of_source": self._documents_of_source}
+
+
+class Store:
+    """One split of a merged store, opened for reading.
+
+    Attributes:
+      counts: documents, sentences, tokens, unknown_tokens, words.
+      document_offsets: uint64[documents + 1], mapped: the sentences of document d are
+        document_offsets[d] up to document_offsets[d + 1].
+      hashes: uint64[documents], mapped.
+      documents_of_source: SOURCE index -> number of its documents; they follow one another.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str, vocab_size: int):
+        directory = epath.Path(directory)
+        summary = json.loads((directory / "store.json").read_text())["splits"][split]
+        sources = summary.pop("documents_of_source")
+        self.documents_of_source = {int(source): n for source, n in sources.items()}
+        self.counts: dict[str, int] = summary
+        self.dtype = token_dtype(vocab_size)
+        self._tokens = os.open(directory / split / "tokens.bin", os.O_RDONLY)
+        self._sentences = os.open(directory / split / "sentences.bin", os.O_RDONLY)
+        self.document_offsets = _map(directory / split / "documents.bin")
+        self.hashes = _map(directory / split / "hashes.bin")
+
+    def close(self) -> None:
+        os.close(self._tokens)
+        os.close(self._sentences)
+
+    @property
+    def num_documents(self) -> int:
+        return self.counts["documents"]
+
+    def sentence_offsets(self, first: int, last: int) -> np.ndarray:
+        """Token offsets of sentences first … last - 1 and the end of the last: uint64[n + 1]."""
+        size = (last - first + 1) * _OFFSET.itemsize
+        return np.frombuffer(os.pread(self._sentences, size, first * _OFFSET.itemsize), _OFFSET)
+
+    def tokens(self, start_N: Sequence[int], length_N: Sequence[int]) -> np.ndarray:
+        """The ids of N runs, one after another: [0, 9], [2, 1] -> the tokens 0, 1 and 9."""
+        width = self.dtype.itemsize
+        buffer = np.empty(sum(length_N), self.dtype)
+        view = memoryview(buffer.view(np.uint8))
+        at = 0
+        for start, length in zip(start_N, length_N, strict=True):
+            end = at + length * width
+            os.preadv(self._tokens, [view[at:end]], start * width)
+            at = end
+        return buffer
+
+
+def _map(path: epath.Path) -> np.ndarray:
+    if path.stat().length == 0:  # an empty file cannot be mapped
+        return np.zeros(0, _OFFSET)
+    return np.memmap(path, _OFFSET, "r")
+
+
+def require_documents(summary: dict, inputs: Sequence[str]) -> None:
+    """Raises UserError if the corpus has no text in it."""
+    if not sum(split["documents"] for split in summary["splits"].values()):
+        raise UserError(
+            f"input {','.join(inputs)} holds no text: "
+            f"{summary['counts'].get('empty_documents', 0)} documents were found, all empty"
+        )
