@@ -22,27 +22,29 @@ class Chunk(NamedTuple):
     end: int | None
 
 
-class IsNextAccount:
+class IsNextBalance:
     """Keeps the share of IsNext at one half although one-sentence chunks cannot be IsNext.
 
     The published procedure flips a fair coin a chunk, but a chunk of one sentence gets a random B
-    whatever the coin said, so IsNext comes to about 46 %. Here such a chunk leaves a debt, and the
-    next chunk that could be IsNext and whose coin said random pays it. Every label is still a fair
-    coin's where no debt is open, and the realised share differs from the coins' by the debt that is
-    left at the end alone.
+    whatever the coin said, so IsNext comes to about 46 %. Here the balance of IsNext over random is
+    held within ±`BOUND` a shard: the coin decides inside the bounds, and at a bound the next chunk
+    that can restores it. (Where most chunks have one sentence nothing can; data_prep.check tells.)
     """
 
+    BOUND = 4
+
     def __init__(self):
-        self.debt = 0
+        self._balance = 0
 
     def decide(self, wants_next: bool, can_be_next: bool) -> bool:
-        if wants_next:
-            self.debt += not can_be_next
-            return can_be_next
-        if can_be_next and self.debt:
-            self.debt -= 1
-            return True
-        return False
+        """Whether the chunk becomes IsNext, given its coin and whether it has two sentences."""
+        if self._balance >= self.BOUND:
+            wants_next = False
+        elif self._balance <= -self.BOUND:
+            wants_next = True
+        is_next = wants_next and can_be_next
+        self._balance += 1 if is_next else -1
+        return is_next
 
 
 def target_length(budget: int, short_seq_prob: float, coin: float, uniform: float) -> int:
@@ -62,7 +64,7 @@ def next_sentence_chunks(
     offsets: Sequence[int],
     target: int,
     uniforms: Sequence[Sequence[float]],
-    account: IsNextAccount,
+    balance: IsNextBalance,
 ) -> list[Chunk]:
     """google-research/bert's chunks: sentences up to the target, cut in two at a random sentence.
 
@@ -75,7 +77,7 @@ def next_sentence_chunks(
       target: tokens at which a chunk is full.
       uniforms: n rows; row i is used by the chunk that begins at sentence i: where to cut, and the
         coin (IsNext at 0.5 and above).
-      account: see IsNextAccount.
+      balance: see IsNextBalance; changed.
     """
     chunks = []
     first, n = 0, len(offsets) - 1
@@ -84,7 +86,7 @@ def next_sentence_chunks(
         size = end - first
         where, coin = uniforms[first][:2]
         middle = first + 1 + int(where * (size - 1))  # uniform in [first + 1, end - 1]
-        is_next = account.decide(coin >= 0.5, size > 1)
+        is_next = balance.decide(coin >= 0.5, size > 1)
         chunks.append(Chunk(offsets[first], offsets[middle], offsets[end] if is_next else None))
         first = end if is_next else middle
     return chunks

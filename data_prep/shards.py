@@ -133,7 +133,7 @@ def shard_entries(
 def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Iterator[_Spans]:
     """Yields pairs of segments, truncated, a few hundred at a time."""
     budget = options.max_seq_length - 3
-    account = pairing.IsNextAccount()
+    balance = pairing.IsNextBalance()
     numbers = _PairGenerator(options.seed)
     truncation = _generator(options.seed, _TRUNCATE, shard)
     rows: list[tuple[int, int, int, int, int]] = []  # A start, length, B start, length, label
@@ -153,7 +153,7 @@ def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Itera
                 else:
                     rows.append((*b, *a, pairing.SWAPPED))
         else:
-            chunks = pairing.next_sentence_chunks(offsets, target, uniform_S4, account)
+            chunks = pairing.next_sentence_chunks(offsets, target, uniform_S4, balance)
             for i, (start, middle, end) in enumerate(chunks):
                 if end is not None:
                     rows.append((start, middle - start, middle, end - middle, pairing.IS_NEXT))

@@ -1,0 +1,489 @@
+"""Checks a data set: are the files whole, and are the examples what they were meant to be?
+
+    python -m data_prep.check DATA_DIR --examples=3
+
+Every shard is read and measured; each measure has an expected range, and one outside it makes the
+exit code 1. Statistical ranges are widened by four standard errors, so that small data sets pass.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from array_record.python import array_record_module
+from etils import epath
+
+from bert_jax import cli as command_line
+from bert_jax import tokenizer as tokenizers
+from bert_jax.cli import UserError
+from bert_jax.masking import MaskingConfig
+from bert_jax.records import Manifest, Shard
+from bert_jax.tokenizer import Tokenizer
+from data_prep import parallel, writers
+from data_prep.progress import Progress
+
+_RECORDS_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One line of the report.
+
+    Attributes:
+      split: 'train', 'validation' or 'data set'.
+      name: what is measured.
+      value: what was found.
+      low, high: the expected range, ends included; None where it is open.
+      advice: what a value outside the range means and what to do.
+    """
+
+    split: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    advice: str = ""
+
+    @property
+    def is_healthy(self) -> bool:
+        return (self.low is None or self.value >= self.low) and (
+            self.high is None or self.value <= self.high
+        )
+
+    @property
+    def expected(self) -> str:
+        if self.low is None and self.high is None:
+            return ""
+        if self.low == self.high:
+            return f"{self.low:g}"
+        if self.high is None:
+            return f"at least {self.low:.4g}"
+        if self.low is None:
+            return f"at most {self.high:.4g}"
+        return f"{self.low:.4g} … {self.high:.4g}"
+
+
+@dataclasses.dataclass
+class Tally:
+    """Sums over examples; tallies of shards are added up."""
+
+    examples: int = 0
+    tokens: int = 0
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    lengths: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    predictions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    wanted: int = 0
+    masked: int = 0
+    became_mask: int = 0
+    became_other: int = 0
+    malformed: int = 0
+    special_masked: int = 0
+    special_drawn: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        def added(a, b):
+            if not isinstance(a, np.ndarray):
+                return a + b
+            size = max(len(a), len(b))
+            return np.pad(a, (0, size - len(a))) + np.pad(b, (0, size - len(b)))
+
+        return Tally(
+            **{
+                field.name: added(getattr(self, field.name), getattr(other, field.name))
+                for field in dataclasses.fields(self)
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What measuring a shard needs; sent to the worker processes."""
+
+    data_dir: str
+    manifest: Manifest
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizers.load(epath.Path(self.data_dir) / "tokenizer")
+
+
+def read_examples(
+    path: epath.PathLike, dtype: np.dtype, max_records: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yields a shard's examples in order, some thousands at a time."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        count = reader.num_records()
+        count = min(count, max_records) if max_records else count
+        for start in range(0, count, _RECORDS_AT_ONCE):
+            records = reader.read(list(range(start, min(start + _RECORDS_AT_ONCE, count))))
+            yield np.frombuffer(b"".join(records), dtype)
+    finally:
+        reader.close()
+
+
+def _measure_shard(subject: _Subject, shard: Shard) -> Tally | str:
+    """Tallies one shard; a string says what is wrong with its file."""
+    path = epath.Path(subject.data_dir) / shard.name
+    if not path.exists():
+        return f"{shard.name} is missing"
+    if writers.sha256(path) != shard.sha256:
+        return f"{shard.name} has changed: its SHA-256 is not the manifest's"
+    tally = Tally()
+    for examples in read_examples(path, subject.manifest.dtype):
+        tally += tally_examples(examples, subject.manifest, subject.tokenizer)
+    if tally.examples != shard.num_examples:
+        return (
+            f"{shard.name} holds {tally.examples} examples, the manifest says {shard.num_examples}"
+        )
+    return tally
+
+
+def tally_examples(examples: np.ndarray, manifest: Manifest, tokenizer: Tokenizer) -> Tally:
+    """Measures a struct array of examples (records.example_dtype)."""
+    input_ids_EL = examples["input_ids"].astype(np.int64)
+    num_tokens_E = examples["num_tokens"].astype(np.int64)
+    E, L = input_ids_EL.shape
+    tally = Tally(
+        examples=E,
+        tokens=int(num_tokens_E.sum()),
+        labels=np.bincount(examples["next_sentence_label"], minlength=256),
+        lengths=np.bincount(num_tokens_E, minlength=L + 1),
+    )
+    row_E = np.arange(E)
+    is_padding_EL = np.arange(L) >= num_tokens_E[:, None]
+    second_start_E = examples["second_start"].astype(np.int64)
+    is_good_E = (num_tokens_E >= 3) & (num_tokens_E <= L) & (second_start_E <= num_tokens_E)
+    is_good_E &= (input_ids_EL < tokenizer.vocab_size).all(1)
+    safe_last_E = np.clip(num_tokens_E - 1, 0, L - 1)
+    is_good_E &= input_ids_EL[:, 0] == tokenizer.cls_id
+    is_good_E &= input_ids_EL[row_E, safe_last_E] == tokenizer.sep_id
+    is_good_E &= input_ids_EL[row_E, np.clip(second_start_E - 1, 0, L - 1)] == tokenizer.sep_id
+    is_good_E &= ((input_ids_EL == tokenizer.pad_id) | ~is_padding_EL).all(1)
+    if manifest.is_static:
+        config = MaskingConfig.from_arguments(manifest.arguments)
+        wanted_E = np.rint(num_tokens_E * config.masked_lm_prob).astype(np.int64)
+        tally.wanted = int(np.clip(wanted_E, 1, config.max_predictions_per_seq).sum())
+        positions_EM = examples["masked_lm_positions"].astype(np.int64)
+        ids_EM = examples["masked_lm_ids"].astype(np.int64)
+        num_masked_E = examples["num_masked"].astype(np.int64)
+        M = positions_EM.shape[1]
+        is_real_EM = np.arange(M) < num_masked_E[:, None]
+        is_ascending_EM = np.diff(positions_EM, axis=1, prepend=0) > 0
+        is_good_E &= (is_ascending_EM | ~is_real_EM).all(1)
+        is_good_E &= ((positions_EM < num_tokens_E[:, None]) | ~is_real_EM).all(1)
+        is_good_E &= num_masked_E <= M
+        found_EM = np.take_along_axis(input_ids_EL, np.clip(positions_EM, 0, L - 1), 1)
+        original, found = ids_EM[is_real_EM], found_EM[is_real_EM]
+        is_other = (found != original) & (found != tokenizer.mask_id)
+        in_vocabulary = np.clip(original, 0, tokenizer.vocab_size - 1)
+        found_clipped = np.clip(found, 0, tokenizer.vocab_size - 1)
+        tally.predictions = np.bincount(num_masked_E, minlength=M + 1)
+        tally.masked = len(original)
+        tally.became_mask = int((found == tokenizer.mask_id).sum())
+        tally.became_other = int(is_other.sum())
+        tally.special_masked = int(tokenizer.is_special_V[in_vocabulary].sum())
+        tally.special_drawn = int((tokenizer.is_special_V[found_clipped] & is_other).sum())
+    else:
+        # The loader masks: a [MASK] here would be one that it cannot predict.
+        is_good_E &= (input_ids_EL != tokenizer.mask_id).all(1)
+    tally.malformed = int(E - is_good_E.sum())
+    return tally
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The result of `check`.
+
+    Attributes:
+      measures: in the order of printing.
+      problems: files that are missing or changed.
+      tallies: split -> sums over its examples.
+    """
+
+    measures: list[Measure]
+    problems: list[str]
+    tallies: dict[str, Tally]
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.problems and all(measure.is_healthy for measure in self.measures)
+
+
+def check(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
+    """Reads and measures a whole data set.
+
+    Args:
+      data_dir: DATA_DIR of a finished build.
+      workers: local processes; all processors by default.
+
+    Raises:
+      UserError: not a finished data set, or one that this program does not read.
+    """
+    manifest = Manifest.read(data_dir)
+    subject = _Subject(str(data_dir), manifest)
+    problems = _file_problems(subject)
+    tallies = {split: Tally() for split in manifest.splits}
+    split_of = {shard: split for split, shards in manifest.splits.items() for shard in shards}
+    workers = min(workers or parallel.default_workers(), len(split_of))
+    with Progress("check", len(split_of)) as progress:
+        results = parallel.run(_measure_shard, subject, split_of, workers)
+        for shard, result in results:
+            if isinstance(result, str):
+                problems.append(result)
+            else:
+                tallies[split_of[shard]] += result
+            progress.advance(1, examples=shard.num_examples)
+    measures: list[Measure] = []
+    for split, tally in tallies.items():
+        if tally.examples:
+            measures += _example_measures(split, tally, manifest)
+        measures += _text_measures(split, manifest)
+    measures += _document_measures(subject)
+    return Report(measures, sorted(problems), tallies)
+
+
+def _file_problems(subject: _Subject) -> list[str]:
+    directory = epath.Path(subject.data_dir)
+    problems = []
+    for name, sha256 in subject.manifest.statistics["files"].items():
+        if not (directory / name).exists():
+            problems.append(f"{name} is missing")
+        elif writers.sha256(directory / name) != sha256:
+            problems.append(f"{name} has changed: its SHA-256 is not the manifest's")
+    try:
+        if subject.tokenizer.fingerprint != subject.manifest.tokenizer_fingerprint:
+            problems.append("tokenizer/ is not the tokenizer that the ids were made with")
+    except UserError as error:
+        raise UserError(f"the data set's copy of its tokenizer is unusable: {error}") from None
+    return problems
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _near(target: float, tolerance: float, count: int) -> tuple[float, float]:
+    """The range around a share, no narrower than four standard errors of `count` draws."""
+    slack = max(tolerance, 4 * (target * (1 - target) / max(count, 1)) ** 0.5)
+    return target - slack, target + slack
+
+
+def _example_measures(split: str, tally: Tally, manifest: Manifest) -> Iterator[Measure]:
+    arguments = manifest.arguments
+    yield Measure(split, "examples", tally.examples, 1)
+    yield Measure(
+        split,
+        "malformed examples",
+        tally.malformed,
+        0,
+        0,
+        "wrong special tokens, padding, positions or ids: this is a defect, please report it",
+    )
+    yield Measure(
+        split,
+        "fill (share of positions that are not padding)",
+        _share(tally.tokens, tally.examples * arguments["max_seq_length"]),
+        0.4,
+        1,
+        "short documents waste computation: lower --max_seq_length, or --objective=full_sentences",
+    )
+    labelled = int(tally.labels[:2].sum())
+    if arguments["objective"] in ("nsp", "sop"):
+        what = "IsNext" if arguments["objective"] == "nsp" else "in order"
+        yield Measure(
+            split,
+            f"share of {what} pairs",
+            _share(int(tally.labels[0]), labelled),
+            *_near(0.5, 0.01, labelled),
+            "most chunks have one sentence and cannot be IsNext: are there sentence ends in the "
+            "text? (--sentence_per_line, --language), or use --objective=full_sentences",
+        )
+    if not manifest.is_static:
+        return
+    config = MaskingConfig.from_arguments(arguments)
+    yield Measure(split, "mask rate (of all tokens)", _share(tally.masked, tally.tokens))
+    is_token_masking = not config.whole_word and config.max_ngram == 1
+    yield Measure(
+        split,
+        "masked / intended by the rate and the cap",
+        _share(tally.masked, tally.wanted),
+        0.99 if is_token_masking else 0.85,
+        1,
+        "too few tokens that can be masked: very short examples, or long words with a low cap",
+    )
+    for name, count, target in (
+        ("masked tokens replaced by [MASK]", tally.became_mask, config.mask_fraction),
+        ("masked tokens replaced at random", tally.became_other, config.random_fraction),
+    ):
+        low, high = _near(target, 0.005, tally.masked)
+        yield Measure(split, name, _share(count, tally.masked), low, high, "a defect: report it")
+    for name, count in (
+        ("special tokens masked", tally.special_masked),
+        ("special tokens drawn as replacement", tally.special_drawn),
+    ):
+        yield Measure(split, name, count, 0, 0, "a defect: report it")
+
+
+def _text_measures(split: str, manifest: Manifest) -> Iterator[Measure]:
+    counts = manifest.statistics["splits"][split]
+    yield Measure(split, "documents", counts["documents"], 1)
+    yield Measure(
+        split,
+        "[UNK] rate",
+        _share(counts["unknown_tokens"], counts["tokens"]),
+        0,
+        0.01,
+        "the vocabulary lacks letters of this text: train one (python -m data_prep.vocab)",
+    )
+    yield Measure(
+        split,
+        "pieces per word",
+        _share(counts["tokens"], counts["words"]),
+        1,
+        2,
+        "the vocabulary does not suit this text: train or extend one (python -m data_prep.vocab)",
+    )
+    yield Measure(
+        split,
+        "share of pair tokens lost to truncation",
+        _share(counts["truncated_tokens"], counts["truncated_tokens"] + counts["example_tokens"]),
+        0,
+        0.25,
+        "sentences are long for --max_seq_length: raise it, or are sentence ends not found?",
+    )
+
+
+def _document_measures(subject: _Subject) -> Iterator[Measure]:
+    manifest = subject.manifest
+    hashes = {}
+    for split in manifest.splits:
+        path = epath.Path(subject.data_dir) / f"document_hashes-{split}.npy"
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            hashes[split] = np.load(file)
+    distinct = np.unique(hashes["train"])
+    yield Measure(
+        "train",
+        "share of documents that repeat another exactly",
+        1 - _share(len(distinct), len(hashes["train"])),
+        0,
+        0.05,
+        "the corpus has duplicates: remove them, they are learnt by heart",
+    )
+    if "validation" in hashes:
+        shared = np.isin(np.unique(hashes["validation"]), distinct)
+        yield Measure("data set", "documents both in train and validation", int(shared.sum()), 0, 0)
+    yield Measure(
+        "data set",
+        "share of bytes that are not UTF-8",
+        _share(manifest.statistics["decode_errors"], manifest.statistics["source_bytes"]),
+        0,
+        manifest.arguments["max_decode_errors"],
+        "the input has another encoding: convert it with iconv",
+    )
+
+
+def format_example(
+    example: np.void, manifest: Manifest, tokenizer: Tokenizer, color: bool = False
+) -> str:
+    """One example as text; a prediction reads 'what the model sees->what it should say'.
+
+    '[CLS] the [MASK]->man went [SEP] he bought milk [SEP]   (IsNext, 9 tokens)'
+    """
+
+    def paint(text: str, code: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if color else text
+
+    n = int(example["num_tokens"])
+    words = [tokenizer.vocab[i] for i in example["input_ids"][:n]]
+    if manifest.is_static:
+        m = int(example["num_masked"])
+        for position, original in zip(
+            example["masked_lm_positions"][:m], example["masked_lm_ids"][:m], strict=True
+        ):
+            seen, true = words[position], tokenizer.vocab[original]
+            words[position] = paint(seen, "31") + "->" + paint(true, "32")
+    words = [paint(w, "2") if w in ("[CLS]", "[SEP]") else w for w in words]
+    names = {"nsp": ("IsNext", "random"), "sop": ("in order", "swapped")}
+    label = names.get(manifest.arguments["objective"], ())
+    label = f"{label[example['next_sentence_label']]}, " if label else ""
+    return f"{' '.join(words)}   ({label}{n} tokens)"
+
+
+def _examples(data_dir: str, count: int, color: bool) -> Iterator[str]:
+    manifest = Manifest.read(data_dir)
+    tokenizer = tokenizers.load(epath.Path(data_dir) / "tokenizer")
+    shard = manifest.splits["train"][0]
+    for examples in read_examples(
+        epath.Path(data_dir) / shard.name, manifest.dtype, max_records=1 + count // 64
+    ):
+        for example in examples[:count]:
+            yield format_example(example, manifest, tokenizer, color)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    rows = [
+        (m.split, m.name, f"{m.value:,.4g}" if m.value % 1 else f"{m.value:,.0f}", m)
+        for m in report.measures
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for split, name, value, measure in rows:
+        mark = "ok  " if measure.is_healthy else "FAIL"
+        expected = f"expected {measure.expected}" if measure.expected else ""
+        yield (
+            f"{mark} {split:{widths[0]}}  {name:{widths[1]}}  {value:>{widths[2]}}  {expected}"
+        ).rstrip()
+        if not measure.is_healthy and measure.advice:
+            yield f"     -> {measure.advice}"
+    for problem in report.problems:
+        yield f"FAIL {problem}"
+    yield "healthy" if report.is_healthy else "UNHEALTHY"
+
+
+def _json(report: Report) -> str:
+    measures = [
+        {**dataclasses.asdict(measure), "healthy": measure.is_healthy}
+        for measure in report.measures
+    ]
+    return json.dumps(
+        {"healthy": report.is_healthy, "measures": measures, "problems": report.problems}, indent=1
+    )
+
+
+def main(argv: Sequence[str]) -> int | None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.check",
+        description="Verifies a data set's files and measures its examples; exit code 1 when "
+        "something is outside its expected range.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("data_dir", metavar="DATA_DIR", help="output of data_prep.build")
+    parser.add_argument("--examples", type=int, default=0, help="how many examples to print")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--workers", type=int, default=parallel.default_workers(), help="local processes"
+    )
+    flags = parser.parse_args(argv)
+    report = check(flags.data_dir, workers=flags.workers)
+    if flags.json:
+        print(_json(report))
+    else:
+        for line in _lines(report):
+            print(line)
+        for text in _examples(flags.data_dir, flags.examples, sys.stdout.isatty()):
+            print("\n" + text)
+    return 0 if report.is_healthy else 1
+
+
+def cli() -> None:
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    cli()
