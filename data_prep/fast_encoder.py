@@ -16,7 +16,7 @@ import tokenizers
 from bert_jax.tokenizer import Tokenizer
 
 # Runs without space and ASCII punctuation, or one ASCII punctuation mark.
-_PIECES = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
+split_pieces = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
 _MAX_CACHED = 400_000  # pieces, about 60 MB: enough for 99 % of running English text
 
 
@@ -59,7 +59,7 @@ class FastEncoder:
         rows: list[int] = []
         ends: list[int] = []
         for sentence in sentences:
-            rows.extend(map(row_of, _PIECES(sentence)))
+            rows.extend(map(row_of, split_pieces(sentence)))
             ends.append(len(rows))
         self._add_pieces(list(self._rows)[known:] if len(self._rows) > known else [])
         row_N = np.array(rows, np.int64)
