@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import os
 import re
+import string
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,18 +43,17 @@ _PARAMETER = re.compile(
     r":(?:param|parameter|arg|type|rtype|return|returns|raises?|ivar|var)\b[^:]*:"
     r"|[-*]? ?[`*]{0,3}[\w.,*]{1,40}[`*]{0,3} ?(?:\((?:[^()]|\([^()]*\))*\))? ?:(?: +|$)"
 ).match
-_MARKUP = (
-    (re.compile(r":[\w:+-]+:`~?!?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"),  # :class:`~a.b`
-    (re.compile(r"`{1,2}([^`]+?)\s*(?:<[^`]*>)?`{1,2}_{0,2}"), r"\1"),  # ``code``, `link <…>`_
-    (re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),  # [text](url)
-    (re.compile(r"\*\*([^*]+)\*\*"), r"\1"),
-    (re.compile(r"(?<!\w)\*([^*\s][^*]*)\*(?!\w)"), r"\1"),
-    (re.compile(r"<[^<>]{1,80}>"), ""),
-    (re.compile(r"\|(\w+)\|"), r"\1"),
-    (re.compile(r" ?\[\d+\]_"), ""),
-    (re.compile(r"\s+"), " "),
+_MARKUP = (  # (a character without which the pattern cannot match, pattern, replacement)
+    ("`", re.compile(r":[\w:+-]+:`~?!?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"),  # :class:`~a.b`
+    ("`", re.compile(r"`{1,2}([^`]+?)\s*(?:<[^`]*>)?`{1,2}_{0,2}"), r"\1"),  # ``code``, `a <b>`_
+    ("](", re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),  # [text](url)
+    ("**", re.compile(r"\*\*([^*]+)\*\*"), r"\1"),
+    ("*", re.compile(r"(?<!\w)\*([^*\s][^*]*)\*(?!\w)"), r"\1"),
+    ("<", re.compile(r"<[^<>]{1,80}>"), ""),
+    ("|", re.compile(r"\|(\w+)\|"), r"\1"),
+    ("]_", re.compile(r" ?\[\d+\]_"), ""),
 )
-_NOT_LETTERS = re.compile(r"[\W\d_]+")
+_LETTERS_OUT = str.maketrans("", "", string.ascii_letters)
 _COMMON_WORDS = frozenset(
     {"the", "a", "an", "of", "to", "is", "are", "in", "and", "for", "be", "that", "this", "it"}
     | {"with", "if", "or", "by", "as", "on", "from", "which", "when", "not", "can", "will"}
@@ -148,8 +148,15 @@ def _walk(root: str, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _extract(_: None, run: tuple[int, list[tuple[str, str]]]) -> list[tuple[str, list[str]]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of invalid escapes in other people's code
+        return _read_files(run[1])
+
+
+def _read_files(sources: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """(document id, path) -> (document id, paragraphs)."""
     found = []
-    for document_id, path in run[1]:
+    for document_id, path in sources:
         if os.path.getsize(path) > _MAX_FILE_BYTES:
             continue
         with open(path, "rb") as file:
@@ -176,12 +183,10 @@ def _docstrings(data: bytes) -> Iterator[str]:
         if end < 3:
             return
         literal = data[match.start() : end].strip()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes in other people's code
-            try:
-                yield inspect.cleandoc(ast.literal_eval(literal.decode()))
-            except (SyntaxError, ValueError):  # not UTF-8, or quotes met by chance
-                continue
+        try:
+            yield inspect.cleandoc(ast.literal_eval(literal.decode()))
+        except (SyntaxError, ValueError):  # not UTF-8, or quotes met by chance
+            continue
 
 
 def _string_values(data: bytes) -> list[tuple[str, str]]:
@@ -201,7 +206,8 @@ def english_paragraphs(docstring: str) -> list[str]:
     'Adds ``x``.\\n\\n>>> add(1)\\n2\\n\\nArgs:\\n  x (int): The number that\\n    is added.'
     -> ['Adds x.', 'The number that is added.']
     """
-    return [text for text in map(_plain, _paragraphs(docstring)) if _is_english(text)]
+    long_enough = (text for text in _paragraphs(docstring) if text.count(" ") >= 4)
+    return [text for text in map(_plain, long_enough) if _is_english(text)]
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -256,15 +262,16 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _plain(paragraph: str) -> str:
-    for pattern, replacement in _MARKUP:
-        paragraph = pattern.sub(replacement, paragraph)
-    return paragraph.strip(" -*#")
+    for trigger, pattern, replacement in _MARKUP:
+        if trigger in paragraph:
+            paragraph = pattern.sub(replacement, paragraph)
+    return " ".join(paragraph.split()).strip(" -*#")
 
 
 def _is_english(text: str) -> bool:
     words = text.split()
     if len(words) < 5 or not text[0].isalpha() or text[-1] not in ".!?:":
         return False
-    if len(_NOT_LETTERS.sub("", text)) + len(words) < 0.88 * len(text):
+    if len(text) - len(text.translate(_LETTERS_OUT)) + len(words) < 0.88 * len(text):
         return False
-    return sum(word.lower() in _COMMON_WORDS for word in words) >= 0.12 * len(words)
+    return sum(map(_COMMON_WORDS.__contains__, text.lower().split())) >= 0.12 * len(words)
