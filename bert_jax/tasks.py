@@ -1,6 +1,78 @@
-"""Fine-tuning tasks as data: how texts become inputs, which head scores them, and how well."""
+"""Fine-tuning tasks as data: how texts become inputs, which head scores them, and how well.
 
+A task reads examples, turns each into features (rows of a batch), names the module and its loss,
+and makes figures and predictions of the module's outputs. B batch, L length, C classes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from bert_jax import scores, tables
+from bert_jax.cli import UserError
+from bert_jax.models import heads
+from bert_jax.models.bert import BertConfig
 from bert_jax.tokenizer import Tokenizer
+
+Feature = dict[str, Any]  # "input_ids" and "token_type_ids" int[L], and the task's targets
+Batch = dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What `finetune` asks of a task.
+
+    Attributes:
+      metric: the figure that the best epoch is chosen by.
+      labels: names of the head's outputs; () where it has none to name.
+    """
+
+    metric: str
+    labels: tuple[str, ...]
+
+    def read(self, source: str) -> list[Any]:
+        """Labelled examples of a file, each checked."""
+
+    def set_labels(self, examples: list[Any]) -> None:
+        """Settles `labels` from the config or the training examples."""
+
+    def features(self, examples: list[Any]) -> list[Feature]:
+        """The batch rows of the examples, in their order."""
+
+    def loss_sum(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """The loss added up over the batch; rows with batch["weights"] 0 are padding."""
+
+    def loss_weight(self, batch: Batch) -> jax.Array:
+        """What `loss_sum` is divided by."""
+
+    def evaluate(
+        self, examples: list[Any], features: list[Feature], outputs: list[np.ndarray]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Figures, and one JSON object an example; `outputs` are each feature's logits."""
+
+
+def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
+    """The task that `config.task` names.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    tasks = {"text_classification": TextClassification}
+    if config.task not in tasks:
+        raise UserError(f"config.task={config.task!r} is not one of {', '.join(tasks)}")
+    return tasks[config.task](config, tokenizer)
+
+
+def make_module(task: str, model: BertConfig, num_labels: int) -> nn.Module:
+    """The model with the head of a task; called with input ids, mask, segments and keys_B."""
+    modules = {"text_classification": heads.BertForSequenceClassification}
+    return modules[task](model, num_labels)
 
 
 def join(
@@ -26,3 +98,139 @@ def join(
     segment_a = [tokenizer.cls_id, *first[:of_first], tokenizer.sep_id]
     segment_b = [*second[:of_second], tokenizer.sep_id]
     return segment_a + segment_b, [0] * len(segment_a) + [1] * len(segment_b)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExample:
+    """One or two texts and their label's name."""
+
+    place: str
+    texts: tuple[str, ...]
+    label: str
+
+
+class TextClassification:
+    """Classes of a sentence or of a pair of sentences (paper, section 4.1)."""
+
+    metric = "accuracy"
+
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
+        self.labels: tuple[str, ...] = ()
+        self._config = config
+        self._tokenizer = tokenizer
+        self._names = parse_labels(config.labels)
+
+    def read(self, source: str) -> list[TextExample]:
+        config = self._config
+        text_columns = [name for name in (config.text_column, config.text_pair_column) if name]
+        examples = []
+        for row in tables.read(source, [*text_columns, config.label_column]):
+            texts = tuple(row.values[name] for name in text_columns)
+            for name, text in zip(text_columns, texts, strict=True):
+                if not text.strip():
+                    raise UserError(f"{row.place} has an empty text (column {name!r})")
+            label = row.values[config.label_column].strip()
+            if not label:
+                raise UserError(f"{row.place} has no label (column {config.label_column!r})")
+            examples.append(TextExample(row.place, texts, self._names.get(label, label)))
+        return examples
+
+    def set_labels(self, examples: list[TextExample]) -> None:
+        found = {example.label for example in examples}
+        if self._names:
+            self.labels = tuple(self._names.values())
+        elif all(_is_int(label) for label in found):
+            self.labels = tuple(sorted(found, key=int))
+        else:
+            self.labels = tuple(sorted(found))
+        if len(self.labels) < 2:
+            raise UserError(
+                f"the training set has the label {self.labels[0]!r} alone: a classifier needs two"
+            )
+
+    def features(self, examples: list[TextExample]) -> list[Feature]:
+        index = {label: i for i, label in enumerate(self.labels)}
+        for example in examples:
+            if example.label not in index:
+                origin = "config.labels" if self._names else "the training set"
+                raise UserError(
+                    f"{example.place} has the label {example.label!r}, which {origin} does not "
+                    f"have ({class_names(self.labels)})"
+                )
+        encoded = [
+            [
+                encoding.ids
+                for encoding in self._tokenizer.backend.encode_batch_fast(
+                    [example.texts[i] for example in examples], add_special_tokens=False
+                )
+            ]
+            for i in range(len(examples[0].texts))
+        ]
+        features = []
+        for i, example in enumerate(examples):
+            first, second = encoded[0][i], encoded[1][i] if len(encoded) == 2 else None
+            ids, segments = join(self._tokenizer, first, second, self._config.max_seq_length)
+            features.append(
+                {"input_ids": ids, "token_type_ids": segments, "labels": index[example.label]}
+            )
+        return features
+
+    def loss_sum(self, logits_BC: jax.Array, batch: Batch) -> jax.Array:
+        loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, batch["labels"])
+        return jnp.sum(loss_B * batch["weights"])
+
+    def loss_weight(self, batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def evaluate(
+        self, examples: list[TextExample], features: list[Feature], outputs: list[np.ndarray]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        log_probs_NC = scores.log_softmax(np.stack(outputs))
+        labels_N = np.array([feature["labels"] for feature in features])
+        predictions_N = log_probs_NC.argmax(-1)
+        figures = {
+            "loss": float(-np.mean(log_probs_NC[np.arange(len(labels_N)), labels_N])),
+            "accuracy": scores.accuracy(labels_N, predictions_N),
+            "f1": scores.f1(labels_N, predictions_N, len(self.labels)),
+            "majority_share": float(np.bincount(labels_N).max() / len(labels_N)),
+        }
+        lines = [
+            {
+                "texts": list(example.texts),
+                "label": example.label,
+                "prediction": self.labels[prediction],
+                "scores": {
+                    name: round(float(p), 6)
+                    for name, p in zip(self.labels, np.exp(log_probs_C), strict=True)
+                },
+            }
+            for example, prediction, log_probs_C in zip(
+                examples, predictions_N, log_probs_NC, strict=True
+            )
+        ]
+        return figures, lines
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """'0=negative,1=positive' -> {'0': 'negative', '1': 'positive'}; 'a,b' -> {'a': 'a', 'b': 'b'}.
+
+    Raises:
+      UserError: a label named twice.
+    """
+    names: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        value, _, name = (piece.strip() for piece in part.partition("="))
+        if value in names:
+            raise UserError(f"config.labels={text!r} has {value!r} twice")
+        names[value] = name or value
+    return names
+
+
+def _is_int(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def class_names(labels: Sequence[str]) -> str:
+    """('a', 'b') -> "'a', 'b'", cut after a dozen."""
+    shown = ", ".join(map(repr, labels[:12]))
+    return shown if len(labels) <= 12 else f"{shown}, … ({len(labels)} in all)"

@@ -1,0 +1,108 @@
+"""Features of different lengths to batches of few shapes: buckets, length-grouped order, padding.
+
+N examples, B rows a batch, L length.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+# Arrays with one entry a token (their last axis is padded to the bucket's length) and the padding.
+# Targets of -1 are not scored. The padding id is hidden by the attention mask: any will do.
+TOKEN_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "token_labels": -1}
+CHUNK = 16  # batches whose examples are sorted by length together
+Batch = dict[str, np.ndarray]
+
+
+def bucket_lengths(lengths_N: Sequence[int], count: int, longest: int) -> tuple[int, ...]:
+    """At most `count` padded lengths, multiples of 8 (or `longest`), with the least padding in all.
+
+        bucket_lengths([3, 5, 30], count=2, longest=128) -> (8, 32)
+
+    Every length is a program to compile: few of them bound the time that takes.
+    """
+    rounded_N = np.minimum(-(-np.asarray(lengths_N) // 8) * 8, longest)
+    candidates, counts = np.unique(rounded_N, return_counts=True)
+    total = np.concatenate([[0], np.cumsum(counts)])
+    size = len(candidates)
+    # cost[j] = tokens, padded, of the examples up to candidate j with the buckets so far.
+    cost = np.concatenate([[0], np.full(size, np.inf)])
+    best: list[np.ndarray] = []
+    for _ in range(min(count, size)):
+        new, choice = cost.copy(), np.full(size + 1, -1)
+        for j in range(1, size + 1):
+            costs = cost[:j] + (total[j] - total[:j]) * candidates[j - 1]
+            if costs.min() < new[j]:
+                new[j], choice[j] = costs.min(), costs.argmin()
+        cost = new
+        best.append(choice)
+    chosen, j = [], size
+    for choice in reversed(best):
+        if choice[j] >= 0:
+            chosen.append(int(candidates[j - 1]))
+            j = choice[j]
+    return tuple(sorted(chosen))
+
+
+def epoch_batches(
+    lengths_N: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The example indices of an epoch's batches, in a random order of (seed, epoch).
+
+    Examples of similar length share a batch: within every 16 batches' worth of the shuffled
+    examples they are sorted by length, then the batches are shuffled.
+    """
+    lengths_N = np.asarray(lengths_N)
+    rng = np.random.default_rng((seed, epoch))
+    order_N = rng.permutation(len(lengths_N))
+    batches = []
+    for start in range(0, len(order_N), CHUNK * batch_size):
+        chunk = order_N[start : start + CHUNK * batch_size]
+        chunk = chunk[np.argsort(lengths_N[chunk], kind="stable")]
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def sorted_batches(lengths_N: Sequence[int], batch_size: int) -> list[np.ndarray]:
+    """All example indices, sorted by length: evaluation's batches, with the least padding."""
+    order_N = np.argsort(np.asarray(lengths_N), kind="stable")
+    return [order_N[i : i + batch_size] for i in range(0, len(order_N), batch_size)]
+
+
+def collate(features: Sequence[dict[str, Any]], buckets: Sequence[int], batch_size: int) -> Batch:
+    """One batch of `features`, padded to the shortest bucket that holds them.
+
+    Adds attention_mask, and weights float32[B]: 0 for the rows that fill up the batch, which repeat
+    the first.
+    """
+    features = [
+        {"attention_mask": np.ones_like(feature["input_ids"]), **feature} for feature in features
+    ]
+    length = max(np.shape(feature["input_ids"])[-1] for feature in features)
+    width = next(bucket for bucket in buckets if bucket >= length)
+    filling = batch_size - len(features)
+    batch = {}
+    for name in features[0]:
+        arrays = [np.asarray(feature[name]) for feature in [*features, *features[:1] * filling]]
+        if name in TOKEN_PADDING:
+            padding = [(0, 0)] * (arrays[0].ndim - 1)
+            arrays = [
+                np.pad(x, [*padding, (0, width - x.shape[-1])], constant_values=TOKEN_PADDING[name])
+                for x in arrays
+            ]
+        stacked = np.stack(arrays)
+        batch[name] = stacked.astype(np.float32 if stacked.dtype.kind == "f" else np.int32)
+    batch["weights"] = np.array([1.0] * len(features) + [0.0] * filling, np.float32)
+    return batch
+
+
+def iterate(
+    features: Sequence[dict[str, Any]],
+    batches: Sequence[np.ndarray],
+    buckets: Sequence[int],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(indices, batch) over the batches that list them."""
+    for indices in batches:
+        yield indices, collate([features[i] for i in indices], buckets, batch_size)

@@ -1,0 +1,298 @@
+"""Command: fine-tunes a pretrained BERT on a task, evaluates it, exports it for transformers.
+
+WORKDIR receives config.json, checkpoints/ (one an epoch), metrics.jsonl, results.json,
+predictions.jsonl (of the validation file) and hf/, the fine-tuned model for transformers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from bert_jax import config as config_lib
+from bert_jax.cli import UserError, run
+
+# JAX, and what imports it, is imported inside the functions: --help must answer at once.
+
+USAGE = """\
+usage: python -m bert_jax.finetune --config=configs/finetune/text_classification.py \\
+         --init=WORKDIR_OR_HF_DIR --workdir=DIR \\
+         --config.train_file=FILE --config.validation_file=FILE [--config.FIELD=VALUE …]
+
+Fine-tunes a pretrained BERT and exports it to DIR/hf, which transformers' pipelines load. The same
+command again goes on after the last finished epoch. Add --config=FILE to this help to see the
+config's fields.
+"""
+
+
+def load_init(init: str | epath.PathLike) -> Any:
+    """The `checkpoint.Loaded` of a WORKDIR, a checkpoint in one, or a Hugging Face model."""
+    from bert_jax import checkpoint, convert
+
+    return checkpoint.load(init) if checkpoint.is_workdir(init) else convert.read_hf(init)
+
+
+def start_params(fresh: Any, loaded: Any, task: str, labels: Sequence[str], new_head: bool) -> Any:
+    """The parameters to start from: the checkpoint's encoder, its head if it is the same task's.
+
+    Args:
+      fresh: freshly initialised parameters, on their devices.
+
+    Returns:
+      `fresh` with the loaded arrays in place, and the paths of those that stayed fresh.
+
+    Raises:
+      UserError: the checkpoint has a fine-tuned head that does not fit, and `new_head` is not set.
+    """
+    import jax
+    from flax import traverse_util
+
+    their_task = loaded.config.get("task", "pretraining")  # pretraining configs have no such field
+    their_labels = list(loaded.config.get("labels", []))
+    theirs = loaded.params
+    if their_task != "pretraining" and not new_head:
+        mismatch = ""
+        if their_task != task:
+            mismatch = f"a {their_task} head, this is {task}"
+        elif their_labels != list(labels):
+            mismatch = f"a head for the labels {their_labels}, the data has {list(labels)}"
+        if mismatch:
+            raise UserError(
+                f"the checkpoint to start from has {mismatch}: set --config.new_head=True to keep "
+                "its encoder and start the head afresh"
+            )
+    else:
+        theirs = {"bert": theirs["bert"]}
+    found = traverse_util.flatten_dict(theirs, sep="/")
+    flat = traverse_util.flatten_dict(fresh, sep="/")
+    started = {
+        path: jax.device_put(found[path].astype(x.dtype), x.sharding) if path in found else x
+        for path, x in flat.items()
+    }
+    return traverse_util.unflatten_dict(started, sep="/"), sorted(flat.keys() - found.keys())
+
+
+def data_fingerprint(task: Any, features: Sequence[dict]) -> str:
+    """SHA-256 of the training rows: going on with other data would not be going on."""
+    text = json.dumps([list(task.labels), [sorted(f.items()) for f in features]], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_config(config: ml_collections.ConfigDict, model: Any) -> None:
+    """Raises UserError for settings that cannot work, before anything is read or written."""
+    for field in ("train_file", "validation_file"):
+        if not config[field]:
+            raise UserError(f"config.{field} is empty: give --config.{field}=FILE")
+    if config.max_seq_length > model.max_position_embeddings:
+        raise UserError(
+            f"config.max_seq_length={config.max_seq_length} is more than the model's "
+            f"{model.max_position_embeddings} positions: give "
+            f"--config.max_seq_length={model.max_position_embeddings} or less"
+        )
+    if config.select not in ("last", "best"):
+        raise UserError(f"config.select={config.select!r} is neither 'last' nor 'best'")
+    for field, least in (("max_seq_length", 8), ("batch_size", 1), ("num_epochs", 1)):
+        if config[field] < least:
+            raise UserError(f"config.{field}={config[field]}, expected at least {least}")
+
+
+def finetune(
+    config: ml_collections.ConfigDict, init: str | epath.PathLike, workdir: str | epath.PathLike
+) -> dict[str, float]:
+    """Fine-tunes as `config` says from the model at `init`; goes on if `workdir` holds epochs.
+
+    Returns:
+      the validation figures of the selected epoch ("accuracy", "f1", "majority_share", … by task),
+      "epoch", "examples", "seconds" of training and evaluation, and "parity" of the export (NaN
+      without torch).
+
+    Raises:
+      UserError: data, model, config and workdir do not fit each other.
+    """
+    import jax
+    import numpy as np
+
+    from bert_jax import batching, checkpoint, convert, metrics, optimizer, sharding, tasks, train
+    from bert_jax.models.bert import BertConfig
+
+    started = time.monotonic()
+    workdir = epath.Path(workdir)
+
+    # Model and data, checked whole before anything is written.
+    loaded = load_init(init)
+    model = BertConfig(
+        **loaded.config.model.to_dict()
+        | {"dtype": config.dtype, "scan_layers": False, "remat": "none"}
+    )
+    check_config(config, model)
+    mesh = sharding.make_mesh(**config.mesh)
+    if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise UserError(
+            f"config.batch_size={config.batch_size} is not a multiple of the "
+            f"{mesh.shape['data'] * mesh.shape['fsdp']} devices that share it"
+        )
+    task = tasks.make_task(config, loaded.tokenizer)
+    train_examples = task.read(config.train_file)
+    validation_examples = task.read(config.validation_file)
+    task.set_labels(train_examples)
+    features = task.features(train_examples)
+    validation_features = task.features(validation_examples)
+    lengths = [np.shape(feature["input_ids"])[-1] for feature in features]
+    validation_lengths = [np.shape(feature["input_ids"])[-1] for feature in validation_features]
+    buckets = batching.bucket_lengths(
+        lengths + validation_lengths, config.length_buckets, config.max_seq_length
+    )
+    steps_per_epoch = -(-len(features) // config.batch_size)
+    num_steps = steps_per_epoch * config.num_epochs
+
+    # State: an epoch's checkpoint in workdir > the parameters of `init`.
+    tx_config = ml_collections.ConfigDict(config.optimizer.to_dict())
+    tx_config.warmup_steps = int(config.optimizer.warmup_fraction * num_steps)
+    tx, schedule = optimizer.make_optimizer(tx_config, num_steps)
+    module = tasks.make_module(config.task, model, len(task.labels))
+    ids = np.zeros((1, 8), np.int32)
+    state = train.init_state(
+        lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed
+    )
+    params, fresh = start_params(state.params, loaded, config.task, task.labels, config.new_head)
+    state = state.replace(params=params)
+    resolved = ml_collections.ConfigDict(
+        config.to_dict()
+        | {
+            "init": str(init),
+            "model": dataclasses.asdict(model),
+            "labels": list(task.labels),
+            "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
+        }
+    )
+    tokenizer = loaded.tokenizer
+    del loaded, params  # the host's copy of the parameters
+    store = checkpoint.CheckpointStore(
+        workdir, resolved, tokenizer, data_fingerprint(task, features)
+    )
+    if store.latest_step is not None:
+        state = store.restore(state)
+    start_step = int(state.step)
+    writer = metrics.MetricWriter(workdir, start_step)
+    progress = metrics.Progress(num_steps)
+    progress.note(
+        f"{len(train_examples):,} examples to train on, {len(validation_examples):,} to evaluate; "
+        f"padded to {', '.join(map(str, buckets))} tokens; fresh: {', '.join(fresh) or 'nothing'}"
+    )
+    if start_step:
+        progress.note(f"going on from step {start_step:,} of {num_steps:,} in {workdir}")
+
+    # Steps.
+    def apply(params: Any, batch: tasks.Batch, keys_B: jax.Array | None) -> jax.Array:
+        inputs = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+        return module.apply({"params": params}, *inputs, keys_B=keys_B)
+
+    objective = train.Objective(
+        losses=("task_loss",),
+        sums=lambda params, batch, keys_B: {
+            "task_loss": task.loss_sum(apply(params, batch, keys_B), batch)
+        },
+        weights=lambda batch: {"task_loss": task.loss_weight(batch)},
+    )
+    train_step = train.make_train_step(objective, tx, mesh, config.seed)
+    predict_step = jax.jit(lambda params, batch: apply(params, batch, None))
+    placement = sharding.batch_sharding(mesh)
+
+    def evaluate(params: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        outputs: list[Any] = [None] * len(validation_features)
+        batches = batching.sorted_batches(validation_lengths, config.batch_size)
+        for indices, batch in batching.iterate(
+            validation_features, batches, buckets, config.batch_size
+        ):
+            with jax.set_mesh(mesh):
+                logits = predict_step(params, jax.device_put(batch, placement))
+            for i, row in zip(indices, jax.device_get(logits), strict=False):
+                outputs[i] = row
+        return task.evaluate(validation_examples, validation_features, outputs)
+
+    def write(step: int, values: dict[str, Any], elapsed: float) -> None:
+        """Reads a step's figures from the device (waits for it) and writes them."""
+        line = {name: float(values[name]) for name in ("loss", "gradient_norm")}
+        line["learning_rate"] = float(schedule(np.int32(step - 1)))
+        line["epoch"] = step / steps_per_epoch
+        line["sequences_per_second"] = config.batch_size / elapsed
+        writer.write(step, line)
+        progress.update(step, {name: line[name] for name in ("loss", "sequences_per_second")})
+
+    figures, lines = {}, []
+    for epoch in range(start_step // steps_per_epoch, config.num_epochs):
+        batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
+        window = time.monotonic()
+        pending: tuple[int, Any] | None = None  # figures of a step that may still be running
+        stream = batching.iterate(features, batches, buckets, config.batch_size)
+        for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + 1):
+            state, values = train_step(state, jax.device_put(batch, placement))
+            if pending:
+                jax.block_until_ready(pending[1])
+                if pending[0] % config.log_every == 0:
+                    elapsed = (time.monotonic() - window) / config.log_every
+                    write(*pending, elapsed)
+                    window = time.monotonic()
+            pending = (step, values)
+        write(
+            *pending,
+            max(time.monotonic() - window, 1e-9) / (step % config.log_every or config.log_every),
+        )
+        figures, lines = evaluate(state.params)
+        writer.write(step, {f"eval_{name}": value for name, value in figures.items()})
+        progress.note(
+            f"epoch {epoch + 1} of {config.num_epochs}: "
+            + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        )
+        store.save(state)
+    store.close()
+    writer.close()
+    progress.close()
+
+    # Results: the selected epoch, evaluated, exported, and written down.
+    step = num_steps
+    if config.select == "best":
+        scored = [line for line in metrics.read(workdir) if f"eval_{task.metric}" in line]
+        step = max(scored, key=lambda line: line[f"eval_{task.metric}"])["step"]
+    selected = checkpoint.load(workdir / checkpoint.CHECKPOINTS / str(step))
+    if step != num_steps or not figures:
+        figures, lines = evaluate(jax.device_put(selected.params))
+    report = convert.write_hf(selected, workdir, workdir / "hf")
+    with (workdir / "predictions.jsonl").open("w") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    results = figures | {
+        "epoch": step // steps_per_epoch,
+        "examples": len(train_examples),
+        "seconds": time.monotonic() - started,
+        "parity": report.largest,
+    }
+    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    progress.note(str(report))
+    return results
+
+
+def main(argv: Sequence[str]) -> None:
+    config, values = config_lib.parse(
+        argv,
+        USAGE,
+        init="WORKDIR of a pretraining or fine-tuning, Hugging Face directory or hub name",
+        workdir="directory of this run, local or gs://",
+    )
+    results = finetune(config, values["init"], values["workdir"])
+    for name, value in results.items():
+        print(f"{name:16} {value:.4g}")
+    print(f"wrote {values['workdir']}/hf (for transformers), predictions.jsonl, metrics.jsonl")
+
+
+def cli() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

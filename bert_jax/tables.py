@@ -1,0 +1,153 @@
+"""Labelled data as rows of named columns: CSV, TSV and JSONL files, Hugging Face data sets."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from bert_jax.cli import UserError
+
+FORMATS = (".csv", ".tsv", ".jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row; `place` says where it stands ("train.csv:12"), for messages."""
+
+    place: str
+    values: dict[str, str]
+
+
+def read(source: str, columns: Sequence[str]) -> list[Row]:
+    """Reads the wanted columns of every row, as strings; an absent value is "".
+
+    Args:
+      source: a .csv (quoted as Excel and pandas write it), .tsv (no quoting, as GLUE's files) or
+        .jsonl file, the first two with a header line; or "hf:NAME[/CONFIG]:SPLIT".
+      columns: names that must be there.
+
+    Raises:
+      UserError: nothing there, another format, not UTF-8, a column missing, a broken row, no rows.
+    """
+    rows = list(_hf_rows(source) if source.startswith("hf:") else _file_rows(source, columns))
+    if not rows:
+        raise UserError(f"{source} has no rows")
+    for row in rows:  # the first row of a table, any object of a JSONL file
+        _check_columns(row.place if source.endswith(".jsonl") else source, row.values, columns)
+    return [Row(row.place, {name: row.values[name] for name in columns}) for row in rows]
+
+
+def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise UserError(
+            f"{place} has no column {', '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, present))} (name yours by the config's …_column fields)"
+        )
+
+
+def read_text(source: str, what: str = "file") -> str:
+    """The text of a file, without a byte-order mark.
+
+    Raises:
+      UserError: it does not exist or is not UTF-8.
+    """
+    path = epath.Path(source)
+    if not path.is_file():
+        raise UserError(f"{what} {source} does not exist")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 text ({error})") from None
+
+
+def _file_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
+    path = epath.Path(source)
+    if path.suffix not in FORMATS:
+        raise UserError(f"{source}: expected a file that ends in {', '.join(FORMATS)}, or hf:NAME")
+    text = read_text(source)
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield Row(f"{source}:{number}", _json_object(f"{source}:{number}", line))
+        return
+    # newline="": the csv module itself finds the ends of rows, which may hold quoted newlines.
+    lines = io.StringIO(text, newline="")
+    if path.suffix == ".tsv":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, strict=True)
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KB is less than a long document
+    try:
+        header = next(reader, [])
+        _check_columns(source, header, columns)
+        while True:
+            place = f"{source}:{reader.line_num + 1}"
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if not cells:  # an empty line
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{place} has {len(cells)} cells, the header has {len(header)}: "
+                    f"{', '.join(header)}"
+                )
+            yield Row(place, dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{source}:{reader.line_num} is not valid CSV ({error})") from None
+
+
+def _json_object(place: str, line: str) -> dict[str, str]:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{place} is not a JSON object")
+    return {name: "" if value is None else str(value) for name, value in values.items()}
+
+
+def load_hf(source: str) -> Sequence[dict]:
+    """'hf:glue/sst2:train' -> the split of a Hugging Face data set.
+
+    Raises:
+      UserError: no split named, `datasets` not installed, or no such data set or split.
+    """
+    name, _, split = source.removeprefix("hf:").partition(":")
+    if not split:
+        raise UserError(f"{source}: name a split, e.g. {source}:train")
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{source} needs datasets: pip install 'bert_jax[hf]'") from None
+    # "glue/sst2" may be a repository, or a data set and its configuration.
+    head, _, tail = name.rpartition("/")
+    reasons = []
+    for arguments in ([(head, tail)] if head else []) + [(name,)]:
+        try:
+            return datasets.load_dataset(*arguments, split=split)
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    raise UserError(f"{source} could not be loaded ({reasons[0]})")
+
+
+def _hf_rows(source: str) -> Iterator[Row]:
+    data = load_hf(source)
+    names = {
+        column: feature.names
+        for column, feature in data.features.items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+    for number, values in enumerate(data):
+        row = {}
+        for column, value in values.items():
+            if column in names and value is not None:
+                # -1 is the data sets' mark of a row without a label.
+                row[column] = names[column][value] if value >= 0 else ""
+            else:
+                row[column] = "" if value is None else str(value)
+        yield Row(f"{source} row {number}", row)

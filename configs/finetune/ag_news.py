@@ -1,0 +1,21 @@
+"""AG News: the topic of a news item, from its title and description (Zhang et al. 2015).
+
+    python -m bert_jax.finetune --config=configs/finetune/ag_news.py \\
+        --init=WORKDIR_OR_HF_DIR --workdir=runs/ag_news \\
+        --config.train_file=train.csv --config.validation_file=dev.csv
+
+expects the columns label (1 to 4), title and description.
+"""
+
+import ml_collections
+
+from configs.finetune import text_classification
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe; base.py and text_classification.py explain the fields."""
+    config = text_classification.get_config()
+    config.text_column = "title"
+    config.text_pair_column = "description"
+    config.labels = "1=World,2=Sports,3=Business,4=Sci/Tech"
+    return config

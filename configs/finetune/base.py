@@ -1,0 +1,41 @@
+"""What all fine-tuning recipes share; not a recipe itself.
+
+The published settings (Devlin et al. 2018, appendix A.3): learning rate 2e-5 … 5e-5, batch 16 or
+32, 2 to 4 epochs, 10 % warm-up then linear decay to 0, dropout 0.1 as in pretraining.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Fields of every recipe; the recipes add `task` and where the data's columns are."""
+    config = ml_collections.ConfigDict()
+    config.train_file = ""  # .csv, .tsv or .jsonl with a header; or hf:NAME[/CONFIG]:SPLIT
+    config.validation_file = ""  # evaluated after every epoch
+
+    config.max_seq_length = 128  # longer texts are cut; at most the model's positions
+    config.length_buckets = 4  # padded lengths, each compiled once: more pad less, compile longer
+    config.batch_size = 32
+    config.num_epochs = 3
+    config.seed = 0  # of the head, dropout, and the order of the data
+    config.select = "last"  # the epoch that is exported: "last", or "best" on the validation file
+    config.new_head = False  # start the head afresh although the checkpoint has a fine-tuned one
+    config.dtype = "float32"  # of activations; "bfloat16" is faster on TPUs and GPUs
+    config.log_every = 20  # steps between two lines of metrics.jsonl
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1 takes all
+    config.mesh.fsdp = 1  # parts that parameters and moments are split into
+    config.mesh.tensor = 1  # parts that heads, feed-forward width and vocabulary are split into
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 3e-5  # the peak; models below base width bear 5e-5 to 3e-4
+    config.optimizer.warmup_fraction = 0.1  # of all steps, linear from 0; then linear to 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-6
+    # Without it the first steps are too large and some seeds fail (Mosbach et al. 2020, section 6).
+    config.optimizer.bias_correction = True
+    config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
+    config.optimizer.clip_norm = 1.0  # global norm of the gradient
+    return config

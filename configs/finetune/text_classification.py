@@ -1,0 +1,26 @@
+"""Classes of a text or of a pair of texts, from one's own files.
+
+    python -m bert_jax.finetune --config=configs/finetune/text_classification.py \\
+        --init=WORKDIR_OR_HF_DIR --workdir=runs/mine \\
+        --config.train_file=train.csv --config.validation_file=dev.csv \\
+        --config.text_column=review --config.label_column=stars
+
+WORKDIR/hf is then what `transformers.pipeline("text-classification", …)` loads.
+"""
+
+import ml_collections
+
+from configs.finetune import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe; base.py explains the other fields."""
+    config = base.get_config()
+    config.task = "text_classification"
+    config.text_column = "text"
+    config.text_pair_column = ""  # the second text of a pair; "" for single texts
+    config.label_column = "label"
+    # The classes in order, each "value in the file=name", or the value alone, separated by commas.
+    # "" takes the values of the training file, sorted.
+    config.labels = ""
+    return config
