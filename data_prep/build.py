@@ -30,10 +30,12 @@ from data_prep import corpus, parallel, token_store, writers
 from data_prep.fast_encoder import FastEncoder
 from data_prep.progress import Progress
 from data_prep.shards import ShardExamples, ShardOptions, count_shards
+from data_prep.tfrecord import write_tfrecord
 from data_prep.token_store import SPLITS, Store
 
 TOKEN_COUNTS = "token_counts.npy"
 WORK = ".build"
+FORMATS = {"array_record": writers.write_array_record, "tfrecord": write_tfrecord}
 OBJECTIVES = ("nsp", "sop", "full_sentences", "doc_sentences")
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class BuildOptions:
     language: str = "en"
     sentence_per_line: bool = False
     max_decode_errors: float = corpus.MAX_DECODE_ERRORS
+    deduplicate: bool = False
     objective: str = "nsp"
     max_seq_length: int = 128
     short_seq_prob: float = 0.1
@@ -86,7 +89,7 @@ class BuildOptions:
             "num_shards": (1 <= self.num_shards < 10**5, "between 1 and 99999"),
             "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
             "masking": (self.masking in ("static", "dynamic"), "static or dynamic"),
-            "format": (self.format in writers.FORMATS, f"one of {', '.join(writers.FORMATS)}"),
+            "format": (self.format in FORMATS, f"one of {', '.join(FORMATS)}"),
             "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
             "weights": (
                 len(self.weights) in (0, len(self.input)) and all(w >= 0 for w in self.weights),
@@ -283,6 +286,7 @@ def merge(job: Job) -> None:
         validation_fraction=options.validation_fraction,
         # A pair with a random B needs a second document of the same split.
         smallest_split=2 if options.objective == "nsp" else 1,
+        deduplicate=options.deduplicate,
     )
     token_store.require_documents(summary, options.input)
     counts = {split: summary["splits"][split]["documents"] for split in SPLITS}
@@ -353,7 +357,7 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
             task.count,
             SPLITS.index(task.split),
         )
-        write = writers.FORMATS[job.options.format]
+        write = FORMATS[job.options.format]
         with write(path, examples) as sha256:
             # Statistics first: where both files exist, the shard is finished.
             token_store.write_atomically(
@@ -461,9 +465,10 @@ def _parser() -> argparse.ArgumentParser:
     add(data, "language", "ISO 639-1 code for sentence splitting")
     add(data, "sentence_per_line", "each line is a sentence", action="store_true")
     add(data, "max_decode_errors", "stop where a larger share of bytes is not UTF-8")
+    add(data, "deduplicate", "use documents with equal text once", action="store_true")
     add(data, "validation_fraction", "share of documents held out, chosen by content")
     add(data, "num_shards", "files of the training split; fewer for a tiny corpus")
-    add(data, "format", "file format", choices=tuple(writers.FORMATS))
+    add(data, "format", "file format", choices=tuple(FORMATS))
     examples = parser.add_argument_group("examples")
     add(examples, "objective", "what an example is", choices=OBJECTIVES)
     add(examples, "max_seq_length", "positions of an example, special tokens included")

@@ -25,6 +25,7 @@ from bert_jax.records import Manifest, Shard
 from bert_jax.tokenizer import Tokenizer
 from data_prep import parallel, writers
 from data_prep.progress import Progress
+from data_prep.tfrecord import read_tfrecord
 
 _RECORDS_AT_ONCE = 64
 
@@ -115,6 +116,9 @@ def read_examples(
     path: epath.PathLike, dtype: np.dtype, max_records: int | None = None
 ) -> Iterator[np.ndarray]:
     """Yields a shard's examples in order, some thousands at a time."""
+    if str(path).endswith(".tfrecord"):
+        yield from read_tfrecord(path, dtype)
+        return
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
         count = reader.num_records()
@@ -374,7 +378,7 @@ def _document_measures(subject: _Subject) -> Iterator[Measure]:
         1 - _share(len(distinct), len(hashes["train"])),
         0,
         0.05,
-        "the corpus has duplicates: remove them, they are learnt by heart",
+        "the corpus has duplicates, which are learnt by heart: build with --deduplicate",
     )
     if "validation" in hashes:
         shared = np.isin(np.unique(hashes["validation"]), distinct)

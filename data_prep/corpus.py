@@ -35,6 +35,7 @@ _STREAMS = ("hf:", "tfds:", "pydocs")
 _BLANK_LINE_BYTES = re.compile(rb"(?:\r\n|\r(?!\n)|\n)[ \t]*(?:\r\n|\r(?!\n)|\n)")
 _BLANK_LINE = re.compile(r"\n\s*\n")
 _NEWLINES = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # with lone surrogates
 
 
@@ -387,7 +388,9 @@ def _parquet_texts(path: str, field: str) -> Iterator[str]:
 
 def clean(text: str) -> str:
     """'a\\r\\n\\x00b  ' -> 'a\\nb': one kind of newline, no control characters, no blank ends."""
-    return _CONTROLS.sub("", _NEWLINES.sub("\n", text)).strip()
+    if _UNCLEAN.search(text):
+        text = _CONTROLS.sub("", _NEWLINES.sub("\n", text))
+    return text.strip()
 
 
 def sentences(text: str, language: str = "en", one_per_line: bool = False) -> Iterator[str]:

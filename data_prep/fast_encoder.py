@@ -7,6 +7,7 @@ piece, and the Rust tokenizer decides what to do with it: accents, Chinese chara
 punctuation, invisible characters.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -38,6 +39,8 @@ class FastEncoder:
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         backend.encode_special_tokens = True
         self._backend = backend
+        self._lowercase = tokenizer.lowercase
+        self._is_continuation_V = tokenizer.is_continuation_V
         self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
         self._clear()
 
@@ -59,6 +62,9 @@ class FastEncoder:
         rows: list[int] = []
         ends: list[int] = []
         for sentence in sentences:
+            # Fewer distinct pieces. Other alphabets have letters that Python lowercases otherwise.
+            if self._lowercase and sentence.isascii():
+                sentence = sentence.lower()
             rows.extend(map(row_of, split_pieces(sentence)))
             ends.append(len(rows))
         self._add_pieces(list(self._rows)[known:] if len(self._rows) > known else [])
@@ -76,10 +82,30 @@ class FastEncoder:
     def _add_pieces(self, pieces: list[str]) -> None:
         if not pieces:
             return
-        encoded = [e.ids for e in self._backend.encode_batch_fast(pieces, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        starts = len(self._ids) + np.cumsum(lengths) - lengths
-        flat = np.fromiter((i for ids in encoded for i in ids), self._dtype, int(lengths.sum()))
-        self._starts = np.concatenate([self._starts, starts])
-        self._lengths = np.concatenate([self._lengths, lengths])
-        self._ids = np.concatenate([self._ids, flat])
+        # A printable ASCII piece is one word, so many can be encoded as one text, twice as fast,
+        # and told apart by where words begin.
+        plain = [piece.isascii() and piece.isprintable() for piece in pieces]
+        words = [piece for piece, is_plain in zip(pieces, plain, strict=True) if is_plain]
+        others = [piece for piece, is_plain in zip(pieces, plain, strict=True) if not is_plain]
+        texts = [" ".join(words[i : i + 64]) for i in range(0, len(words), 64)]
+        flat = self._flat_ids(texts)[0]
+        starts = np.flatnonzero(~self._is_continuation_V[flat])
+        assert len(starts) == len(words), "a plain piece was not one word"
+        other_ids, other_lengths = self._flat_ids(others)
+        length_N = np.empty(len(pieces), np.int64)
+        start_N = np.empty(len(pieces), np.int64)
+        is_plain_N = np.array(plain)
+        length_N[is_plain_N] = np.diff(starts, append=len(flat))
+        start_N[is_plain_N] = starts
+        length_N[~is_plain_N] = other_lengths
+        start_N[~is_plain_N] = len(flat) + np.cumsum(other_lengths) - other_lengths
+        self._starts = np.concatenate([self._starts, len(self._ids) + start_N])
+        self._lengths = np.concatenate([self._lengths, length_N])
+        self._ids = np.concatenate([self._ids, flat, other_ids])
+
+    def _flat_ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, one after another, and how many each text has."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return np.fromiter(itertools.chain.from_iterable(ids), self._dtype, lengths.sum()), lengths

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 
@@ -161,14 +160,27 @@ def merge(
     *,
     validation_fraction: float,
     smallest_split: int,
+    deduplicate: bool,
 ) -> dict[str, dict]:
-    """Joins unit files into `directory`, whole or not at all; returns `store.json`'s contents."""
+    """Joins unit files into `directory`; the store is whole once it has its `store.json`.
+
+    Args:
+      units: unit files in reading order.
+      directory: of the store.
+      tokenizer: made the ids.
+      validation_fraction, smallest_split: see choose_split.
+      deduplicate: keep the first of documents with equal text.
+
+    Returns:
+      The contents of `store.json`: counts, and for each split what Store.counts holds.
+    """
     splitter = choose_split(
         (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
     )
-    partial = directory.with_name(f"{directory.name}.partial-{uuid.uuid4().hex[:8]}")
-    writers = {split: _SplitWriter(partial / split, tokenizer) for split in SPLITS}
-    parsed: dict[str, int] = {}
+    writers = {split: _SplitWriter(directory / split, tokenizer) for split in SPLITS}
+    parsed: dict[str, int] = {"duplicate_documents": 0}
+    first_places = _first_places(units) if deduplicate else None
+    place = 0
     for path in units:
         ids, lengths, per_document, hashes, counts = _member(
             path, "ids", "sentence_lengths", "document_sentences", "hashes", "counts"
@@ -177,7 +189,13 @@ def merge(
             parsed[name] = parsed.get(name, 0) + count
         source = int(path.name.partition("-")[0])
         held_out_D = splitter.is_validation(hashes)
-        for split, chosen_D in (("train", ~held_out_D), ("validation", held_out_D)):
+        is_kept_D = np.ones(len(hashes), bool)
+        if first_places is not None:
+            is_kept_D = first_places[place : place + len(hashes)]
+            parsed["duplicate_documents"] += int((~is_kept_D).sum())
+        place += len(hashes)
+        for split, is_split_D in (("train", ~held_out_D), ("validation", held_out_D)):
+            chosen_D = is_split_D & is_kept_D
             chosen_S = np.repeat(chosen_D, per_document)
             writers[split].add(
                 source,
@@ -190,16 +208,21 @@ def merge(
         "counts": parsed,
         "splits": {split: writer.close() for split, writer in writers.items()},
     }
-    (partial / "store.json").write_text(json.dumps(summary, indent=1) + "\n")
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.replace(directory)
+    write_atomically(directory / "store.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _first_places(units: Sequence[epath.Path]) -> np.ndarray:
+    """bool[documents]: whether no earlier document has the same hash; 17 bytes a document."""
+    hashes = np.concatenate([np.zeros(0, np.uint64)] + [_member(u, "hashes")[0] for u in units])
+    is_first = np.zeros(len(hashes), bool)
+    is_first[np.unique(hashes, return_index=True)[1]] = True
+    return is_first
 
 
 class _SplitWriter:
     def __init__(self, directory: epath.Path, tokenizer: Tokenizer):
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         self._files = {
             name: (directory / f"{name}.bin").open("wb")
             for name in ("tokens", "sentences", "documents", "hashes")
@@ -288,7 +311,7 @@ class Store:
 def _map(path: epath.Path) -> np.ndarray:
     if path.stat().length == 0:  # an empty file cannot be mapped
         return np.zeros(0, _OFFSET)
-    return np.memmap(path, _OFFSET, "r")
+    return np.memmap(path, _OFFSET, "r").view(np.ndarray)  # a memmap takes 5 us a slice
 
 
 def require_documents(summary: dict, inputs: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Shard files: ArrayRecord and TFRecord, each appearing whole or not at all."""
+"""Files that appear whole or not at all; shards in ArrayRecord format."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ def write_array_record(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterat
       path: where the finished file appears.
       blocks: arrays of examples; all but the last a multiple of EXAMPLES_PER_RECORD long.
     """
-    with _appearing_at(path) as partial:
+    with appearing_at(path) as partial:
         writer = array_record_module.ArrayRecordWriter(partial, _ARRAY_RECORD_OPTIONS)
         try:
             for examples in blocks:
@@ -40,18 +40,15 @@ def write_array_record(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterat
         yield sha256(partial)
 
 
-FORMATS = {"array_record": write_array_record}
-
-
 def save_array(path: epath.Path, array: np.ndarray) -> str:
     """Writes a .npy file; returns its SHA-256."""
-    with _appearing_at(path) as partial, open(partial, "wb") as file:
+    with appearing_at(path) as partial, open(partial, "wb") as file:
         np.save(file, array)
     return sha256(path)
 
 
 @contextlib.contextmanager
-def _appearing_at(path: epath.Path) -> Iterator[str]:
+def appearing_at(path: epath.Path) -> Iterator[str]:
     """A local path to write to; on success the file moves to `path`, on failure it is removed."""
     is_remote = "://" in str(path)
     if is_remote:
