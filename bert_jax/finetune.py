@@ -216,34 +216,35 @@ def finetune(
                 outputs[i] = row
         return task.evaluate(validation_examples, validation_features, outputs)
 
-    def write(step: int, values: dict[str, Any], elapsed: float) -> None:
+    window = (start_step, time.monotonic())
+
+    def report(step: int, values: dict[str, Any]) -> None:
         """Reads a step's figures from the device (waits for it) and writes them."""
+        nonlocal window
         line = {name: float(values[name]) for name in ("loss", "gradient_norm")}
+        elapsed = max(time.monotonic() - window[1], 1e-9)
         line["learning_rate"] = float(schedule(np.int32(step - 1)))
         line["epoch"] = step / steps_per_epoch
-        line["sequences_per_second"] = config.batch_size / elapsed
+        line["sequences_per_second"] = (step - window[0]) * config.batch_size / elapsed
+        window = (step, time.monotonic())
         writer.write(step, line)
         progress.update(step, {name: line[name] for name in ("loss", "sequences_per_second")})
 
     figures, lines = {}, []
     for epoch in range(start_step // steps_per_epoch, config.num_epochs):
         batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
-        window = time.monotonic()
         pending: tuple[int, Any] | None = None  # figures of a step that may still be running
         stream = batching.iterate(features, batches, buckets, config.batch_size)
         for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + 1):
             state, values = train_step(state, jax.device_put(batch, placement))
+            # One step late: the device is busy with this step while the host reads the one before.
             if pending:
                 jax.block_until_ready(pending[1])
                 if pending[0] % config.log_every == 0:
-                    elapsed = (time.monotonic() - window) / config.log_every
-                    write(*pending, elapsed)
-                    window = time.monotonic()
+                    report(*pending)
             pending = (step, values)
-        write(
-            *pending,
-            max(time.monotonic() - window, 1e-9) / (step % config.log_every or config.log_every),
-        )
+        report(*pending)
+        before = time.monotonic()
         figures, lines = evaluate(state.params)
         writer.write(step, {f"eval_{name}": value for name, value in figures.items()})
         progress.note(
@@ -251,6 +252,8 @@ def finetune(
             + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         )
         store.save(state)
+        # Evaluation is not training time.
+        window = (window[0], window[1] + time.monotonic() - before)
     store.close()
     writer.close()
     progress.close()

@@ -1,0 +1,244 @@
+"""Fine-tuning from end to end on small made-up tasks, and what transformers makes of the result."""
+
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import sklearn.metrics
+import transformers
+
+from bert_jax import batching, checkpoint, convert, finetune, tokenizer
+from bert_jax.cli import UserError
+from bert_jax.models import heads
+from bert_jax.models.bert import BertConfig
+from configs.finetune import text_classification
+
+WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
+TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
+SIZES = {
+    "vocab_size": TOKENIZER.vocab_size,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,  # so narrow a model learns nothing from the usual 0.02
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A WORKDIR as pretraining leaves it; the parameters are random."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "workdir"
+    ids = np.zeros((1, 8), np.int32)
+    module = heads.BertForPreTraining(BertConfig(**SIZES))
+    params = jax.device_get(module.init(jax.random.key(0), ids, ids, ids)["params"])
+    config = ml_collections.ConfigDict({"model": dict(SIZES)})
+    checkpoint.save_params(workdir, params, config, TOKENIZER, 3)
+    return workdir
+
+
+def write_reviews(path, count, seed, pair=False):
+    """Rows whose label says whether a good word is in the text (the second one of a pair)."""
+    rng = np.random.default_rng(seed)
+    lines = ["review,verdict" if not pair else "claim,review,verdict"]
+    for _ in range(count):
+        label = int(rng.integers(2))
+        words = list(rng.choice(WORDS[4:11], rng.integers(3, 18)))
+        words.insert(rng.integers(len(words)), rng.choice(WORDS[:2] if label else WORDS[2:4]))
+        text = " ".join(words)
+        lines.append(f"{'the film,' if pair else ''}{text},{'yes' if label else 'no'}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = text_classification.get_config()
+    config.train_file = write_reviews(tmp_path / "train.csv", 600, 0)
+    config.validation_file = write_reviews(tmp_path / "dev.csv", 101, 1)
+    config.text_column = "review"
+    config.label_column = "verdict"
+    config.max_seq_length = 32
+    config.length_buckets = 1
+    config.num_epochs = 2
+    config.optimizer.learning_rate = 1e-2
+    return config
+
+
+def test_learns_and_exports(pretrained, config, tmp_path):
+    config.length_buckets = 2
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    assert results["accuracy"] > 0.9
+    assert 0.5 <= results["majority_share"] < 0.7
+    assert results["parity"] < 1e-5 and results["examples"] == 600 and results["epoch"] == 2
+
+    # Predictions: the file's own figures are those reported.
+    lines = [
+        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
+    ]
+    truth, guesses = ([line[name] for line in lines] for name in ("label", "prediction"))
+    assert sklearn.metrics.accuracy_score(truth, guesses) == pytest.approx(results["accuracy"])
+    f1 = sklearn.metrics.f1_score(truth, guesses, pos_label="yes")
+    assert f1 == pytest.approx(results["f1"])
+
+    # transformers' pipeline gives the same labels and scores, in this order.
+    classify = transformers.pipeline(
+        "text-classification", model=str(tmp_path / "run/hf"), top_k=None, device="cpu"
+    )
+    answers = classify([line["texts"][0] for line in lines])
+    for line, answer in zip(lines, answers, strict=True):
+        theirs = {choice["label"]: choice["score"] for choice in answer}
+        assert theirs == pytest.approx(line["scores"], abs=1e-5)
+
+    # Figures of the run.
+    metrics = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    evaluations = [line for line in metrics if "eval_accuracy" in line]
+    assert [line["step"] for line in evaluations] == [19, 38]
+    assert evaluations[-1]["eval_accuracy"] == results["accuracy"]
+    assert metrics[0]["learning_rate"] > 0
+
+    # The fine-tuned workdir is itself a start, and an export by hand is the same model.
+    convert.to_hf(tmp_path / "run", tmp_path / "by_hand")
+    weights = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("run/hf", "by_hand")
+    ]
+    assert weights[0] == weights[1]
+    config.optimizer.learning_rate = 0.0
+    again = finetune.finetune(config, tmp_path / "run/hf", tmp_path / "more")
+    assert again["accuracy"] == results["accuracy"]  # the head came along
+
+
+def test_pairs(pretrained, config, tmp_path):
+    config.train_file = write_reviews(tmp_path / "train.csv", 600, 0, pair=True)
+    config.validation_file = write_reviews(tmp_path / "dev.csv", 64, 1, pair=True)
+    config.text_column, config.text_pair_column = "claim", "review"
+    config.labels = "no=contradiction,yes=entailment"
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    assert results["accuracy"] > 0.9
+    line = json.loads((tmp_path / "run/predictions.jsonl").read_text().splitlines()[0])
+    assert set(line["scores"]) == {"contradiction", "entailment"}
+    classify = transformers.pipeline("text-classification", model=str(tmp_path / "run/hf"))
+    answer = classify({"text": line["texts"][0], "text_pair": line["texts"][1]})
+    answer = answer[0] if isinstance(answer, list) else answer
+    assert answer["label"] == line["prediction"]
+    assert answer["score"] == pytest.approx(line["scores"][line["prediction"]], abs=1e-5)
+
+
+def test_goes_on_after_an_interruption(pretrained, config, tmp_path, monkeypatch):
+    config.select = "best"
+    finetune.finetune(config, pretrained, tmp_path / "whole")
+    make = batching.epoch_batches
+
+    def interrupted(lengths, batch_size, seed, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return make(lengths, batch_size, seed, epoch)
+
+    monkeypatch.setattr(batching, "epoch_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(config, pretrained, tmp_path / "run")
+    monkeypatch.setattr(batching, "epoch_batches", make)
+    finetune.finetune(config, pretrained, tmp_path / "run")
+    whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    # Run again when all is done, it evaluates and exports what is there.
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    scored = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    best = max(line["eval_accuracy"] for line in scored if "eval_accuracy" in line)
+    assert results["accuracy"] == best
+    # Other data is another run.
+    config.train_file = write_reviews(tmp_path / "other.csv", 600, 5)
+    with pytest.raises(UserError, match="holds another run"):
+        finetune.finetune(config, pretrained, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("text_column", "text", r"no column 'text'; its columns are 'review', 'verdict'"),
+        ("max_seq_length", 64, r"more than the model's 32 positions"),
+        ("train_file", "", r"config\.train_file is empty"),
+        ("train_file", "nowhere.csv", r"nowhere\.csv does not exist"),
+        ("select", "median", r"neither 'last' nor 'best'"),
+        ("labels", "no", r"the label 'no' alone"),
+        ("labels", "no,perhaps", r"label 'yes', which config\.labels does not have \('no', 'perh"),
+        ("task", "poetry", r"config\.task='poetry' is not one of"),
+    ],
+)
+def test_bad_settings(field, value, message, pretrained, config, tmp_path):
+    config[field] = value
+    with pytest.raises(UserError, match=message):
+        finetune.finetune(config, pretrained, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        (
+            "validation_file",
+            "good film,maybe",
+            r":\d+ has the label 'maybe', which the training set",
+        ),
+        ("validation_file", "good film,", r":\d+ has no label \(column 'verdict'\)"),
+        ("train_file", " ,yes", r":\d+ has an empty text \(column 'review'\)"),
+    ],
+)
+def test_bad_rows(file, row, message, pretrained, config, tmp_path):
+    with open(config[file], "a") as stream:
+        stream.write(row + "\n")
+    with pytest.raises(UserError, match=message):
+        finetune.finetune(config, pretrained, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_head_that_does_not_fit(pretrained, config, tmp_path):
+    labels = ["a", "b", "c"]
+    ids = np.zeros((1, 8), np.int32)
+    module = heads.BertForSequenceClassification(BertConfig(**SIZES), 3)
+    params = jax.device_get(module.init(jax.random.key(0), ids, ids, ids)["params"])
+    description = ml_collections.ConfigDict(
+        {"model": dict(SIZES), "task": "text_classification", "labels": labels}
+    )
+    checkpoint.save_params(tmp_path / "other", params, description, TOKENIZER, 0)
+    with pytest.raises(UserError, match=r"a head for the labels .*'c'.*config\.new_head=True"):
+        finetune.finetune(config, tmp_path / "other", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.new_head = True
+    assert finetune.finetune(config, tmp_path / "other", tmp_path / "run")["examples"] == 600
+
+
+def test_command_line(pretrained, config, tmp_path, capsys):
+    finetune.main(
+        [
+            "--config=configs/finetune/text_classification.py",
+            f"--init={pretrained}",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.train_file={config.train_file}",
+            f"--config.validation_file={config.validation_file}",
+            "--config.text_column=review",
+            "--config.label_column=verdict",
+            "--config.max_seq_length=32",
+            "--config.num_epochs=2",
+            "--config.length_buckets=1",
+            "--config.optimizer.learning_rate=1e-2",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "accuracy" in out and "majority_share" in out
+    with pytest.raises(UserError, match=r"no field 'batchsize'; did you mean --config\.batch_size"):
+        finetune.main(
+            [
+                "--config=configs/finetune/sst2.py",
+                f"--init={pretrained}",
+                f"--workdir={tmp_path / 'other'}",
+                "--config.batchsize=3",
+            ]
+        )

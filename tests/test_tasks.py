@@ -1,0 +1,151 @@
+"""Reading, joining, batching and scoring, against transformers and scikit-learn where they can."""
+
+import json
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import transformers
+
+from bert_jax import batching, scores, tables, tasks, tokenizer
+from bert_jax.cli import UserError
+
+TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
+
+
+def test_join_cuts_as_transformers_does(tmp_path):
+    tokenizer.save(TOKENIZER, tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    words = [f"w{i}" for i in range(50)]
+    for first in (0, 1, 4, 9, 20):
+        for second in (None, 1, 4, 5, 9, 20):
+            for limit in (8, 9, 12, 64):
+                texts = [" ".join(words[:first])]
+                if second is not None:
+                    texts.append(" ".join(words[20 : 20 + second]))
+                wanted = reference(*texts, truncation=True, max_length=limit)
+                encoded = [TOKENIZER.encode(text) for text in texts]
+                ids, segments = tasks.join(
+                    TOKENIZER, encoded[0], encoded[1] if second is not None else None, limit
+                )
+                assert ids == wanted["input_ids"], (first, second, limit)
+                assert segments == wanted["token_type_ids"]
+
+
+@pytest.mark.parametrize("num_labels", [2, 5])
+def test_scores_against_sklearn(num_labels):
+    rng = np.random.default_rng(0)
+    for size in (1, 10, 300):
+        labels = rng.integers(0, num_labels, size)
+        predictions = np.where(rng.random(size) < 0.6, labels, rng.integers(0, num_labels, size))
+        assert scores.accuracy(labels, predictions) == pytest.approx(
+            sklearn.metrics.accuracy_score(labels, predictions)
+        )
+        average = "binary" if num_labels == 2 else "macro"
+        assert scores.f1(labels, predictions, num_labels) == pytest.approx(
+            sklearn.metrics.f1_score(labels, predictions, average=average, zero_division=0.0)
+        )
+
+
+def test_tables_read_the_same_rows(tmp_path):
+    rows = [("a, b\nc", "x"), ("é ; 中", "y")]
+    csv = tmp_path / "rows.csv"
+    csv.write_text('text,other,label\n"a, b\nc",1,x\n\né ; 中,2,y\n')
+    bom = tmp_path / "bom.csv"
+    bom.write_bytes(b"\xef\xbb\xbf" + csv.read_bytes().replace(b"\n\xc3", b"\r\n\xc3"))
+    jsonl = tmp_path / "rows.jsonl"
+    jsonl.write_text("\n".join(json.dumps({"label": y, "text": x}) for x, y in rows) + "\n")
+    for path in (csv, bom, jsonl):
+        read = tables.read(str(path), ["text", "label"])
+        assert [(row.values["text"], row.values["label"]) for row in read] == rows, path
+    # A quotation mark opens nothing in a TSV, as in GLUE's files.
+    tsv = tmp_path / "rows.tsv"
+    tsv.write_text('text\tlabel\n"she said\t1\nplain "\t0\n')
+    read = tables.read(str(tsv), ["text", "label"])
+    assert [row.values for row in read] == [
+        {"text": '"she said', "label": "1"},
+        {"text": 'plain "', "label": "0"},
+    ]
+    assert read[1].place == f"{tsv}:3"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,stars\nx,1\n", r"no column 'label'; its columns are 'text', 'stars'"),
+        ("a.csv", b"text,label\nx\n", r"a\.csv:2 has 1 cells, the header has 2"),
+        ("a.csv", b'text,label\n"x,1\n', r"is not valid CSV"),
+        ("a.csv", b"text,label\n", r"has no rows"),
+        ("a.csv", b"text,label\n\xff\xfe,1\n", r"is not UTF-8"),
+        ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1 has no column 'label'"),
+        ("a.jsonl", b'{"text": \n', r"a\.jsonl:1 is not JSON"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl:1 is not a JSON object"),
+        ("a.txt", b"x", r"expected a file that ends in \.csv"),
+    ],
+)
+def test_bad_tables(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        tables.read(str(path), ["text", "label"])
+
+
+def test_missing_table(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        tables.read(str(tmp_path / "none.csv"), ["text"])
+
+
+def test_labels_argument():
+    assert tasks.parse_labels("0=no, 1=yes") == {"0": "no", "1": "yes"}
+    assert tasks.parse_labels("b,a") == {"b": "b", "a": "a"}
+    with pytest.raises(UserError, match="twice"):
+        tasks.parse_labels("a,a")
+
+
+def test_buckets_have_the_least_padding():
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.integers(3, 20, 200), rng.integers(90, 128, 50)])
+    rounded = np.minimum(-(-lengths // 8) * 8, 127)
+
+    def padded(buckets):
+        return sum(min(b for b in buckets if b >= n) for n in rounded)
+
+    sizes = sorted(set(rounded.tolist()))
+    assert batching.bucket_lengths(lengths, 1, 127) == (sizes[-1],)
+    two = batching.bucket_lengths(lengths, 2, 127)
+    assert padded(two) == min(padded((size, sizes[-1])) for size in sizes)
+    assert batching.bucket_lengths(lengths, 99, 127) == tuple(sizes)
+    assert batching.bucket_lengths([3, 5, 30], 2, 128) == (8, 32)
+
+
+def test_epochs_hold_every_example_once_in_another_order():
+    lengths = np.random.default_rng(0).integers(3, 100, 1003)
+    epochs = [batching.epoch_batches(lengths, 8, seed=1, epoch=epoch) for epoch in (0, 1)]
+    for batches in epochs:
+        assert len(batches) == 126
+        assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
+    assert not np.array_equal(epochs[0][0], epochs[1][0])
+    again = batching.epoch_batches(lengths, 8, seed=1, epoch=1)
+    assert all(np.array_equal(x, y) for x, y in zip(epochs[1], again, strict=True))
+    spread = np.mean([np.ptp(lengths[batch]) for batch in epochs[0]])
+    assert spread < 12  # of 97: similar lengths share a batch
+
+
+def test_collate():
+    names = ("input_ids", "token_type_ids", "token_labels", "labels")
+    features = [
+        dict(zip(names, values, strict=True))
+        for values in (([2, 9, 3], [0, 0, 0], [-1, 4, -1], 1), ([2, 3], [0, 1], [-1, -1], 0))
+    ]
+    batch = batching.collate(features, buckets=(2, 5, 8), batch_size=3)
+    expected = {
+        "input_ids": [[2, 9, 3, 0, 0], [2, 3, 0, 0, 0], [2, 9, 3, 0, 0]],
+        "attention_mask": [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]],
+        "token_type_ids": [[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]],
+        "token_labels": [[-1, 4, -1, -1, -1], [-1, -1, -1, -1, -1], [-1, 4, -1, -1, -1]],
+        "labels": [1, 0, 1],
+        "weights": [1.0, 1.0, 0.0],
+    }
+    assert batch.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(batch[name], values, err_msg=name)
