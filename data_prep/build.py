@@ -11,145 +11,23 @@ end; `dataset.json` is written last.
 
 import argparse
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
-from bert_jax.masking import MaskingConfig
-from bert_jax.records import MANIFEST, Manifest, Shard, shard_name
-from bert_jax.tokenizer import Tokenizer
-from data_prep import corpus, parallel, token_store, writers
-from data_prep.fast_encoder import FastEncoder
+from bert_jax.records import MANIFEST, Manifest
+from data_prep import corpus, parallel, token_store
+from data_prep.options import FORMATS, OBJECTIVES, BuildOptions, arguments
 from data_prep.progress import Progress
-from data_prep.shards import ShardExamples, ShardOptions, count_shards
-from data_prep.tfrecord import write_tfrecord
-from data_prep.token_store import SPLITS, Store
+from data_prep.stages import Job, finish, has_store, list_shards, merge, tokenize, write_shard
 
-TOKEN_COUNTS = "token_counts.npy"
-WORK = ".build"
-FORMATS = {"array_record": writers.write_array_record, "tfrecord": write_tfrecord}
-OBJECTIVES = ("nsp", "sop", "full_sentences", "doc_sentences")
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildOptions:
-    """What determines a data set. Flags of the same names say what each one means."""
-
-    input: tuple[str, ...]
-    tokenizer: str
-    field: str = "text"
-    weights: tuple[float, ...] = ()
-    language: str = "en"
-    sentence_per_line: bool = False
-    max_decode_errors: float = corpus.MAX_DECODE_ERRORS
-    deduplicate: bool = False
-    objective: str = "nsp"
-    max_seq_length: int = 128
-    short_seq_prob: float = 0.1
-    dupe_factor: int = 5
-    masking: str = "static"
-    masked_lm_prob: float = 0.15
-    max_predictions_per_seq: int = 20
-    mask_fraction: float = 0.8
-    random_fraction: float = 0.1
-    whole_word_mask: bool = False
-    max_ngram: int = 1
-    validation_fraction: float = 0.01
-    num_shards: int = 16
-    format: str = "array_record"
-    seed: int = 12345
-
-    def checked(self) -> "BuildOptions":
-        """Returns the options with defaults filled in; raises UserError for impossible ones."""
-        required = {
-            "max_seq_length": (5 <= self.max_seq_length < 2**16, "between 5 and 65535"),
-            "short_seq_prob": (0 <= self.short_seq_prob <= 1, "between 0 and 1"),
-            "dupe_factor": (self.dupe_factor >= 1, "at least 1"),
-            "masked_lm_prob": (0 < self.masked_lm_prob < 1, "between 0 and 1"),
-            "max_predictions_per_seq": (
-                1 <= self.max_predictions_per_seq <= self.max_seq_length,
-                f"between 1 and max_seq_length ({self.max_seq_length})",
-            ),
-            "mask_fraction": (0 <= self.mask_fraction <= 1, "between 0 and 1"),
-            "random_fraction": (
-                0 <= self.random_fraction <= 1 - self.mask_fraction + 1e-9,
-                f"between 0 and 1 - mask_fraction ({1 - self.mask_fraction:g})",
-            ),
-            "max_ngram": (1 <= self.max_ngram <= 10, "between 1 and 10"),
-            "validation_fraction": (0 <= self.validation_fraction < 1, "from 0 to below 1"),
-            "num_shards": (1 <= self.num_shards < 10**5, "between 1 and 99999"),
-            "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
-            "masking": (self.masking in ("static", "dynamic"), "static or dynamic"),
-            "format": (self.format in FORMATS, f"one of {', '.join(FORMATS)}"),
-            "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
-            "weights": (
-                len(self.weights) in (0, len(self.input)) and all(w >= 0 for w in self.weights),
-                f"one number, 0 or more, for each of the {len(self.input)} sources",
-            ),
-        }
-        for name, (is_good, expected) in required.items():
-            if not is_good:
-                raise UserError(f"--{name} is {getattr(self, name)}: expected {expected}")
-        if not self.input:
-            raise UserError("no input: give --input=SOURCE[,SOURCE…]")
-        if self.format == "tfrecord" and self.masking == "dynamic":
-            raise UserError("--format=tfrecord holds masked examples: use --masking=static")
-        return dataclasses.replace(self, weights=self.weights or (1.0,) * len(self.input))
-
-    @property
-    def masking_config(self) -> MaskingConfig:
-        return MaskingConfig.from_arguments(dataclasses.asdict(self))
-
-    def shard_options(self, split: str) -> ShardOptions:
-        """Validation documents are used once each, whatever the duplicates and weights."""
-        is_train = split == "train"
-        return ShardOptions(
-            objective=self.objective,
-            max_seq_length=self.max_seq_length,
-            short_seq_prob=self.short_seq_prob,
-            dupe_factor=self.dupe_factor if is_train else 1,
-            weights=self.weights if is_train else tuple(float(w > 0) for w in self.weights),
-            masking=self.masking_config if self.masking == "static" else None,
-            seed=self.seed,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A build under way: what every worker of either stage needs to know."""
-
-    options: BuildOptions
-    tokenizer: Tokenizer
-    output: str
-
-    @property
-    def work(self) -> epath.Path:
-        return epath.Path(self.output) / WORK
-
-    @property
-    def units(self) -> epath.Path:
-        return self.work / "units"
-
-    @property
-    def store(self) -> epath.Path:
-        return self.work / "store"
-
-    @property
-    def finished(self) -> epath.Path:
-        return self.work / "shards"
-
-    @functools.cached_property
-    def encoder(self) -> FastEncoder:
-        return FastEncoder(self.tokenizer)
 
 
 def build(
@@ -157,13 +35,17 @@ def build(
     output: epath.PathLike,
     *,
     workers: int | None = None,
+    runner: str = "local",
+    beam_options: str = "",
 ) -> Manifest:
     """Builds the data set, or goes on with it, or finds it finished; returns its manifest.
 
     Args:
       options: what to build.
       output: DATA_DIR; made if missing.
-      workers: local processes; all processors by default. Does not change the result.
+      workers: local processes; all processors by default.
+      runner: 'local' or 'beam'. Neither workers nor runner changes the result.
+      beam_options: Beam's own flags, in one string.
 
     Raises:
       UserError: impossible options, unusable input or tokenizer, or a directory that holds a data
@@ -181,9 +63,14 @@ def build(
     if workers < 1:
         raise UserError(f"--workers is {workers}: expected at least 1")
     with _WorkDirectory(job):
-        if not (job.store / "store.json").exists():
-            tokenize_locally(job, workers)
-        write_shards_locally(job, workers)
+        if runner == "beam":
+            from data_prep import beam
+
+            beam.run(job, beam_options)
+        else:
+            if not has_store(job):
+                tokenize_locally(job, workers)
+            write_shards_locally(job, workers)
         manifest = finish(job)
     return manifest
 
@@ -225,11 +112,6 @@ def _remove(path: epath.Path) -> None:
     path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def arguments(options: BuildOptions) -> dict[str, Any]:
-    """The options as they stand in JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(options)))
-
-
 def _require_same(job: Job, theirs: dict[str, Any], fingerprint: str) -> None:
     ours = arguments(job.options)
     differing = [
@@ -246,21 +128,6 @@ def _require_same(job: Job, theirs: dict[str, Any], fingerprint: str) -> None:
         )
 
 
-def tokenize(job: Job, unit: corpus.Unit) -> dict[str, int]:
-    """Stage 1 for one unit; a unit that is there already is only counted."""
-    path = job.units / f"{unit.name}.npz"
-    if path.exists():
-        return token_store.read_counts(path)
-    return token_store.tokenize_unit(
-        unit,
-        job.encoder,
-        job.units,
-        language=job.options.language,
-        sentence_per_line=job.options.sentence_per_line,
-        max_decode_errors=job.options.max_decode_errors,
-    )
-
-
 def tokenize_locally(job: Job, workers: int) -> None:
     """Stage 1: all units, then the merged store."""
     parts = corpus.list_parts(job.options.input, job.options.field)
@@ -275,149 +142,12 @@ def tokenize_locally(job: Job, workers: int) -> None:
     merge(job)
 
 
-def merge(job: Job) -> None:
-    """Ends stage 1: joins the units into the store, train and validation apart."""
-    options = job.options
-    units = token_store.unit_files(job.units)
-    summary = token_store.merge(
-        units,
-        job.store,
-        job.tokenizer,
-        validation_fraction=options.validation_fraction,
-        # A pair with a random B needs a second document of the same split.
-        smallest_split=2 if options.objective == "nsp" else 1,
-        deduplicate=options.deduplicate,
-    )
-    token_store.require_documents(summary, options.input)
-    counts = {split: summary["splits"][split]["documents"] for split in SPLITS}
-    if options.objective == "nsp" and counts["train"] < 2:
-        raise UserError(
-            f"input {','.join(options.input)} holds one document, and the objective nsp takes a "
-            "random segment B from another one: add documents, or use --objective=sop or "
-            "full_sentences"
-        )
-    if options.validation_fraction and not counts["validation"]:
-        _log.warning(
-            f"the corpus is too small to hold documents out ({counts['train']} documents): "
-            "there are no validation shards"
-        )
-    for path in units:
-        path.unlink()
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardTask:
-    """One shard to write."""
-
-    split: str
-    index: int
-    count: int
-
-    def name(self, options: BuildOptions) -> str:
-        return shard_name(self.split, self.index, self.count, options.format)
-
-
-def list_shards(job: Job) -> list[ShardTask]:
-    """Every shard of the data set; known only once the store is."""
-    splits = json.loads((job.store / "store.json").read_text())["splits"]
-    tasks = []
-    for split in SPLITS:
-        if not splits[split]["documents"]:
-            continue
-        shard_options = job.options.shard_options(split)
-        copies = sum(
-            number * shard_options.weights[int(source)] * shard_options.dupe_factor
-            for source, number in splits[split]["documents_of_source"].items()
-        )
-        wanted = job.options.num_shards
-        if split == "validation":
-            wanted = max(1, round(wanted * job.options.validation_fraction))
-        count = count_shards(wanted, copies)
-        tasks += [ShardTask(split, index, count) for index in range(count)]
-    return tasks
-
-
-def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
-    """Stage 2 for one shard: writes it and then its statistics; returns them.
-
-    A shard that is there already, with its statistics, is left alone.
-    """
-    name = task.name(job.options)
-    path = epath.Path(job.output) / name
-    summary_path = job.finished / f"{name}.json"
-    if path.exists() and summary_path.exists():
-        return json.loads(summary_path.read_text())
-    store = Store(job.store, task.split, job.tokenizer.vocab_size)
-    try:
-        examples = ShardExamples(
-            store,
-            job.options.shard_options(task.split),
-            job.tokenizer,
-            task.index,
-            task.count,
-            SPLITS.index(task.split),
-        )
-        write = FORMATS[job.options.format]
-        with write(path, examples) as sha256:
-            # Statistics first: where both files exist, the shard is finished.
-            token_store.write_atomically(
-                job.finished / f"{name}.npy", examples.token_counts_V.tobytes()
-            )
-            summary = {"sha256": sha256, **examples.counts}
-            token_store.write_atomically(summary_path, json.dumps(summary).encode())
-    finally:
-        store.close()
-    return summary
-
-
 def write_shards_locally(job: Job, workers: int) -> None:
     """Stage 2: all shards that are not there yet."""
     tasks = list_shards(job)
     with Progress("write", len(tasks)) as progress:
         for _, summary in parallel.run(write_shard, job, tasks, min(workers, len(tasks))):
             progress.advance(1, examples=summary["examples"])
-
-
-def finish(job: Job) -> Manifest:
-    """Gathers the statistics, writes the tokenizer, the token counts and, last, the manifest."""
-    output = epath.Path(job.output)
-    store_summary = json.loads((job.store / "store.json").read_text())
-    splits: dict[str, list[Shard]] = {}
-    statistics: dict[str, Any] = {**store_summary["counts"], "splits": {}}
-    token_counts_V = np.zeros(job.tokenizer.vocab_size, np.int64)
-    for task in list_shards(job):
-        name = task.name(job.options)
-        summary = json.loads((job.finished / f"{name}.json").read_text())
-        shard = Shard(name, summary["examples"], summary.pop("sha256"))
-        splits.setdefault(task.split, []).append(shard)
-        counts = statistics["splits"].setdefault(
-            task.split, dict(store_summary["splits"][task.split])
-        )
-        for key, value in summary.items():
-            counts[key] = counts.get(key, 0) + value
-        if task.split == "train":
-            token_counts_V += np.frombuffer((job.finished / f"{name}.npy").read_bytes(), np.int64)
-    if not sum(shard.num_examples for shard in splits["train"]):
-        raise UserError(
-            f"input {','.join(job.options.input)} gives no examples: the documents are too short"
-        )
-    chance = token_counts_V[token_counts_V > 0] / token_counts_V.sum()
-    statistics["unigram_entropy_nats"] = float(-(chance * np.log(chance)).sum())
-    statistics["files"] = {TOKEN_COUNTS: writers.save_array(output / TOKEN_COUNTS, token_counts_V)}
-    for split in splits:
-        hashes = np.fromfile(job.store / split / "hashes.bin", "<u8")
-        name = f"document_hashes-{split}.npy"
-        statistics["files"][name] = writers.save_array(output / name, hashes)
-    tokenizers.save(job.tokenizer, output / "tokenizer")
-    manifest = Manifest(
-        arguments=arguments(job.options),
-        tokenizer_fingerprint=job.tokenizer.fingerprint,
-        vocab_size=job.tokenizer.vocab_size,
-        splits=splits,
-        statistics=statistics,
-    )
-    manifest.write(output)
-    return manifest
 
 
 def _describe(manifest: Manifest, output: str) -> Iterator[str]:
@@ -492,18 +222,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--workers", type=int, default=parallel.default_workers(), help="local processes"
     )
+    run.add_argument(
+        "--runner", default="local", choices=("local", "beam"), help="beam: an Apache Beam pipeline"
+    )
+    run.add_argument(
+        "--beam_options",
+        default="",
+        help="Beam's flags in one string, as in '--runner=DataflowRunner --project=P --region=R'",
+    )
     return parser
 
 
 def main(argv: Sequence[str]) -> int | None:
     flags = vars(_parser().parse_args(argv))
-    output, workers = flags.pop("output"), flags.pop("workers")
+    output = flags.pop("output")
+    how = {name: flags.pop(name) for name in ("workers", "runner", "beam_options")}
     flags["input"] = tuple(source for source in flags["input"].split(",") if source)
     try:
         flags["weights"] = tuple(float(w) for w in flags["weights"].split(",") if w)
     except ValueError:
         raise UserError(f"--weights is {flags['weights']}: expected numbers, as in 1,0.5") from None
-    manifest = build(BuildOptions(**flags), output, workers=workers)
+    manifest = build(BuildOptions(**flags), output, **how)
     for line in _describe(manifest, output):
         print(line)
     return None
@@ -514,4 +253,6 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
+    from data_prep.build import cli  # worker processes find the classes under this name
+
     cli()

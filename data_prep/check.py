@@ -9,12 +9,12 @@ exit code 1. Statistical ranges are widened by four standard errors, so that sma
 import argparse
 import dataclasses
 import functools
+import html
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from array_record.python import array_record_module
 from etils import epath
 
 from bert_jax import cli as command_line
@@ -24,10 +24,9 @@ from bert_jax.masking import MaskingConfig
 from bert_jax.records import Manifest, Shard
 from bert_jax.tokenizer import Tokenizer
 from data_prep import parallel, writers
+from data_prep import report as html_report
 from data_prep.progress import Progress
-from data_prep.tfrecord import read_tfrecord
-
-_RECORDS_AT_ONCE = 64
+from data_prep.tally import Tally, read_examples, tally_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,38 +67,6 @@ class Measure:
         return f"{self.low:.4g} … {self.high:.4g}"
 
 
-@dataclasses.dataclass
-class Tally:
-    """Sums over examples; tallies of shards are added up."""
-
-    examples: int = 0
-    tokens: int = 0
-    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
-    lengths: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-    predictions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-    wanted: int = 0
-    masked: int = 0
-    became_mask: int = 0
-    became_other: int = 0
-    malformed: int = 0
-    special_masked: int = 0
-    special_drawn: int = 0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        def added(a, b):
-            if not isinstance(a, np.ndarray):
-                return a + b
-            size = max(len(a), len(b))
-            return np.pad(a, (0, size - len(a))) + np.pad(b, (0, size - len(b)))
-
-        return Tally(
-            **{
-                field.name: added(getattr(self, field.name), getattr(other, field.name))
-                for field in dataclasses.fields(self)
-            }
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Subject:
     """What measuring a shard needs; sent to the worker processes."""
@@ -110,24 +77,6 @@ class _Subject:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(epath.Path(self.data_dir) / "tokenizer")
-
-
-def read_examples(
-    path: epath.PathLike, dtype: np.dtype, max_records: int | None = None
-) -> Iterator[np.ndarray]:
-    """Yields a shard's examples in order, some thousands at a time."""
-    if str(path).endswith(".tfrecord"):
-        yield from read_tfrecord(path, dtype)
-        return
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        count = reader.num_records()
-        count = min(count, max_records) if max_records else count
-        for start in range(0, count, _RECORDS_AT_ONCE):
-            records = reader.read(list(range(start, min(start + _RECORDS_AT_ONCE, count))))
-            yield np.frombuffer(b"".join(records), dtype)
-    finally:
-        reader.close()
 
 
 def _measure_shard(subject: _Subject, shard: Shard) -> Tally | str:
@@ -144,58 +93,6 @@ def _measure_shard(subject: _Subject, shard: Shard) -> Tally | str:
         return (
             f"{shard.name} holds {tally.examples} examples, the manifest says {shard.num_examples}"
         )
-    return tally
-
-
-def tally_examples(examples: np.ndarray, manifest: Manifest, tokenizer: Tokenizer) -> Tally:
-    """Measures a struct array of examples (records.example_dtype)."""
-    input_ids_EL = examples["input_ids"].astype(np.int64)
-    num_tokens_E = examples["num_tokens"].astype(np.int64)
-    E, L = input_ids_EL.shape
-    tally = Tally(
-        examples=E,
-        tokens=int(num_tokens_E.sum()),
-        labels=np.bincount(examples["next_sentence_label"], minlength=256),
-        lengths=np.bincount(num_tokens_E, minlength=L + 1),
-    )
-    row_E = np.arange(E)
-    is_padding_EL = np.arange(L) >= num_tokens_E[:, None]
-    second_start_E = examples["second_start"].astype(np.int64)
-    is_good_E = (num_tokens_E >= 3) & (num_tokens_E <= L) & (second_start_E <= num_tokens_E)
-    is_good_E &= (input_ids_EL < tokenizer.vocab_size).all(1)
-    safe_last_E = np.clip(num_tokens_E - 1, 0, L - 1)
-    is_good_E &= input_ids_EL[:, 0] == tokenizer.cls_id
-    is_good_E &= input_ids_EL[row_E, safe_last_E] == tokenizer.sep_id
-    is_good_E &= input_ids_EL[row_E, np.clip(second_start_E - 1, 0, L - 1)] == tokenizer.sep_id
-    is_good_E &= ((input_ids_EL == tokenizer.pad_id) | ~is_padding_EL).all(1)
-    if manifest.is_static:
-        config = MaskingConfig.from_arguments(manifest.arguments)
-        wanted_E = np.rint(num_tokens_E * config.masked_lm_prob).astype(np.int64)
-        tally.wanted = int(np.clip(wanted_E, 1, config.max_predictions_per_seq).sum())
-        positions_EM = examples["masked_lm_positions"].astype(np.int64)
-        ids_EM = examples["masked_lm_ids"].astype(np.int64)
-        num_masked_E = examples["num_masked"].astype(np.int64)
-        M = positions_EM.shape[1]
-        is_real_EM = np.arange(M) < num_masked_E[:, None]
-        is_ascending_EM = np.diff(positions_EM, axis=1, prepend=0) > 0
-        is_good_E &= (is_ascending_EM | ~is_real_EM).all(1)
-        is_good_E &= ((positions_EM < num_tokens_E[:, None]) | ~is_real_EM).all(1)
-        is_good_E &= num_masked_E <= M
-        found_EM = np.take_along_axis(input_ids_EL, np.clip(positions_EM, 0, L - 1), 1)
-        original, found = ids_EM[is_real_EM], found_EM[is_real_EM]
-        is_other = (found != original) & (found != tokenizer.mask_id)
-        in_vocabulary = np.clip(original, 0, tokenizer.vocab_size - 1)
-        found_clipped = np.clip(found, 0, tokenizer.vocab_size - 1)
-        tally.predictions = np.bincount(num_masked_E, minlength=M + 1)
-        tally.masked = len(original)
-        tally.became_mask = int((found == tokenizer.mask_id).sum())
-        tally.became_other = int(is_other.sum())
-        tally.special_masked = int(tokenizer.is_special_V[in_vocabulary].sum())
-        tally.special_drawn = int((tokenizer.is_special_V[found_clipped] & is_other).sum())
-    else:
-        # The loader masks: a [MASK] here would be one that it cannot predict.
-        is_good_E &= (input_ids_EL != tokenizer.mask_id).all(1)
-    tally.malformed = int(E - is_good_E.sum())
     return tally
 
 
@@ -393,49 +290,86 @@ def _document_measures(subject: _Subject) -> Iterator[Measure]:
     )
 
 
+# How a part of an example is shown: on a terminal, and in the page.
+_TERMINAL = {
+    "seen": "\033[31m{}\033[0m",
+    "true": "\033[32m{}\033[0m",
+    "special": "\033[2m{}\033[0m",
+}
+_PLAIN = dict.fromkeys(_TERMINAL, "{}")
+_HTML = {kind: f"<span class='{kind}'>{{}}</span>" for kind in _TERMINAL}
+
+
 def format_example(
-    example: np.void, manifest: Manifest, tokenizer: Tokenizer, color: bool = False
+    example: np.void,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    styles: Mapping[str, str] = _PLAIN,
+    escape: Callable[[str], str] = str,
 ) -> str:
     """One example as text; a prediction reads 'what the model sees->what it should say'.
 
     '[CLS] the [MASK]->man went [SEP] he bought milk [SEP]   (IsNext, 9 tokens)'
     """
-
-    def paint(text: str, code: str) -> str:
-        return f"\033[{code}m{text}\033[0m" if color else text
-
     n = int(example["num_tokens"])
-    words = [tokenizer.vocab[i] for i in example["input_ids"][:n]]
+    words = [escape(tokenizer.vocab[i]) for i in example["input_ids"][:n]]
     if manifest.is_static:
         m = int(example["num_masked"])
         for position, original in zip(
             example["masked_lm_positions"][:m], example["masked_lm_ids"][:m], strict=True
         ):
-            seen, true = words[position], tokenizer.vocab[original]
-            words[position] = paint(seen, "31") + "->" + paint(true, "32")
-    words = [paint(w, "2") if w in ("[CLS]", "[SEP]") else w for w in words]
+            seen, true = words[position], escape(tokenizer.vocab[original])
+            words[position] = styles["seen"].format(seen) + "->" + styles["true"].format(true)
+    words = [styles["special"].format(w) if w in ("[CLS]", "[SEP]") else w for w in words]
     names = {"nsp": ("IsNext", "random"), "sop": ("in order", "swapped")}
     label = names.get(manifest.arguments["objective"], ())
     label = f"{label[example['next_sentence_label']]}, " if label else ""
     return f"{' '.join(words)}   ({label}{n} tokens)"
 
 
-def _examples(data_dir: str, count: int, color: bool) -> Iterator[str]:
+def _examples(
+    data_dir: str, count: int, styles: Mapping[str, str], escape: Callable[[str], str] = str
+) -> Iterator[str]:
     manifest = Manifest.read(data_dir)
     tokenizer = tokenizers.load(epath.Path(data_dir) / "tokenizer")
-    shard = manifest.splits["train"][0]
-    for examples in read_examples(
-        epath.Path(data_dir) / shard.name, manifest.dtype, max_records=1 + count // 64
-    ):
-        for example in examples[:count]:
-            yield format_example(example, manifest, tokenizer, color)
+    for shard in manifest.splits["train"]:
+        for examples in read_examples(epath.Path(data_dir) / shard.name, manifest.dtype):
+            for example in examples[:count]:
+                yield format_example(example, manifest, tokenizer, styles, escape)
+            count -= len(examples)
+            if count <= 0:
+                return
+
+
+def _value(measure: Measure) -> str:
+    return f"{measure.value:,.4g}" if measure.value % 1 else f"{measure.value:,.0f}"
+
+
+def write_report(report: Report, data_dir: str, path: epath.PathLike, num_examples: int) -> None:
+    """Writes the report as one HTML file with histograms and examples."""
+    manifest = Manifest.read(data_dir)
+    histograms = {}
+    for split, tally in report.tallies.items():
+        histograms[f"{split}: tokens an example"] = tally.lengths
+        if manifest.is_static:
+            histograms[f"{split}: predictions an example"] = tally.predictions
+    text = html_report.page(
+        title=str(data_dir),
+        is_healthy=report.is_healthy,
+        rows=[
+            (m.is_healthy, (m.split, m.name, _value(m), m.expected, m.advice))
+            for m in report.measures
+        ],
+        problems=report.problems,
+        histograms=histograms,
+        facts={name: str(value) for name, value in manifest.arguments.items()},
+        examples=list(_examples(data_dir, num_examples, _HTML, html.escape)),
+    )
+    epath.Path(path).write_text(text)
 
 
 def _lines(report: Report) -> Iterator[str]:
-    rows = [
-        (m.split, m.name, f"{m.value:,.4g}" if m.value % 1 else f"{m.value:,.0f}", m)
-        for m in report.measures
-    ]
+    rows = [(m.split, m.name, _value(m), m) for m in report.measures]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for split, name, value, measure in rows:
         mark = "ok  " if measure.is_healthy else "FAIL"
@@ -469,6 +403,7 @@ def main(argv: Sequence[str]) -> int | None:
     )
     parser.add_argument("data_dir", metavar="DATA_DIR", help="output of data_prep.build")
     parser.add_argument("--examples", type=int, default=0, help="how many examples to print")
+    parser.add_argument("--report", metavar="FILE.html", help="write a page with histograms too")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--workers", type=int, default=parallel.default_workers(), help="local processes"
@@ -480,8 +415,11 @@ def main(argv: Sequence[str]) -> int | None:
     else:
         for line in _lines(report):
             print(line)
-        for text in _examples(flags.data_dir, flags.examples, sys.stdout.isatty()):
+        styles = _TERMINAL if sys.stdout.isatty() else _PLAIN
+        for text in _examples(flags.data_dir, flags.examples, styles):
             print("\n" + text)
+    if flags.report:
+        write_report(report, flags.data_dir, flags.report, max(flags.examples, 5))
     return 0 if report.is_healthy else 1
 
 
@@ -490,4 +428,6 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
+    from data_prep.check import cli  # worker processes find the classes under this name
+
     cli()

@@ -205,13 +205,16 @@ def _texts(part: Part) -> Iterator[str]:
             yield from _parquet_texts(path, part.field)
         return
     spec = part.paths[0]
+    # Imported here: each pulls in what only its users need.
     if spec.startswith("pydocs"):
         from data_prep import pydocs
 
-        documents = pydocs.documents(pydocs.parse_max_mb(spec))
-        yield from (document.text for document in documents)
-        return
-    raise UserError(f"input {spec}: this kind of source is not known")
+        yield from (document.text for document in pydocs.documents(pydocs.parse_max_mb(spec)))
+    else:
+        from data_prep import streams
+
+        read = streams.hf_texts if spec.startswith("hf:") else streams.tfds_texts
+        yield from read(spec, part.field)
 
 
 def _decompressed(path: str, file: io.BufferedIOBase) -> io.BufferedIOBase:

@@ -329,4 +329,6 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
+    from data_prep.vocab import cli  # worker processes find the classes under this name
+
     cli()

@@ -1,0 +1,94 @@
+"""Sources that are not files: Hugging Face datasets, streamed, and TensorFlow Datasets."""
+
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from bert_jax.cli import UserError
+
+_DEFAULT_SPLIT = "train"
+_AT_ONCE = 256  # elements fetched together
+
+
+def parse_hf(spec: str) -> tuple[str, str]:
+    """'hf:wikimedia/wikipedia/20231101.en' -> ('wikimedia/wikipedia/20231101.en', 'train')."""
+    name, _, split = spec.removeprefix("hf:").partition(":")
+    if not name:
+        raise UserError(f"input {spec}: expected hf:NAME[/CONFIG][:SPLIT]")
+    return name, split or _DEFAULT_SPLIT
+
+
+def parse_tfds(spec: str) -> tuple[str, str]:
+    """'tfds:wiki/20230601.en:1.0.0:train[:1%]' -> ('wiki/20230601.en:1.0.0', 'train[:1%]').
+
+    A colon before a digit belongs to the version.
+    """
+    match = re.fullmatch(r"tfds:([^:\[]+(?::\d[\w.*]*)?)(?::(.+))?", spec)
+    if not match:
+        raise UserError(f"input {spec}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT]")
+    return match.group(1), match.group(2) or _DEFAULT_SPLIT
+
+
+def hf_texts(spec: str, field: str) -> Iterator[str]:
+    """Streams a data set of the Hugging Face hub, or of a local directory, in its own order."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"input {spec} needs: pip install 'bert_jax[hf]'") from None
+    name, split = parse_hf(spec)
+    parts = name.split("/")
+    # Two parts are an owner and a name, or a name without owner and a configuration.
+    choices: list[tuple[str, str | None]] = [(name, None)]
+    if not epath.Path(name).exists() and len(parts) > 1:
+        configured = ("/".join(parts[:-1]), parts[-1])
+        choices = [configured] if len(parts) == 3 else [(name, None), configured]
+    rows, errors = None, []
+    for path, config in choices:
+        try:
+            rows = datasets.load_dataset(path, config, split=split, streaming=True)
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            errors.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        # Without a connection the second choice would only wait as long again.
+        if rows is not None or "ConnectionError" in errors[-1]:
+            break
+    if rows is None:
+        raise UserError(f"input {spec} could not be loaded: {'; '.join(errors)}")
+    for row in rows:
+        yield _text(row, field, spec)
+
+
+def tfds_texts(spec: str, field: str) -> Iterator[str]:
+    """Reads a TensorFlow Datasets data set through its data source, which needs no TensorFlow."""
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise UserError(f"input {spec} needs: pip install 'bert_jax[tfds]'") from None
+    name, split = parse_tfds(spec)
+    try:
+        source = tensorflow_datasets.data_source(name, split=split)
+    except Exception as error:  # not found, not prepared, no network: unrelated types
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"input {spec} could not be loaded: {type(error).__name__}: {reason}"
+        ) from None
+    for start in range(0, len(source), _AT_ONCE):
+        indices = range(start, min(start + _AT_ONCE, len(source)))
+        for row in source.__getitems__(list(indices)):
+            yield _text(row, field, spec)
+
+
+def _text(row: dict, field: str, spec: str) -> str:
+    if field not in row:
+        raise UserError(
+            f"input {spec}: no field '{field}'; the fields are {', '.join(map(repr, row))} "
+            "(choose one with --field=NAME)"
+        )
+    value = row[field]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if not isinstance(value, str | None):
+        raise UserError(
+            f"input {spec}: the field '{field}' holds a {type(value).__name__}, not text"
+        )
+    return value or ""
