@@ -1,6 +1,8 @@
 """What every command shares: how a user's mistake is reported and how a main function is run."""
 
 import logging
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,6 +18,9 @@ class UserError(Exception):
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(argv)`, turns `UserError` into one line on stderr, and exits with its code."""
+    # Compiled programs are kept between runs: going on, or a second run, starts in seconds.
+    cache = pathlib.Path.home() / ".cache" / "bert_jax" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):

@@ -21,7 +21,7 @@ from array_record.python import array_record_data_source
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax import records, sharding, tokenizer
+from bert_jax import masking, records, sharding, tokenizer
 from bert_jax.cli import UserError
 from bert_jax.records import EXAMPLES_PER_RECORD
 
@@ -127,8 +127,9 @@ class PretrainingData:
             positions_BM, ids_BM = examples["masked_lm_positions"], examples["masked_lm_ids"]
             num_masked_B = examples["num_masked"]
         else:
-            masked = self._draw_masks(examples, epoch, record_numbers)
-            input_ids_BL, positions_BM, ids_BM, num_masked_B = masked
+            input_ids_BL, positions_BM, ids_BM, num_masked_B = self._draw_masks(
+                examples, epoch, record_numbers
+            )
         labels_B = examples["next_sentence_label"].astype(np.int32)
         weights_BM = np.arange(positions_BM.shape[1]) < num_masked_B[:, None]
         second_BL = (positions_L >= second_start_B1) & (positions_L < num_tokens_B1)
@@ -143,6 +144,28 @@ class PretrainingData:
                 labels_B == records.NO_NEXT_SENTENCE_LABEL, -1, labels_B
             ).astype(np.int32),
         }
+
+    def _draw_masks(
+        self, examples: np.ndarray, epoch: int, record_numbers: np.ndarray
+    ) -> masking.MaskedBatch:
+        """Dynamic masks: new in every epoch, a function of (seed, epoch, record) alone."""
+        tok = self.tokenizer
+        config = masking.MaskingConfig.from_arguments(self.manifest.arguments)
+        parts = []
+        ends = np.cumsum(self._sizes[record_numbers])
+        for number, part in zip(record_numbers, np.split(examples, ends[:-1]), strict=True):
+            parts.append(
+                masking.mask_tokens(
+                    np.random.default_rng((self._seed, epoch, number)),
+                    part["input_ids"],
+                    part["num_tokens"],
+                    config,
+                    mask_id=tok.mask_id,
+                    is_special_V=tok.is_special_V,
+                    is_continuation_V=tok.is_continuation_V,
+                )
+            )
+        return masking.MaskedBatch(*map(np.concatenate, zip(*parts, strict=True)))
 
     def batches(
         self, mesh: Mesh, start_step: int, stop_step: int

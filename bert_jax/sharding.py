@@ -7,6 +7,7 @@ moments have their parameter's paths inside them, so the same table serves them.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,13 +38,16 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; at most one axis may be -1 and takes what the others leave.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over `devices` (all by default); one axis may be -1 and takes what the others leave.
 
     Raises:
       UserError: the axes do not multiply up to the number of devices.
     """
-    shape, count = [data, fsdp, tensor], jax.device_count()
+    devices = devices or jax.devices()
+    shape, count = [data, fsdp, tensor], len(devices)
     sizes = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise UserError(f"{sizes}: sizes are positive, and one of them at most is -1 (fill up)")
@@ -55,7 +59,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         )
     shape = [count // known if size == -1 else size for size in shape]
     # Auto: Linen's modules leave the layout of intermediates to the compiler.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:

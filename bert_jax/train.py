@@ -164,7 +164,7 @@ def make_train_step(
             new_state, sharding.shardings_of(new_state, mesh)
         )
         loss = sum(means[name] for name in objective.losses)
-        return new_state, {"loss": loss, **means, "gradient_norm": optax.global_norm(grads)}
+        return new_state, {"loss": loss, **means, "gradient_norm": optax.tree.norm(grads)}
 
     jitted = jax.jit(step, donate_argnums=0)
 

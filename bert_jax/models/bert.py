@@ -276,9 +276,19 @@ class BertModel(nn.Module):
           token_type_ids_BL: int[B, L], 0 for segment A and 1 for segment B.
           keys_B: one dropout key an example, or None for no dropout.
         """
-        x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B)
-        x_BLD = self.encoder(x_BLD, attention_mask_BL, keys_B)
+        x_BLD = self.encode(input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B)
         return x_BLD, jnp.tanh(self.pooler(x_BLD[:, 0]))
+
+    def encode(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """The last hidden states alone, for heads without use for the pooler."""
+        x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B)
+        return self.encoder(x_BLD, attention_mask_BL, keys_B)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:

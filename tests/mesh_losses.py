@@ -1,0 +1,55 @@
+"""Run by test_train.py on 8 virtual devices: prints the losses of meshes and variants as JSON.
+
+Arguments: "quick" or "all", then the config's overrides.
+"""
+
+import json
+import sys
+
+import jax
+from conftest import ROOT  # noqa: F401  (sets NPROC before the first computation)
+
+from bert_jax import config as config_lib
+from bert_jax import input_pipeline, optimizer, sharding, train
+
+QUICK = {
+    "1x1x1": {},
+    "2x2x2": {},
+    "1x2x2 accumulated": {"accumulate_steps": 4},
+    "2x2x1 scanned, full remat": {"model.scan_layers": True, "model.remat": "full"},
+}
+SLOW = {
+    "8x1x1": {},
+    "1x8x1": {},
+    "1x2x4": {},
+    "8x1x1 accumulated": {"accumulate_steps": 2},
+    "1x1x1 scanned": {"model.scan_layers": True},
+    "1x2x4 dots remat": {"model.remat": "dots"},
+}
+
+
+def losses(config, axes) -> list[float]:
+    count = axes[0] * axes[1] * axes[2]
+    mesh = sharding.make_mesh(*axes, devices=jax.devices()[:count])
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    model = train.make_model(config)
+    tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
+    objective = train.pretraining_objective(model)
+    step = train.make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
+    values = []
+    with data.batches(mesh, 0, config.num_steps) as batches:
+        for batch in batches:
+            state, metrics = step(state, batch)
+            values.append(float(metrics["loss"]))
+    return values
+
+
+result = {}
+for name, changes in (QUICK if sys.argv[1] == "quick" else QUICK | SLOW).items():
+    flags = ["--config=configs/bert_tiny.py:laptop", "--workdir=-", *sys.argv[2:]]
+    config, _ = config_lib.parse(flags, "", workdir="unused")
+    config.update_from_flattened_dict(changes)
+    axes = [int(n) for n in name.split()[0].split("x")]
+    result[name] = losses(config, axes)
+print(json.dumps(result))
