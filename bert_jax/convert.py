@@ -80,6 +80,7 @@ PARTS: dict[str, tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...]] 
     ),
     "NSP head": (("nsp_classifier", "cls.seq_relationship", DENSE),),
     "classifier": (("classifier", "classifier", DENSE),),
+    "span classifier": (("span_classifier", "qa_outputs", DENSE),),
 }
 
 # transformers class -> the parts it needs besides the encoder; other parts may be there or not.
@@ -89,6 +90,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "BertForNextSentencePrediction": ("pooler", "NSP head"),
     "BertForPreTraining": ("pooler", "MLM head", "NSP head"),
     "BertForSequenceClassification": ("pooler", "classifier"),
+    "BertForTokenClassification": ("classifier",),
+    "BertForQuestionAnswering": ("span classifier",),
+    "BertForMultipleChoice": ("pooler", "classifier"),
 }
 PIPELINES = {
     "BertModel": "feature-extraction",
@@ -96,6 +100,9 @@ PIPELINES = {
     "BertForNextSentencePrediction": "feature-extraction",
     "BertForPreTraining": "fill-mask",
     "BertForSequenceClassification": "text-classification",
+    "BertForTokenClassification": "token-classification",
+    "BertForQuestionAnswering": "question-answering",
+    "BertForMultipleChoice": "multiple-choice",
 }
 
 
@@ -122,8 +129,11 @@ def shapes(model: Any, num_labels: int) -> dict[str, tuple[int, ...]]:
 
     model = dataclasses.replace(model, scan_layers=False)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
-    modules = [heads.BertForPreTraining(model)]
-    modules.append(heads.BertForSequenceClassification(model, num_labels))
+    modules = (
+        heads.BertForPreTraining(model),
+        heads.BertForTokenClassification(model, num_labels),
+        heads.BertForQuestionAnswering(model),
+    )
     ours: dict[str, tuple[int, ...]] = {}
     for module in modules:
         tree = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
@@ -254,6 +264,7 @@ def parts_of(params: Any) -> tuple[str, ...]:
         "MLM head": "mlm_transform" in params,
         "NSP head": "nsp_classifier" in params,
         "classifier": "classifier" in params,
+        "span classifier": "span_classifier" in params,
     }
     return ("encoder", *(part for part, there in names.items() if there))
 
@@ -296,10 +307,10 @@ def read_hf(source: str | epath.PathLike) -> Any:
         params = from_tensors(tensors, described.model, described.architecture)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    labels = described.labels
-    if described.task != "pretraining":
-        count = tensors["classifier.weight"].shape[0]
-        labels = labels or tuple(f"LABEL_{i}" for i in range(count))
+    labels: tuple[str, ...] = ()
+    if "classifier" in params and described.task != "multiple_choice":
+        count = params["classifier"]["bias"].shape[0]
+        labels = described.labels or tuple(f"LABEL_{i}" for i in range(count))
         if len(labels) != count:
             raise UserError(
                 f"{source}: config.json names {len(labels)} labels, the head has {count}"
@@ -307,7 +318,7 @@ def read_hf(source: str | epath.PathLike) -> Any:
     config = {
         "model": dataclasses.asdict(described.model),
         "task": described.task,
-        "labels": list(labels) if described.task != "pretraining" else [],
+        "labels": list(labels),
         "imported_from": str(source),
     }
     return checkpoint.Loaded(params, ml_collections.ConfigDict(config), 0, vocabulary)
@@ -376,9 +387,7 @@ def write_hf(
     tensors = {
         key: x.astype(stored, copy=False) for key, x in to_tensors(loaded.params, model).items()
     }
-    config = hf_format.config_json(
-        architecture, model, dtype, loaded.tokenizer.pad_id, labels if task != "pretraining" else ()
-    )
+    config = hf_format.config_json(architecture, model, dtype, loaded.tokenizer.pad_id, labels)
     with hf_format.replace_directory(output) as scratch:
         hf_format.write_tensors(scratch, tensors, max_shard_size)
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -387,7 +396,7 @@ def write_hf(
         if not report.passed:
             raise UserError(f"{output} was not written: {report}")
         card = hf_format.model_card(
-            f"A {architecture}, trained with bert_jax and exported from `{source}`.",
+            f"A {architecture}, exported by bert_jax from `{source}`.",
             card_facts(loaded, source),
             str(report),
             PIPELINES[architecture],

@@ -78,9 +78,11 @@ def start_params(fresh: Any, loaded: Any, task: str, labels: Sequence[str], new_
     return traverse_util.unflatten_dict(started, sep="/"), sorted(flat.keys() - found.keys())
 
 
-def data_fingerprint(task: Any, features: Sequence[dict]) -> str:
+def data_fingerprint(task: Any, features: Sequence[Any]) -> str:
     """SHA-256 of the training rows: going on with other data would not be going on."""
-    text = json.dumps([list(task.labels), [sorted(f.items()) for f in features]], default=str)
+    text = json.dumps(
+        [list(task.labels), [sorted(f.arrays.items()) for f in features]], default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -143,8 +145,10 @@ def finetune(
     task.set_labels(train_examples)
     features = task.features(train_examples)
     validation_features = task.features(validation_examples)
-    lengths = [np.shape(feature["input_ids"])[-1] for feature in features]
-    validation_lengths = [np.shape(feature["input_ids"])[-1] for feature in validation_features]
+    lengths = [np.shape(feature.arrays["input_ids"])[-1] for feature in features]
+    validation_lengths = [
+        np.shape(feature.arrays["input_ids"])[-1] for feature in validation_features
+    ]
     buckets = batching.bucket_lengths(
         lengths + validation_lengths, config.length_buckets, config.max_seq_length
     )
@@ -208,7 +212,10 @@ def finetune(
         outputs: list[Any] = [None] * len(validation_features)
         batches = batching.sorted_batches(validation_lengths, config.batch_size)
         for indices, batch in batching.iterate(
-            validation_features, batches, buckets, config.batch_size
+            [feature.arrays for feature in validation_features],
+            batches,
+            buckets,
+            config.batch_size,
         ):
             with jax.set_mesh(mesh):
                 logits = predict_step(params, jax.device_put(batch, placement))
@@ -231,10 +238,11 @@ def finetune(
         progress.update(step, {name: line[name] for name in ("loss", "sequences_per_second")})
 
     figures, lines = {}, []
+    arrays = [feature.arrays for feature in features]
     for epoch in range(start_step // steps_per_epoch, config.num_epochs):
         batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
         pending: tuple[int, Any] | None = None  # figures of a step that may still be running
-        stream = batching.iterate(features, batches, buckets, config.batch_size)
+        stream = batching.iterate(arrays, batches, buckets, config.batch_size)
         for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + 1):
             state, values = train_step(state, jax.device_put(batch, placement))
             # One step late: the device is busy with this step while the host reads the one before.

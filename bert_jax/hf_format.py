@@ -27,6 +27,9 @@ from bert_jax.models.bert import ACTIVATIONS, BertConfig
 # What a checkpoint was trained for -> the transformers class that computes it.
 ARCHITECTURES = {
     "text_classification": "BertForSequenceClassification",
+    "token_classification": "BertForTokenClassification",
+    "question_answering": "BertForQuestionAnswering",
+    "multiple_choice": "BertForMultipleChoice",
 }
 
 _ACTIVATION_ALIASES = {"gelu_new": "gelu_pytorch_tanh"}  # one formula, two names

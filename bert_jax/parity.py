@@ -112,10 +112,11 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
         with jax.default_matmul_precision("highest"):  # accelerators round products otherwise
             return jax.device_get(jax.jit(module.apply)({"params": params}, *arguments))
 
-    if task == "text_classification":
-        num_labels = params["classifier"]["bias"].shape[0]
-        module = heads.BertForSequenceClassification(model, num_labels)
-        return {"logits": apply(module, params)}
+    if task != "pretraining":
+        num_labels = params["classifier"]["bias"].shape[0] if "classifier" in params else 0
+        if task == "multiple_choice":  # the rows are the choices of one example
+            arguments = tuple(x[None] for x in arguments)
+        return {"logits": apply(tasks.make_module(task, model, num_labels), params)}
     module = heads.BertForPreTraining(model)
     # Zeros stand in for the parts that are not there; nothing computed from them is returned.
     expected = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
@@ -146,6 +147,9 @@ def torch_outputs(model: Any, batch: Batch) -> dict[str, np.ndarray]:
     import torch
 
     tensors = {name: torch.from_numpy(x.astype(np.int64)) for name, x in batch.items()}
+    name = type(model).__name__
+    if name == "BertForMultipleChoice":
+        tensors = {key: x[None] for key, x in tensors.items()}
     with torch.no_grad():
         output = model(**tensors, output_hidden_states=True)
         hidden = output.hidden_states[-1]
@@ -153,7 +157,6 @@ def torch_outputs(model: Any, batch: Batch) -> dict[str, np.ndarray]:
         result = {"hidden": hidden}
         if pooler is not None:
             result["pooled"] = pooler(hidden)
-    name = type(model).__name__
     if name == "BertForPreTraining":
         result |= {
             "mlm_logits": output.prediction_logits,
@@ -163,6 +166,8 @@ def torch_outputs(model: Any, batch: Batch) -> dict[str, np.ndarray]:
         result["mlm_logits"] = output.logits
     elif name == "BertForNextSentencePrediction":
         result["nsp_logits"] = output.logits
+    elif name == "BertForQuestionAnswering":
+        result["logits"] = torch.stack([output.start_logits, output.end_logits], dim=-1)
     elif name != "BertModel":
         result["logits"] = output.logits
     return {name: x.float().numpy() for name, x in result.items()}

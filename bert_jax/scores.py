@@ -1,5 +1,7 @@
 """Measures of predictions, in numpy. Tested against scikit-learn."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 
@@ -33,3 +35,42 @@ def log_softmax(logits_NC: np.ndarray) -> np.ndarray:
     logits_NC = np.asarray(logits_NC, np.float64)
     shifted_NC = logits_NC - logits_NC.max(-1, keepdims=True)
     return shifted_NC - np.log(np.exp(shifted_NC).sum(-1, keepdims=True))
+
+
+def are_entities(labels: Iterable[str]) -> bool:
+    """Whether all labels are O, B-type or I-type."""
+    return all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
+
+
+def entities(labels: Sequence[str]) -> list[tuple[str, int, int]]:
+    """['B-PER', 'I-PER', 'O', 'I-LOC'] -> [('PER', 0, 2), ('LOC', 3, 4)]: type, start, end.
+
+    As conlleval and seqeval count: an I- after another type, or after O, begins an entity too.
+    """
+    found = []
+    start, kind = 0, ""
+    for i, label in enumerate([*labels, "O"]):
+        here = "" if label == "O" else label[2:]
+        if kind and (label.startswith("B-") or here != kind):
+            found.append((kind, start, i))
+            kind = ""
+        if here and not kind:
+            start, kind = i, here
+    return found
+
+
+def entity_scores(
+    labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Precision, recall and F1 of exact entities over all sentences (micro-averaged)."""
+    hits = expected = found = 0
+    for truth, guess in zip(labels, predictions, strict=True):
+        truth_entities, guess_entities = entities(truth), entities(guess)
+        hits += len(set(truth_entities) & set(guess_entities))
+        expected += len(truth_entities)
+        found += len(guess_entities)
+    return {
+        "precision": hits / max(found, 1),
+        "recall": hits / max(expected, 1),
+        "f1": 2 * hits / max(expected + found, 1),
+    }

@@ -21,8 +21,22 @@ from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.tokenizer import Tokenizer
 
-Feature = dict[str, Any]  # "input_ids" and "token_type_ids" int[L], and the task's targets
 Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One row of a batch, made of an example or of a part of one.
+
+    Attributes:
+      arrays: "input_ids" and "token_type_ids" int[L], and the task's targets.
+      example: index of its example.
+      origin: what the task needs to lead the row's outputs back to the example.
+    """
+
+    arrays: dict[str, Any]
+    example: int
+    origin: Any = None
 
 
 class Task(Protocol):
@@ -63,7 +77,12 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
     Raises:
       UserError: an unknown name.
     """
-    tasks = {"text_classification": TextClassification}
+    from bert_jax.token_classification import TokenClassification  # it imports this module
+
+    tasks = {
+        "text_classification": TextClassification,
+        "token_classification": TokenClassification,
+    }
     if config.task not in tasks:
         raise UserError(f"config.task={config.task!r} is not one of {', '.join(tasks)}")
     return tasks[config.task](config, tokenizer)
@@ -71,8 +90,16 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
 
 def make_module(task: str, model: BertConfig, num_labels: int) -> nn.Module:
     """The model with the head of a task; called with input ids, mask, segments and keys_B."""
-    modules = {"text_classification": heads.BertForSequenceClassification}
-    return modules[task](model, num_labels)
+    match task:
+        case "text_classification":
+            return heads.BertForSequenceClassification(model, num_labels)
+        case "token_classification":
+            return heads.BertForTokenClassification(model, num_labels)
+        case "question_answering":
+            return heads.BertForQuestionAnswering(model)
+        case "multiple_choice":
+            return heads.BertForMultipleChoice(model)
+    raise ValueError(task)
 
 
 def join(
@@ -170,9 +197,8 @@ class TextClassification:
         for i, example in enumerate(examples):
             first, second = encoded[0][i], encoded[1][i] if len(encoded) == 2 else None
             ids, segments = join(self._tokenizer, first, second, self._config.max_seq_length)
-            features.append(
-                {"input_ids": ids, "token_type_ids": segments, "labels": index[example.label]}
-            )
+            arrays = {"input_ids": ids, "token_type_ids": segments, "labels": index[example.label]}
+            features.append(Feature(arrays, example=i))
         return features
 
     def loss_sum(self, logits_BC: jax.Array, batch: Batch) -> jax.Array:
@@ -186,7 +212,7 @@ class TextClassification:
         self, examples: list[TextExample], features: list[Feature], outputs: list[np.ndarray]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         log_probs_NC = scores.log_softmax(np.stack(outputs))
-        labels_N = np.array([feature["labels"] for feature in features])
+        labels_N = np.array([feature.arrays["labels"] for feature in features])
         predictions_N = log_probs_NC.argmax(-1)
         figures = {
             "loss": float(-np.mean(log_probs_NC[np.arange(len(labels_N)), labels_N])),

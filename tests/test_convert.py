@@ -1,5 +1,6 @@
 """Conversion against transformers in torch: what we write it reads, what it writes we read."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from bert_jax import checkpoint, convert, hf_format, parity, tokenizer
+from bert_jax import checkpoint, convert, hf_format, parity, tasks, tokenizer
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
@@ -29,11 +30,11 @@ SIZES = {
 MODEL = BertConfig(**SIZES)
 
 
-def random_params(module, seed=0):
+def random_params(module, shape=(1, 8)):
     """Every array random, biases and LayerNorms too: zeros would hide a wrong conversion."""
-    ids = np.zeros((1, 8), np.int32)
+    ids = np.zeros(shape, np.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
 
 
@@ -115,10 +116,14 @@ def test_round_trip_is_bit_equal(workdir, exported, tmp_path):
         ("BertForPreTraining", "sharded"),
         ("BertForMaskedLM", "bin"),
         ("BertForSequenceClassification", "safetensors"),
+        ("BertForTokenClassification", "safetensors"),
+        ("BertForQuestionAnswering", "safetensors"),
+        ("BertForMultipleChoice", "safetensors"),
     ],
 )
 def test_import_of_transformers_models(name, file_format, tmp_path):
-    config = transformers.BertConfig(**SIZES, num_labels=3, id2label={0: "x", 1: "y", 2: "z"})
+    names = ("x", "y") if name == "BertForQuestionAnswering" else ("x", "y", "z")
+    config = transformers.BertConfig(**SIZES, id2label=dict(enumerate(names)))
     torch.manual_seed(0)
     model = getattr(transformers, name)(config).eval()
     with torch.no_grad():
@@ -133,7 +138,8 @@ def test_import_of_transformers_models(name, file_format, tmp_path):
     assert read.config.model.hidden_act == "gelu"
     has = convert.parts_of(read.params)
     assert ("NSP head" in has) == (name == "BertForPreTraining")
-    assert ("pooler" in has) == (name != "BertForMaskedLM")
+    without_pooler = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering")
+    assert ("pooler" in has) == (name not in without_pooler)
     # Outputs agree, and each tensor comes back bit for bit.
     gelu = BertConfig(**read.config.model)
     batch = parity.inputs(MODEL, TOKENIZER)[0]
@@ -147,21 +153,51 @@ def test_import_of_transformers_models(name, file_format, tmp_path):
     assert len(compared) == len(back)
     for key in compared:
         np.testing.assert_array_equal(back[prefix + key], state[key].numpy(), err_msg=key)
-    if name == "BertForSequenceClassification":
-        assert read.config.labels == ["x", "y", "z"]
+    named = name in ("BertForSequenceClassification", "BertForTokenClassification")
+    assert read.config.labels == (["x", "y", "z"] if named else [])
 
 
-def test_sequence_classifier_export(tmp_path):
-    labels = ["good", "bad", "ugly"]
-    run = loaded(
-        heads.BertForSequenceClassification(MODEL, 3), task="text_classification", labels=labels
+@pytest.mark.parametrize(
+    ("task", "name", "num_labels"),
+    [
+        ("text_classification", "BertForSequenceClassification", 3),
+        ("token_classification", "BertForTokenClassification", 3),
+        ("question_answering", "BertForQuestionAnswering", 0),
+        ("multiple_choice", "BertForMultipleChoice", 0),
+    ],
+)
+def test_fine_tuned_heads_export(task, name, num_labels, tmp_path):
+    labels = ["good", "bad", "ugly"][:num_labels]
+    shape = (1, 2, 8) if task == "multiple_choice" else (1, 8)
+    params = random_params(tasks.make_module(task, MODEL, num_labels), shape)
+    run = dataclasses.replace(
+        loaded(heads.BertForPreTraining(MODEL), task=task, labels=labels), params=params
     )
     report = convert.write_hf(run, "run", tmp_path / "hf")
-    assert report.verified and report.largest < 1e-5
-    _, info = load_torch("BertForSequenceClassification", tmp_path / "hf")
+    assert report.verified and report.largest < 1e-5 and set(report.differences) == {"logits"}
+    model, info = load_torch(name, tmp_path / "hf")
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    classify = transformers.pipeline("text-classification", model=str(tmp_path / "hf"), top_k=None)
-    assert {answer["label"] for answer in classify(["the capital"])[0]} == set(labels)
+    if labels:
+        assert list(model.config.id2label.values()) == labels
+    # Back again.
+    read = convert.read_hf(tmp_path / "hf")
+    assert (read.config.task, read.config.labels) == (task, labels)
+    back = convert.to_tensors(read.params, MODEL)
+    for key, x in convert.to_tensors(params, MODEL).items():
+        np.testing.assert_array_equal(back[key], x, err_msg=key)
+
+
+def test_pipelines(tmp_path):
+    for task, pipeline in (
+        ("text_classification", "text-classification"),
+        ("token_classification", "token-classification"),
+    ):
+        params = random_params(tasks.make_module(task, MODEL, 2))
+        run = loaded(heads.BertForPreTraining(MODEL), task=task, labels=["good", "bad"])
+        convert.write_hf(dataclasses.replace(run, params=params), "run", tmp_path / task)
+        answers = transformers.pipeline(pipeline, model=str(tmp_path / task))(["the capital"])[0]
+        for answer in answers if isinstance(answers, list) else [answers]:
+            assert answer.get("label", answer.get("entity")) in ("good", "bad")
 
 
 def test_partial_models_export_as_what_they_are(tmp_path):

@@ -6,6 +6,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import seqeval.metrics
 import sklearn.metrics
 import transformers
 
@@ -13,7 +14,7 @@ from bert_jax import batching, checkpoint, convert, finetune, tokenizer
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
-from configs.finetune import text_classification
+from configs.finetune import text_classification, token_classification
 
 WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
@@ -242,3 +243,59 @@ def test_command_line(pretrained, config, tmp_path, capsys):
                 "--config.batchsize=3",
             ]
         )
+
+
+def write_tagged(path, count, seed):
+    """A name ('good', 'fine') begins a PER, 'bad' and 'poor' a LOC, and 'and' goes on with it."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for _ in range(count):
+        label = "O"
+        for word in rng.choice(WORDS[:11], rng.integers(1, 12)):
+            kind = {"good": "PER", "fine": "PER", "bad": "LOC", "poor": "LOC"}.get(word)
+            if kind:
+                label = f"B-{kind}"
+            elif word == "and" and label != "O":
+                label = f"I-{label[2:]}"
+            else:
+                label = "O"
+            lines.append(f"{word}s NN {label}")  # two pieces a word: film ##s
+        lines.append("")
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_token_classification(pretrained, tmp_path):
+    config = token_classification.get_config()
+    config.train_file = write_tagged(tmp_path / "train.conll", 800, 0)
+    config.validation_file = write_tagged(tmp_path / "dev.conll", 100, 1)
+    config.max_seq_length = 16  # 7 words: longer sentences are worked off in windows
+    config.length_buckets = 1
+    config.num_epochs = 2
+    config.optimizer.learning_rate = 1e-2
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    assert results["f1"] > 0.8 and results["parity"] < 1e-5
+    lines = [
+        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
+    ]
+    truth, guesses = ([line[name] for line in lines] for name in ("labels", "predictions"))
+    for name in ("f1", "precision", "recall"):
+        oracle = getattr(seqeval.metrics, f"{name}_score")(truth, guesses)
+        assert results[name] == pytest.approx(oracle), name
+    assert max(len(line["words"]) for line in lines) > 7
+
+    # transformers' pipeline labels the same words, on sentences that fit one window.
+    tag = transformers.pipeline(
+        "token-classification", model=str(tmp_path / "run/hf"), aggregation_strategy="none"
+    )
+    short = [line for line in lines if len(line["words"]) <= 7]
+    answers = tag([" ".join(line["words"]) for line in short], ignore_labels=[])
+    for line, answer in zip(short, answers, strict=True):
+        firsts = [piece["entity"] for piece in answer if not piece["word"].startswith("##")]
+        assert firsts == line["predictions"]
+
+    with open(config.validation_file, "a") as stream:
+        stream.write("\ngood NN B-RIVER\n")
+    with pytest.raises(UserError, match=r"the label 'B-RIVER', which is not among 'O', 'B-LOC'"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

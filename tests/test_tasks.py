@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import seqeval.metrics
 import sklearn.metrics
 import transformers
 
-from bert_jax import batching, scores, tables, tasks, tokenizer
+from bert_jax import batching, scores, tables, tasks, token_classification, tokenizer
 from bert_jax.cli import UserError
 
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
@@ -149,3 +150,66 @@ def test_collate():
     assert batch.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(batch[name], values, err_msg=name)
+
+
+def test_entity_scores_against_seqeval():
+    rng = np.random.default_rng(0)
+    tags = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "I-MISC"]  # any order: IOB1, IOB2, nonsense
+    truth = [rng.choice(tags, rng.integers(1, 20)).tolist() for _ in range(200)]
+    guess = [
+        np.where(rng.random(len(x)) < 0.7, x, rng.choice(tags, len(x))).tolist() for x in truth
+    ]
+    ours = scores.entity_scores(truth, guess)
+    for name, value in ours.items():
+        oracle = getattr(seqeval.metrics, f"{name}_score")(truth, guess)
+        assert value == pytest.approx(oracle), name
+    converted = [token_classification.to_iob2(x) for x in truth]
+    assert seqeval.metrics.f1_score(converted, truth) == 1.0  # the same entities, spelt otherwise
+    nothing = scores.entity_scores([["O"]], [["O"]])
+    assert nothing == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_iob2():
+    to_iob2 = token_classification.to_iob2
+    assert to_iob2(["I-A", "I-A", "B-A", "O", "I-B", "I-A"]) == [
+        "B-A", "I-A", "B-A", "O", "B-B", "B-A"
+    ]  # fmt: skip
+    assert to_iob2(["B-A", "I-A", "O"]) == ["B-A", "I-A", "O"]
+    assert to_iob2(["NN", "VB"]) == ["NN", "VB"]
+    assert to_iob2(["S-A", "B-A", "E-A"]) == ["S-A", "B-A", "E-A"]
+
+
+def test_sentences_of_conll_and_jsonl(tmp_path):
+    conll = tmp_path / "x.conll"
+    conll.write_text(
+        "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\nbacks VBZ I-VP O\n\n\nBerlin NNP I-NP I-LOC"
+    )
+    jsonl = tmp_path / "x.jsonl"
+    jsonl.write_text(
+        '{"tokens": ["EU", "backs"], "tags": ["I-ORG", "O"]}\n'
+        '{"tokens": ["Berlin"], "tags": ["I-LOC"]}\n'
+    )
+    for path, places in ((conll, (3, 7)), (jsonl, (1, 2))):
+        assert token_classification.read_sentences(str(path), "tokens", "tags", -1) == [
+            token_classification.TaggedSentence(
+                f"{path}:{places[0]}", ("EU", "backs"), ("I-ORG", "O")
+            ),
+            token_classification.TaggedSentence(f"{path}:{places[1]}", ("Berlin",), ("I-LOC",)),
+        ]
+    parts = token_classification.read_sentences(str(conll), "", "", 1)
+    assert parts[0].labels == ("NNP", "VBZ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.conll", "EU I-ORG\nbacks\n", r"x\.conll:2 has 1 column\(s\)"),
+        ("x.conll", "\n\n", r"has no sentences"),
+        ("x.jsonl", '{"tokens": ["a"]}\n', r"x\.jsonl:1 has no list 'tags', it has 'tokens'"),
+        ("x.jsonl", '{"tokens": ["a"], "tags": []}\n', r"x\.jsonl:1 has 1 words and 0 labels"),
+    ],
+)
+def test_bad_sentences(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        token_classification.read_sentences(str(tmp_path / name), "tokens", "tags", -1)

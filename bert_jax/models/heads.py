@@ -99,3 +99,82 @@ class BertForSequenceClassification(nn.Module):
         site = 3 * config.num_hidden_layers + 1
         pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site)
         return dense(config, self.num_labels, "classifier")(pooled_BD).astype(jnp.float32)
+
+
+class BertForTokenClassification(nn.Module):
+    """A linear layer over every hidden state (paper, section 5.3): logits float32[B, L, C]."""
+
+    config: BertConfig
+    num_labels: int
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        config = self.config
+        x_BLD = BertModel(config, name="bert").encode(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        )
+        site = 3 * config.num_hidden_layers + 1
+        x_BLD = dropout(x_BLD, keys_B, config.hidden_dropout_prob, site)
+        return dense(config, self.num_labels, "classifier")(x_BLD).astype(jnp.float32)
+
+
+class BertForQuestionAnswering(nn.Module):
+    """Scores of every token as start and as end of the answer (paper, section 4.2).
+
+    Returns logits float32[B, L, 2]: start, end.
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        x_BLD = BertModel(self.config, name="bert").encode(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        )
+        return dense(self.config, 2, "span_classifier")(x_BLD).astype(jnp.float32)
+
+
+class BertForMultipleChoice(nn.Module):
+    """One score a choice over its pooled [CLS] state (paper, section 4.4); N is choices.
+
+    Takes int[B, N, L], returns logits float32[B, N].
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids_BNL: jax.Array,
+        attention_mask_BNL: jax.Array,
+        token_type_ids_BNL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        config = self.config
+        batch, choices, length = input_ids_BNL.shape
+        if keys_B is not None:
+            # One key a choice: each choice is a sequence of its own to the encoder.
+            keys_B = jax.vmap(lambda key: jax.random.split(key, choices))(keys_B).reshape(-1)
+        _, pooled_BD = BertModel(config, name="bert")(
+            *(
+                x_BNL.reshape(batch * choices, length)
+                for x_BNL in (input_ids_BNL, attention_mask_BNL, token_type_ids_BNL)
+            ),
+            keys_B,
+        )
+        site = 3 * config.num_hidden_layers + 1
+        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site)
+        logits = dense(config, 1, "classifier")(pooled_BD).astype(jnp.float32)
+        return logits.reshape(batch, choices)
