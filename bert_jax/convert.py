@@ -387,7 +387,9 @@ def write_hf(
     tensors = {
         key: x.astype(stored, copy=False) for key, x in to_tensors(loaded.params, model).items()
     }
-    config = hf_format.config_json(architecture, model, dtype, loaded.tokenizer.pad_id, labels)
+    config = hf_format.config_json(
+        architecture, model, dtype, loaded.tokenizer.pad_id, task, labels
+    )
     with hf_format.replace_directory(output) as scratch:
         hf_format.write_tensors(scratch, tensors, max_shard_size)
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -26,6 +26,7 @@ from bert_jax.models.bert import ACTIVATIONS, BertConfig
 
 # What a checkpoint was trained for -> the transformers class that computes it.
 ARCHITECTURES = {
+    "text_regression": "BertForSequenceClassification",
     "text_classification": "BertForSequenceClassification",
     "token_classification": "BertForTokenClassification",
     "question_answering": "BertForQuestionAnswering",
@@ -65,6 +66,7 @@ def config_json(
     model: BertConfig,
     dtype: str,
     pad_token_id: int,
+    task: str,
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The config.json of `model` under a transformers class name."""
@@ -80,6 +82,8 @@ def config_json(
         **{name: value for name, value in dataclasses.asdict(model).items() if name in shared},
         _MARK: f"bert_jax {__version__}",
     }
+    if task == "text_regression":
+        config["problem_type"] = "regression"
     if labels:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
@@ -122,10 +126,13 @@ def read_config(directory: epath.Path) -> Description:
     architecture = (config.get("architectures") or ["BertModel"])[0]
     tasks = {name: task for task, name in ARCHITECTURES.items()}
     names = config.get("id2label") or {}
+    task = tasks.get(architecture, "pretraining")
+    if task == "text_classification" and config.get("problem_type") == "regression":
+        task = "text_regression"
     return Description(
         architecture=architecture,
         model=BertConfig(**sizes),
-        task=tasks.get(architecture, "pretraining"),
+        task=task,
         labels=tuple(names[key] for key in sorted(names, key=int)),
     )
 

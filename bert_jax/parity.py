@@ -225,6 +225,9 @@ def compare(loaded: Any, architecture: str, directory: pathlib.Path, dtype: str)
         for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
         if info[kind]
     ]
+    labels = list(loaded.config.get("labels", []))
+    if labels and labels != list(network.config.id2label.values()):
+        problems.append(f"transformers names the labels {network.config.id2label}, not {labels}")
     width = batches[0]["input_ids"].shape[1]
     for (first, second), ids_L in zip(TEXTS, batches[0]["input_ids"], strict=False):
         read = tokenizer(first, second, truncation=True, max_length=width)["input_ids"]

@@ -37,6 +37,23 @@ def log_softmax(logits_NC: np.ndarray) -> np.ndarray:
     return shifted_NC - np.log(np.exp(shifted_NC).sum(-1, keepdims=True))
 
 
+def pearson(x_N: Sequence[float], y_N: Sequence[float]) -> float:
+    """Linear correlation; 0 if either is constant."""
+    x_N, y_N = (np.asarray(values, np.float64) - np.mean(values) for values in (x_N, y_N))
+    scale = np.sqrt((x_N**2).sum() * (y_N**2).sum())
+    return float((x_N * y_N).sum() / scale) if scale > 0 else 0.0
+
+
+def spearman(x_N: Sequence[float], y_N: Sequence[float]) -> float:
+    """Correlation of the ranks; equal values share their mean rank."""
+
+    def ranks(values_N: Sequence[float]) -> np.ndarray:
+        _, inverse_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse_N]
+
+    return pearson(ranks(x_N), ranks(y_N))
+
+
 def are_entities(labels: Iterable[str]) -> bool:
     """Whether all labels are O, B-type or I-type."""
     return all(label == "O" or label[:2] in ("B-", "I-") for label in labels)

@@ -77,10 +77,14 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
     Raises:
       UserError: an unknown name.
     """
-    from bert_jax.token_classification import TokenClassification  # it imports this module
+    # They import this module.
+    from bert_jax.question_answering import QuestionAnswering
+    from bert_jax.token_classification import TokenClassification
 
     tasks = {
+        "question_answering": QuestionAnswering,
         "text_classification": TextClassification,
+        "text_regression": TextRegression,
         "token_classification": TokenClassification,
     }
     if config.task not in tasks:
@@ -91,7 +95,7 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
 def make_module(task: str, model: BertConfig, num_labels: int) -> nn.Module:
     """The model with the head of a task; called with input ids, mask, segments and keys_B."""
     match task:
-        case "text_classification":
+        case "text_classification" | "text_regression":
             return heads.BertForSequenceClassification(model, num_labels)
         case "token_classification":
             return heads.BertForTokenClassification(model, num_labels)
@@ -136,6 +140,41 @@ class TextExample:
     label: str
 
 
+def read_texts(source: str, config: ml_collections.ConfigDict) -> list[TextExample]:
+    """Rows with one or two texts and a label, none of them empty."""
+    text_columns = [name for name in (config.text_column, config.text_pair_column) if name]
+    examples = []
+    for row in tables.read(source, [*text_columns, config.label_column]):
+        texts = tuple(row.values[name] for name in text_columns)
+        for name, text in zip(text_columns, texts, strict=True):
+            if not text.strip():
+                raise UserError(f"{row.place} has an empty text (column {name!r})")
+        label = row.values[config.label_column].strip()
+        if not label:
+            raise UserError(f"{row.place} has no label (column {config.label_column!r})")
+        examples.append(TextExample(row.place, texts, label))
+    return examples
+
+
+def text_features(
+    examples: list[TextExample], targets: Sequence[Any], tokenizer: Tokenizer, max_length: int
+) -> list[Feature]:
+    """One row an example; its target goes by the name "labels"."""
+    encoded = [
+        tokenizer.backend.encode_batch_fast(
+            [example.texts[i] for example in examples], add_special_tokens=False
+        )
+        for i in range(len(examples[0].texts))
+    ]
+    features = []
+    for i, target in enumerate(targets):
+        second = encoded[1][i].ids if len(encoded) == 2 else None
+        ids, segments = join(tokenizer, encoded[0][i].ids, second, max_length)
+        arrays = {"input_ids": ids, "token_type_ids": segments, "labels": target}
+        features.append(Feature(arrays, example=i))
+    return features
+
+
 class TextClassification:
     """Classes of a sentence or of a pair of sentences (paper, section 4.1)."""
 
@@ -148,19 +187,10 @@ class TextClassification:
         self._names = parse_labels(config.labels)
 
     def read(self, source: str) -> list[TextExample]:
-        config = self._config
-        text_columns = [name for name in (config.text_column, config.text_pair_column) if name]
-        examples = []
-        for row in tables.read(source, [*text_columns, config.label_column]):
-            texts = tuple(row.values[name] for name in text_columns)
-            for name, text in zip(text_columns, texts, strict=True):
-                if not text.strip():
-                    raise UserError(f"{row.place} has an empty text (column {name!r})")
-            label = row.values[config.label_column].strip()
-            if not label:
-                raise UserError(f"{row.place} has no label (column {config.label_column!r})")
-            examples.append(TextExample(row.place, texts, self._names.get(label, label)))
-        return examples
+        return [
+            dataclasses.replace(example, label=self._names.get(example.label, example.label))
+            for example in read_texts(source, self._config)
+        ]
 
     def set_labels(self, examples: list[TextExample]) -> None:
         found = {example.label for example in examples}
@@ -184,22 +214,12 @@ class TextClassification:
                     f"{example.place} has the label {example.label!r}, which {origin} does not "
                     f"have ({class_names(self.labels)})"
                 )
-        encoded = [
-            [
-                encoding.ids
-                for encoding in self._tokenizer.backend.encode_batch_fast(
-                    [example.texts[i] for example in examples], add_special_tokens=False
-                )
-            ]
-            for i in range(len(examples[0].texts))
-        ]
-        features = []
-        for i, example in enumerate(examples):
-            first, second = encoded[0][i], encoded[1][i] if len(encoded) == 2 else None
-            ids, segments = join(self._tokenizer, first, second, self._config.max_seq_length)
-            arrays = {"input_ids": ids, "token_type_ids": segments, "labels": index[example.label]}
-            features.append(Feature(arrays, example=i))
-        return features
+        return text_features(
+            examples,
+            [index[example.label] for example in examples],
+            self._tokenizer,
+            self._config.max_seq_length,
+        )
 
     def loss_sum(self, logits_BC: jax.Array, batch: Batch) -> jax.Array:
         loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, batch["labels"])
@@ -237,6 +257,59 @@ class TextClassification:
         return figures, lines
 
 
+class TextRegression:
+    """A number of a text or a pair of texts, fitted by squared error (STS-B in GLUE)."""
+
+    metric = "pearson"
+    labels: tuple[str, ...] = ("score",)
+
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
+        self._config = config
+        self._tokenizer = tokenizer
+
+    def read(self, source: str) -> list[TextExample]:
+        examples = read_texts(source, self._config)
+        for example in examples:
+            if _number(example.label) is None:
+                raise UserError(
+                    f"{example.place} has the score {example.label!r}, which is not a number"
+                )
+        return examples
+
+    def set_labels(self, examples: list[TextExample]) -> None:
+        """Nothing to settle: the one output is called "score"."""
+
+    def features(self, examples: list[TextExample]) -> list[Feature]:
+        return text_features(
+            examples,
+            [_number(example.label) for example in examples],
+            self._tokenizer,
+            self._config.max_seq_length,
+        )
+
+    def loss_sum(self, logits_B1: jax.Array, batch: Batch) -> jax.Array:
+        return jnp.sum(jnp.square(logits_B1[:, 0] - batch["labels"]) * batch["weights"])
+
+    def loss_weight(self, batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def evaluate(
+        self, examples: list[TextExample], features: list[Feature], outputs: list[np.ndarray]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        predictions_N = np.stack(outputs)[:, 0]
+        labels_N = np.array([feature.arrays["labels"] for feature in features])
+        figures = {
+            "loss": float(np.mean((predictions_N - labels_N) ** 2)),
+            "pearson": scores.pearson(labels_N, predictions_N),
+            "spearman": scores.spearman(labels_N, predictions_N),
+        }
+        lines = [
+            {"texts": list(example.texts), "label": float(label), "prediction": float(prediction)}
+            for example, label, prediction in zip(examples, labels_N, predictions_N, strict=True)
+        ]
+        return figures, lines
+
+
 def parse_labels(text: str) -> dict[str, str]:
     """'0=negative,1=positive' -> {'0': 'negative', '1': 'positive'}; 'a,b' -> {'a': 'a', 'b': 'b'}.
 
@@ -260,3 +333,11 @@ def class_names(labels: Sequence[str]) -> str:
     """('a', 'b') -> "'a', 'b'", cut after a dozen."""
     shown = ", ".join(map(repr, labels[:12]))
     return shown if len(labels) <= 12 else f"{shown}, … ({len(labels)} in all)"
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None

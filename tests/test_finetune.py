@@ -14,7 +14,12 @@ from bert_jax import batching, checkpoint, convert, finetune, tokenizer
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
-from configs.finetune import text_classification, token_classification
+from configs.finetune import (
+    squad2,
+    text_classification,
+    text_regression,
+    token_classification,
+)
 
 WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
@@ -128,6 +133,36 @@ def test_pairs(pretrained, config, tmp_path):
     answer = answer[0] if isinstance(answer, list) else answer
     assert answer["label"] == line["prediction"]
     assert answer["score"] == pytest.approx(line["scores"][line["prediction"]], abs=1e-5)
+
+
+def test_regression(pretrained, tmp_path):
+    """The score of a text is its number of good words."""
+    rng = np.random.default_rng(0)
+    for name, count in (("train.csv", 600), ("dev.csv", 80)):
+        rows = [rng.choice(WORDS[:5], 8) for _ in range(count)]
+        lines = [f"{' '.join(row)},{np.isin(row, WORDS[:2]).sum()}" for row in rows]
+        (tmp_path / name).write_text("\n".join(["text,score", *lines]) + "\n")
+    config = text_regression.get_config()
+    config.train_file, config.validation_file = (
+        str(tmp_path / f"{x}.csv") for x in ("train", "dev")
+    )
+    config.max_seq_length = 32
+    config.num_epochs = 2
+    config.optimizer.learning_rate = 1e-2
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    lines = [
+        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
+    ]
+    truth, guesses = ([line[name] for line in lines] for name in ("label", "prediction"))
+    assert results["pearson"] == pytest.approx(np.corrcoef(truth, guesses)[0, 1], abs=1e-5)
+    assert results["pearson"] > 0.7 and results["parity"] < 1e-5
+    estimate = transformers.pipeline("text-classification", model=str(tmp_path / "run/hf"))
+    answers = estimate([line["texts"][0] for line in lines])
+    assert [answer["score"] for answer in answers] == pytest.approx(guesses, abs=1e-5)
+    (tmp_path / "dev.csv").write_text("text,score\ngood film,high\n")
+    with pytest.raises(UserError, match=r"dev\.csv:2 has the score 'high', which is not a number"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    assert convert.read_hf(tmp_path / "run/hf").config.task == "text_regression"
 
 
 def test_goes_on_after_an_interruption(pretrained, config, tmp_path, monkeypatch):
@@ -297,5 +332,66 @@ def test_token_classification(pretrained, tmp_path):
     with open(config.validation_file, "a") as stream:
         stream.write("\ngood NN B-RIVER\n")
     with pytest.raises(UserError, match=r"the label 'B-RIVER', which is not among 'O', 'B-LOC'"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def write_squad(path, count, seed):
+    """The answer is the first good word of the context and what follows it; some have none."""
+    rng = np.random.default_rng(seed)
+    paragraphs = []
+    for i in range(count):
+        words = list(rng.choice(WORDS[4:11], rng.integers(3, 40)))
+        at = int(rng.integers(len(words)))
+        answers = []
+        if i % 4:
+            words[at] = str(rng.choice(WORDS[:2]))
+            start = len(" ".join(words[:at])) + bool(at)
+            answers = [{"text": " ".join(words[at : at + 2]), "answer_start": start}]
+        qa = {"id": f"q{i}", "question": "was the film good?", "answers": answers}
+        paragraphs.append({"context": " ".join(words), "qas": [qa | {"is_impossible": i % 4 == 0}]})
+    path.write_text(json.dumps({"version": "2.0", "data": [{"paragraphs": paragraphs}]}))
+    return str(path)
+
+
+def test_question_answering(pretrained, tmp_path):
+    config = squad2.get_config()
+    config.train_file = write_squad(tmp_path / "train.json", 900, 0)
+    config.validation_file = write_squad(tmp_path / "dev.json", 80, 1)
+    config.max_seq_length = 32
+    config.max_question_length = 8
+    config.doc_stride = 10  # contexts of up to 40 words: up to four windows
+    config.length_buckets = 1
+    config.optimizer.learning_rate = 1e-2
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    assert results["exact"] > 0.6 and results["f1"] > 0.8
+    assert results["parity"] < 1e-5
+    lines = [
+        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
+    ]
+
+    def plain(text):  # the words that the official script compares
+        return [word for word in text.split() if word not in ("a", "the")]
+
+    right = [
+        plain(line["prediction"]) in [plain(answer) for answer in line["answers"] or [""]]
+        for line in lines
+    ]
+    assert np.mean(right) == pytest.approx(results["exact"])
+    assert any(not line["answers"] and not line["prediction"] for line in lines)
+    dev = json.loads((tmp_path / "dev.json").read_text())["data"][0]["paragraphs"]
+    for line, paragraph in zip(lines, dev, strict=True):
+        for answer in line["n_best"]:
+            assert paragraph["context"][answer["start"] : answer["end"]] == answer["text"]
+        assert sum(answer["score"] for answer in line["n_best"]) == pytest.approx(1, abs=1e-3)
+
+    config.doc_stride = 25
+    with pytest.raises(UserError, match=r"doc_stride=25 is more than the 21 context tokens"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    broken = json.loads((tmp_path / "dev.json").read_text())
+    broken["data"][0]["paragraphs"][1]["qas"][0]["answers"][0]["answer_start"] += 1
+    (tmp_path / "dev.json").write_text(json.dumps(broken))
+    config.doc_stride = 10
+    with pytest.raises(UserError, match=r"question 'q1': the answer '.*' does not stand at"):
         finetune.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()

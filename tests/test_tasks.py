@@ -4,11 +4,20 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
 import transformers
 
-from bert_jax import batching, scores, tables, tasks, token_classification, tokenizer
+from bert_jax import (
+    batching,
+    question_answering,
+    scores,
+    tables,
+    tasks,
+    token_classification,
+    tokenizer,
+)
 from bert_jax.cli import UserError
 
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
@@ -46,6 +55,16 @@ def test_scores_against_sklearn(num_labels):
         assert scores.f1(labels, predictions, num_labels) == pytest.approx(
             sklearn.metrics.f1_score(labels, predictions, average=average, zero_division=0.0)
         )
+
+
+def test_correlations_against_scipy():
+    rng = np.random.default_rng(0)
+    for digits in (6, 0):  # without and with ties
+        x = np.round(rng.normal(0, 2, 50), digits)
+        y = np.round(x + rng.normal(0, 1, 50), digits)
+        assert scores.pearson(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic)
+        assert scores.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    assert scores.pearson([1, 2, 3], [5, 5, 5]) == 0.0
 
 
 def test_tables_read_the_same_rows(tmp_path):
@@ -213,3 +232,63 @@ def test_bad_sentences(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         token_classification.read_sentences(str(tmp_path / name), "tokens", "tags", -1)
+
+
+def test_squad_scores():
+    """Values worked out by the definitions of the official evaluate-v1.1.py and -v2.0.py."""
+    qa = question_answering
+    assert qa.normalize("The  Cat's, hat!") == "cats hat"
+    assert qa.normalize("an A-team") == "ateam"
+    assert qa.exact_match("the Cat", "cat.") == 1.0
+    assert qa.token_f1("the big cat", "big dog") == 0.5
+    assert qa.token_f1("cat cat", "cat") == pytest.approx(2 / 3)
+    assert qa.token_f1("", "cat") == 0.0
+    assert qa.best_score(qa.token_f1, "cat", ("dog", "a cat")) == 1.0
+    assert qa.best_score(qa.exact_match, "", ()) == 1.0
+    assert qa.best_score(qa.token_f1, "cat", ()) == 0.0
+
+
+def test_best_spans():
+    logits = np.array([[5.0, 0.0], [0.0, 1.0], [1.0, 3.0], [0.0, 9.0]])
+    offsets = [(0, 2), (3, 5), (5, 8), (9, 12)]
+    spans = question_answering.best_spans(logits, offsets, n_best=2, max_answer_length=3)
+    # Starts 0 and 2, ends 3 and 2; 0 … 3 is four tokens long.
+    assert sorted(spans, reverse=True) == [(10.0, 5, 12), (8.0, 0, 8), (4.0, 5, 8)]
+
+
+def test_windows_cover_a_long_context():
+    import ml_collections
+
+    config = ml_collections.ConfigDict(
+        {"max_seq_length": 12, "max_question_length": 4, "doc_stride": 3}
+    )
+    words = [f"w{i}" for i in range(10)]
+    context = " ".join(words)
+    example = question_answering.Question("1", "w40 w41", context, ("w6 w7",), context.index("w6"))
+    task = question_answering.QuestionAnswering(config, TOKENIZER)
+    features = task.features([example])
+    firsts = [feature.origin.offsets[0][0] for feature in features]
+    assert firsts == [context.index("w0"), context.index("w3")]  # 7 tokens fit, 10 are there
+    assert [(f.arrays["starts"], f.arrays["ends"]) for f in features] == [(0, 0), (7, 8)]
+    ids = [TOKENIZER.vocab[i] for i in features[1].arrays["input_ids"]]
+    assert ids == ["[CLS]", "w40", "w41", "[SEP]", *words[3:10], "[SEP]"]
+    assert features[1].arrays["token_type_ids"] == [0] * 4 + [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"is not JSON"),
+        ('{"data": [{"paragraphs": [{"qas": [{"id": 1}]}]}]}', r"is not a SQuAD file.*'answers'"),
+        ('{"data": []}', r"has no questions"),
+        (
+            '{"data": [{"paragraphs": [{"context": " ", "qas": '
+            '[{"id": 1, "question": "q", "answers": []}]}]}]}',
+            r"question '1' has an empty context",
+        ),
+    ],
+)
+def test_bad_squad_files(content, message, tmp_path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        question_answering.read_squad(str(tmp_path / "x.json"))

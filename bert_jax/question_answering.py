@@ -1,0 +1,281 @@
+"""Extractive question answering: the answer is a span of the context (paper, sections 4.2, 4.3).
+
+Contexts longer than the model takes are read in overlapping windows. A window without the answer
+points to [CLS]; so does every window of a question that has none.
+"""
+
+import collections
+import dataclasses
+import heapq
+import json
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from bert_jax import tables
+from bert_jax.cli import UserError
+from bert_jax.tasks import Batch, Feature, join
+from bert_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question about a context; `answers` are alternatives, () if it has none.
+
+    start: of the first answer in the context, in characters.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Where a feature's context tokens stand: from `first` in the row; their characters."""
+
+    first: int
+    offsets: tuple[tuple[int, int], ...]
+
+
+class QuestionAnswering:
+    """Spans scored by exact match and F1 as the official SQuAD scripts define them."""
+
+    metric = "f1"
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
+        self._config = config
+        self._tokenizer = tokenizer
+        self._may_have_none = False
+        room = config.max_seq_length - config.max_question_length - 3
+        if config.doc_stride > room:
+            raise UserError(
+                f"config.doc_stride={config.doc_stride} is more than the {room} context tokens "
+                f"that max_seq_length={config.max_seq_length} leaves beside a question of "
+                f"max_question_length={config.max_question_length}: parts would not be read"
+            )
+
+    def read(self, source: str) -> list[Question]:
+        return read_squad(source)
+
+    def set_labels(self, examples: list[Question]) -> None:
+        """Questions may go without an answer if some of the training set do."""
+        self._may_have_none = any(not example.answers for example in examples)
+
+    def features(self, examples: list[Question]) -> list[Feature]:
+        config, tokenizer = self._config, self._tokenizer
+        contexts = {example.context: None for example in examples}  # several questions share one
+        encodings = dict(
+            zip(
+                contexts,
+                tokenizer.backend.encode_batch([*contexts], add_special_tokens=False),
+                strict=True,
+            )
+        )
+        features = []
+        for i, example in enumerate(examples):
+            question_ids = tokenizer.encode(example.question)[: config.max_question_length]
+            encoding = encodings[example.context]
+            span = _token_span(example, encoding.offsets)
+            room = config.max_seq_length - len(question_ids) - 3
+            start = 0
+            while True:
+                end = min(start + room, len(encoding.ids))
+                ids, segments = join(
+                    tokenizer, question_ids, encoding.ids[start:end], config.max_seq_length
+                )
+                first = len(question_ids) + 2
+                inside = span is not None and start <= span[0] and span[1] < end
+                arrays = {
+                    "input_ids": ids,
+                    "token_type_ids": segments,
+                    "starts": span[0] - start + first if inside else 0,
+                    "ends": span[1] - start + first if inside else 0,
+                }
+                window = Window(first, tuple(encoding.offsets[start:end]))
+                features.append(Feature(arrays, example=i, origin=window))
+                if end == len(encoding.ids):
+                    break
+                start += config.doc_stride
+        return features
+
+    def loss_sum(self, logits_BL2: jax.Array, batch: Batch) -> jax.Array:
+        mask_BL1 = batch["attention_mask"][..., None] > 0
+        logits_BL2 = jnp.where(mask_BL1, logits_BL2, -1e30)
+        loss_B = sum(
+            optax.softmax_cross_entropy_with_integer_labels(logits_BL2[..., i], batch[name])
+            for i, name in enumerate(("starts", "ends"))
+        )
+        return jnp.sum(loss_B * batch["weights"]) / 2
+
+    def loss_weight(self, batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def evaluate(
+        self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        config = self._config
+        spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
+        null_scores = np.full(len(examples), np.inf)
+        for feature, logits_L2 in zip(features, outputs, strict=True):
+            window = feature.origin
+            spans[feature.example] += best_spans(
+                logits_L2[window.first : window.first + len(window.offsets)],
+                window.offsets,
+                config.n_best,
+                config.max_answer_length,
+            )
+            # The window that sees an answer best decides whether there is none.
+            null = float(logits_L2[0].sum())
+            null_scores[feature.example] = min(null_scores[feature.example], null)
+        lines, exact, f1 = [], 0.0, 0.0
+        for example, found, null in zip(examples, spans, null_scores, strict=True):
+            answers = [
+                {"text": example.context[start:end], "start": start, "end": end, "score": score}
+                for score, start, end in heapq.nlargest(config.n_best, set(found))
+            ]
+            if self._may_have_none:
+                margin = null - (answers[0]["score"] if answers else -np.inf)
+                empty = {"text": "", "start": 0, "end": 0, "score": null}
+                first = margin > config.null_threshold
+                answers = [empty, *answers] if first else [*answers, empty]
+            prediction = answers[0]["text"] if answers else ""
+            scores = np.array([answer["score"] for answer in answers])
+            shares = np.exp(scores - scores.max()) if answers else scores
+            for answer, share in zip(answers, shares / shares.sum(), strict=True):
+                answer["score"] = round(float(share), 6)
+            exact += best_score(exact_match, prediction, example.answers)
+            f1 += best_score(token_f1, prediction, example.answers)
+            lines.append(
+                {
+                    "id": example.id,
+                    "question": example.question,
+                    "answers": list(example.answers),
+                    "prediction": prediction,
+                    "n_best": answers,
+                }
+            )
+        return {"exact": exact / len(examples), "f1": f1 / len(examples)}, lines
+
+
+def best_spans(
+    logits_N2: np.ndarray,
+    offsets: Sequence[tuple[int, int]],
+    n_best: int,
+    max_answer_length: int,
+) -> list[tuple[float, int, int]]:
+    """(start logit + end logit, first character, end character) of a window's likeliest spans.
+
+    Args:
+      logits_N2: of the N context tokens alone.
+      offsets: the characters of each.
+      n_best: starts and ends that are combined, each the highest.
+      max_answer_length: in tokens.
+    """
+    starts, ends = (np.argsort(-logits_N2[:, i], kind="stable")[:n_best] for i in (0, 1))
+    return [
+        (float(logits_N2[i, 0] + logits_N2[j, 1]), offsets[i][0], offsets[j][1])
+        for i in starts
+        for j in ends
+        if i <= j < i + max_answer_length
+    ]
+
+
+def _token_span(example: Question, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first and the last token of the first answer; None without one."""
+    if not example.answers:
+        return None
+    begin, end = example.start, example.start + len(example.answers[0])
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
+    return (inside[0], inside[-1]) if inside else None
+
+
+def normalize(answer: str) -> str:
+    """'The  Cat!' -> 'cat': what the official SQuAD scripts compare."""
+    text = "".join(c for c in answer.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    return float(normalize(prediction) == normalize(answer))
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """F1 of the bags of words; two empty answers are equal."""
+    guess, truth = normalize(prediction).split(), normalize(answer).split()
+    if not guess or not truth:
+        return float(guess == truth)
+    common = sum((collections.Counter(guess) & collections.Counter(truth)).values())
+    return 2 * common / (len(guess) + len(truth))
+
+
+def best_score(score: Any, prediction: str, answers: Sequence[str]) -> float:
+    """The highest over the alternatives; a question without an answer wants ''."""
+    # An answer of articles and punctuation alone would match anything empty: the scripts drop it.
+    answers = [answer for answer in answers if normalize(answer)] or [""]
+    return max(score(prediction, answer) for answer in answers)
+
+
+def read_squad(source: str) -> list[Question]:
+    """Reads a SQuAD file (1.1 or 2.0, .json) or "hf:NAME:SPLIT" with SQuAD's columns.
+
+    Raises:
+      UserError: nothing there, another structure, an empty text, an answer that does not stand in
+        its context where the file says.
+    """
+    if source.startswith("hf:"):
+        rows = [
+            (str(row["id"]), row["question"], row["context"], _hf_answers(row["answers"]))
+            for row in tables.load_hf(source)
+        ]
+    else:
+        try:
+            rows = list(_squad_rows(json.loads(tables.read_text(source))))
+        except ValueError as error:
+            raise UserError(f"{source} is not JSON ({error})") from None
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{source} is not a SQuAD file: expected data → paragraphs → context and qas → "
+                f"id, question, answers → text, answer_start; missing {error}"
+            ) from None
+    if not rows:
+        raise UserError(f"{source} has no questions")
+    questions = []
+    for id, question, context, answers in rows:
+        place = f"{source}: question {id!r}"
+        for name, text in (("question", question), ("context", context)):
+            if not text.strip():
+                raise UserError(f"{place} has an empty {name}")
+        for text, start in answers:
+            there = context[start : start + len(text)]
+            if there != text or not text:
+                raise UserError(
+                    f"{place}: the answer {text!r} does not stand at character {start} of its "
+                    f"context, where {there!r} stands"
+                )
+        texts = tuple(text for text, _ in answers)
+        questions.append(Question(id, question, context, texts, answers[0][1] if answers else 0))
+    return questions
+
+
+def _squad_rows(squad: Any):
+    for article in squad["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = [] if qa.get("is_impossible") else qa["answers"]
+                pairs = [(answer["text"], answer["answer_start"]) for answer in answers]
+                yield str(qa["id"]), qa["question"], paragraph["context"], pairs
+
+
+def _hf_answers(answers: dict[str, list]) -> list[tuple[str, int]]:
+    return list(zip(answers["text"], answers["answer_start"], strict=True))
