@@ -109,16 +109,14 @@ def mask_tokens(
         if config.whole_word:
             if is_continuation_V is None:
                 raise ValueError("whole_word masking needs is_continuation_V")
-            # A piece that truncation cut from its word's beginning follows a special token, and
-            # is then the beginning of what is left of the word.
-            is_start_BL[:, 1:] &= ~(
-                is_continuation_V[input_ids_BL[:, 1:]] & is_candidate_BL[:, :-1]
-            )
+            is_start_BL &= ~is_continuation_V[input_ids_BL]
         for example, start, end in [] if spans_S3 is None else spans_S3.tolist():
-            is_start_BL[example, start + 1 : end] = False
-            is_start_BL[example, start] = is_candidate_BL[example, start]
-            if end < is_start_BL.shape[1]:
-                is_start_BL[example, end] = is_candidate_BL[example, end]
+            is_start_BL[example, start:end] = False
+            is_start_BL[example, start] = True
+            is_start_BL[example, end : end + 1] = True
+        # A unit begins anew after a special token: a piece whose word truncation cut, or [UNK].
+        is_start_BL[:, 1:] |= ~is_candidate_BL[:, :-1]
+        is_start_BL &= is_candidate_BL
         is_chosen_BL = _choose_units(rng, is_candidate_BL, is_start_BL, wanted_B, config.max_ngram)
     return _replace(rng, input_ids_BL, is_chosen_BL, config, mask_id, is_special_V)
 

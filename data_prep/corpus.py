@@ -241,7 +241,7 @@ def _blocks(path: str, kind: str) -> Iterator[Block]:
                     yield Block(path, data, 1, raw.tell())
                     return
                 cut = len(data) if at_end else _last_boundary(data, kind)
-                if not cut:
+                if not cut and not at_end:
                     rest = data
                     continue
                 if data[:cut].strip():

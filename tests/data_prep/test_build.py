@@ -1,0 +1,369 @@
+"""The builder: what it writes, that it always writes the same, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from corpora import make_documents, write_jsonl
+
+from bert_jax.cli import UserError
+from bert_jax.records import NO_NEXT_SENTENCE_LABEL, Manifest
+from data_prep import build as build_module
+from data_prep import stages, token_store
+from data_prep.build import BuildOptions, build
+from data_prep.check import check
+from data_prep.tally import read_examples
+
+
+@pytest.fixture
+def options(corpus_file, tokenizer_dir):
+    return BuildOptions((corpus_file,), tokenizer_dir, num_shards=4, dupe_factor=2)
+
+
+def shas(manifest):
+    return {shard.name: shard.sha256 for shards in manifest.splits.values() for shard in shards}
+
+
+def examples_of(data_dir, split="train"):
+    manifest = Manifest.read(data_dir)
+    blocks = [
+        block
+        for shard in manifest.splits[split]
+        for block in read_examples(f"{data_dir}/{shard.name}", manifest.dtype)
+    ]
+    return np.concatenate(blocks)
+
+
+def unmasked(examples):
+    """The ids before masking, padding left out."""
+    for example in examples:
+        ids = example["input_ids"].copy()
+        m = example["num_masked"]
+        ids[example["masked_lm_positions"][:m]] = example["masked_lm_ids"][:m]
+        yield ids[: example["num_tokens"]].tolist()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, corpus_file, tokenizer_dir):
+    directory = tmp_path_factory.mktemp("built") / "data"
+    options = BuildOptions((corpus_file,), tokenizer_dir, num_shards=4, dupe_factor=2)
+    return directory, build(options, directory, workers=1)
+
+
+def test_files(built, tokenizer):
+    directory, manifest = built
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == [
+        "dataset.json",
+        "document_hashes-train.npy",
+        "document_hashes-validation.npy",
+        "token_counts.npy",
+        "tokenizer",
+        *(f"train-0000{i}-of-00004.array_record" for i in range(4)),
+        "validation-00000-of-00001.array_record",
+    ]
+    assert manifest.tokenizer_fingerprint == tokenizer.fingerprint
+    assert Manifest.read(directory) == manifest
+
+
+def test_statistics_are_those_of_the_examples(built, tokenizer):
+    directory, manifest = built
+    examples = examples_of(directory)
+    counts = manifest.statistics["splits"]["train"]
+    assert manifest.num_examples("train") == counts["examples"] == len(examples)
+    assert counts["example_tokens"] == examples["num_tokens"].sum()
+    assert counts["label_0"] == (examples["next_sentence_label"] == 0).sum()
+    assert counts["masked"] == examples["num_masked"].sum()
+    token_counts = np.load(directory / "token_counts.npy")
+    flat = np.concatenate([ids for ids in unmasked(examples)])
+    expected = np.bincount(flat, minlength=tokenizer.vocab_size)
+    expected[[tokenizer.cls_id, tokenizer.sep_id]] = 0
+    assert np.array_equal(token_counts, expected)
+    chance = expected[expected > 0] / expected.sum()
+    entropy = -(chance * np.log(chance)).sum()
+    assert manifest.statistics["unigram_entropy_nats"] == pytest.approx(entropy)
+
+
+def test_segments_are_text_of_one_document_each(built, corpus_file, tokenizer):
+    """Every A and B occurs in a document; IsNext pairs are adjacent, random ones of two."""
+    directory, _ = built
+    with open(corpus_file) as file:
+        texts = [json.loads(line)["text"] for line in file]
+    documents = [" ".join(map(str, tokenizer.encode(text))) for text in texts]
+    rng = random.Random(0)
+    for split in ("train", "validation"):
+        examples = examples_of(directory, split)
+        chosen = examples[rng.sample(range(len(examples)), min(len(examples), 150))]
+        for example, ids in zip(chosen, unmasked(chosen), strict=True):
+            second = int(example["second_start"])
+            assert ids[0] == tokenizer.cls_id
+            assert ids[second - 1] == ids[-1] == tokenizer.sep_id
+            a, b = (" ".join(map(str, part)) for part in (ids[1 : second - 1], ids[second:-1]))
+            homes_a = {i for i, document in enumerate(documents) if a in document}
+            homes_b = {i for i, document in enumerate(documents) if b in document}
+            assert homes_a and homes_b
+            if example["next_sentence_label"] == 0:
+                assert homes_a & homes_b
+            elif len(homes_a) == len(homes_b) == 1:
+                assert homes_a != homes_b
+
+
+def test_is_next_share(built):
+    directory, _ = built
+    for split in ("train", "validation"):
+        labels = examples_of(directory, split)["next_sentence_label"]
+        assert abs((labels == 0).sum() - len(labels) / 2) <= 4 * 4  # at most 4 a shard
+
+
+def test_validation_documents_are_in_no_training_example(tmp_path, options):
+    manifest = build(
+        dataclasses.replace(options, validation_fraction=0.3), tmp_path / "data", workers=1
+    )
+    train = {tuple(ids) for ids in unmasked(examples_of(tmp_path / "data"))}
+    validation = {tuple(ids) for ids in unmasked(examples_of(tmp_path / "data", "validation"))}
+    assert not train & validation
+    share = manifest.statistics["splits"]["validation"]["documents"] / 400
+    assert 0.2 < share < 0.4
+
+
+def test_same_bytes_with_any_workers(tmp_path, options, built):
+    assert shas(build(options, tmp_path / "two", workers=2)) == shas(built[1])
+
+
+def test_same_bytes_with_beam(tmp_path, options, built):
+    pytest.importorskip("apache_beam")
+    assert shas(build(options, tmp_path / "beam", runner="beam")) == shas(built[1])
+
+
+def test_same_bytes_from_many_small_units(tmp_path, options, monkeypatch):
+    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    several = build(options, tmp_path / "a", workers=1)
+    assert shas(build(options, tmp_path / "b", workers=1)) == shas(several)
+
+
+def test_the_seed_changes_everything(tmp_path, options, built):
+    other = build(dataclasses.replace(options, seed=1), tmp_path / "data", workers=1)
+    assert not set(shas(other).values()) & set(shas(built[1]).values())
+
+
+class _Stop(BaseException):
+    """Stands for a kill: nothing catches it, and nothing is cleaned up."""
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "merge", "write_shard", "finish"])
+def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
+    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    whole = shas(build(options, tmp_path / "whole", workers=1))
+    original = getattr(build_module, stage)
+    calls = []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == (3 if stage in ("tokenize", "write_shard") else 1):
+            raise _Stop
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, stage, stopping)
+        with pytest.raises(_Stop):
+            build(options, tmp_path / "data", workers=1)
+    assert not (tmp_path / "data" / "dataset.json").exists()
+    written = []
+    write = stages._WRITERS["array_record"]
+    monkeypatch.setitem(
+        stages._WRITERS, "array_record", lambda path, x: written.append(path) or write(path, x)
+    )
+    assert shas(build(options, tmp_path / "data", workers=1)) == whole
+    assert len(written) == {"tokenize": 5, "merge": 5, "write_shard": 3, "finish": 0}[stage]
+    assert not (tmp_path / "data" / ".build").exists()
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path, tokenizer_dir):
+    source = write_jsonl(tmp_path / "c.jsonl", make_documents(6000))
+    command = [sys.executable, "-m", "data_prep.build", f"--input={source}"]
+    command += [f"--tokenizer={tokenizer_dir}", "--workers=2", "--num_shards=12"]
+    start = time.monotonic()
+    subprocess.run([*command, f"--output={tmp_path / 'whole'}"], check=True, capture_output=True)
+    duration = time.monotonic() - start
+    rng = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen([*command, f"--output={tmp_path / 'killed'}"])
+        try:
+            process.wait(rng.uniform(0.2, 0.9) * duration)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run([*command, f"--output={tmp_path / 'killed'}"], check=True, capture_output=True)
+    assert shas(Manifest.read(tmp_path / "killed")) == shas(Manifest.read(tmp_path / "whole"))
+    assert not list((tmp_path / "killed").glob("*partial*"))
+
+
+def test_built_already(built, options, caplog):
+    directory, manifest = built
+    before = os.stat(directory / "dataset.json").st_mtime_ns
+    assert build(options, directory) == manifest
+    assert os.stat(directory / "dataset.json").st_mtime_ns == before
+
+
+def test_another_command_is_refused(built, options, tmp_path, tokenizer):
+    directory, _ = built
+    with pytest.raises(UserError, match="--dupe_factor was 2 and is now 3; --seed was 12345"):
+        build(dataclasses.replace(options, dupe_factor=3, seed=1), directory)
+    # Also while a build is unfinished.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Stop):
+        patch.setattr(build_module, "merge", lambda job: (_ for _ in ()).throw(_Stop))
+        build(options, tmp_path / "data", workers=1)
+    with pytest.raises(UserError, match="--objective was 'nsp' and is now 'sop'"):
+        build(dataclasses.replace(options, objective="sop"), tmp_path / "data", workers=1)
+
+
+@pytest.mark.parametrize("objective", ["sop", "full_sentences", "doc_sentences"])
+def test_objectives(tmp_path, options, objective, tokenizer):
+    options = dataclasses.replace(options, objective=objective, dupe_factor=1)
+    build(options, tmp_path / "data", workers=1)
+    assert check(tmp_path / "data", workers=1).is_healthy
+    examples = examples_of(tmp_path / "data")
+    if objective == "sop":
+        share = (examples["next_sentence_label"] == 0).mean()
+        assert abs(share - 0.5) < 5 * 0.5 / len(examples) ** 0.5  # 5 standard errors
+    else:
+        assert (examples["next_sentence_label"] == NO_NEXT_SENTENCE_LABEL).all()
+        assert (examples["second_start"] == examples["num_tokens"]).all()
+
+
+def test_sop_swaps_what_was_in_order(tmp_path, tokenizer_dir, tokenizer):
+    texts = [" ".join(f"{w}." for w in d.replace(".", "").split()) for d in make_documents(60)]
+    source = write_jsonl(tmp_path / "c.jsonl", texts)
+    options = BuildOptions((source,), tokenizer_dir, objective="sop", dupe_factor=1)
+    build(options, tmp_path / "data", workers=1)
+    documents = [" ".join(map(str, tokenizer.encode(text))) for text in texts]
+    for example, ids in list(
+        zip(
+            examples_of(tmp_path / "data"),
+            unmasked(examples_of(tmp_path / "data")),
+            strict=True,
+        )
+    )[:40]:
+        a, b = ids[1 : example["second_start"] - 1], ids[example["second_start"] : -1]
+        first, second = (a, b) if example["next_sentence_label"] == 0 else (b, a)
+        if example["num_tokens"] < 128:  # nothing was truncated
+            assert any(" ".join(map(str, first + second)) in text for text in documents)
+
+
+def test_dynamic_masking_writes_whole_text(tmp_path, options, tokenizer):
+    manifest = build(dataclasses.replace(options, masking="dynamic"), tmp_path / "d", workers=1)
+    assert "num_masked" not in manifest.dtype.names
+    assert not (examples_of(tmp_path / "d")["input_ids"] == tokenizer.mask_id).any()
+
+
+def test_duplicates_and_weights(tmp_path, tokenizer_dir):
+    sources = [
+        write_jsonl(tmp_path / f"{i}.jsonl", make_documents(500, seed=i, max_sentences=1))
+        for i in range(3)
+    ]
+    options = BuildOptions(
+        tuple(sources),
+        tokenizer_dir,
+        dupe_factor=2,
+        weights=(1.0, 0.25, 0.0),
+        validation_fraction=0.0,
+        objective="doc_sentences",
+    )
+    manifest = build(options, tmp_path / "data", workers=1)
+    count = manifest.num_examples("train")
+    assert abs(count - (1000 + 250)) < 5 * 250**0.5  # 500 documents, half a copy each
+
+
+def test_a_static_example_takes_at_most_420_bytes(tmp_path, options):
+    options = dataclasses.replace(options, num_shards=1, dupe_factor=4, validation_fraction=0.0)
+    manifest = build(options, tmp_path / "data", workers=1)
+    [path] = (tmp_path / "data").glob("*.array_record")
+    # A shard has 64 KiB of its own, whatever its size.
+    assert (path.stat().st_size - 2**16) / manifest.num_examples("train") <= 420
+
+
+@pytest.mark.parametrize(
+    ("texts", "objective", "outcome"),
+    [
+        ([], "nsp", "holds no text"),
+        (["", "  ", "\n"], "nsp", "holds no text: 3 documents were found, all empty"),
+        (["Bako duna. Basto fe."], "nsp", "holds one document.*--objective=sop"),
+        (["Bako duna. Basto fe."], "sop", 1),
+        (["Bako duna. Basto fe."], "full_sentences", 1),
+        (["Bako duna.", "Basto fe."], "nsp", 2),
+        (["Bako duna.", "Basto fe."], "full_sentences", 1),
+    ],
+)
+def test_tiny_corpora(tmp_path, tokenizer_dir, texts, objective, outcome):
+    source = write_jsonl(tmp_path / "c.jsonl", texts)
+    options = BuildOptions((source,), tokenizer_dir, objective=objective, dupe_factor=1)
+    if isinstance(outcome, str):
+        with pytest.raises(UserError, match=outcome):
+            build(options, tmp_path / "data", workers=1)
+        assert not (tmp_path / "data").exists()
+    else:
+        manifest = build(options, tmp_path / "data", workers=1)
+        assert manifest.num_examples("train") == outcome
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_seq_length": 4}, "--max_seq_length is 4: expected between 5 and 65535"),
+        ({"max_predictions_per_seq": 200}, r"expected between 1 and max_seq_length \(128\)"),
+        ({"dupe_factor": 0}, "--dupe_factor is 0: expected at least 1"),
+        ({"random_fraction": 0.5}, "--random_fraction is 0.5"),
+        ({"weights": (1.0, 2.0)}, "one number, 0 or more, for each of the 1 sources"),
+        ({"input": ("missing.txt",)}, "missing.txt does not exist"),
+        ({"input": ()}, "no input"),
+        ({"format": "tfrecord", "masking": "dynamic"}, "use --masking=static"),
+    ],
+)
+def test_mistakes(tmp_path, options, change, message):
+    with pytest.raises(UserError, match=message):
+        build(dataclasses.replace(options, **change), tmp_path / "data", workers=1)
+    assert not (tmp_path / "data").exists()
+
+
+def test_tokenizer_directory_without_vocabulary(tmp_path, options):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no vocabulary"):
+        build(dataclasses.replace(options, tokenizer=str(tmp_path / "empty")), tmp_path / "data")
+
+
+def test_a_mistake_in_a_worker_process(tmp_path, tokenizer_dir):
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00B\x00a")
+    options = BuildOptions((str(tmp_path / "a.txt"),), tokenizer_dir)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        build(options, tmp_path / "data", workers=2)
+    assert not (tmp_path / "data").exists()
+
+
+def test_command(tmp_path, corpus_file, tokenizer_dir, capsys):
+    arguments = [f"--input={corpus_file}", f"--tokenizer={tokenizer_dir}", "--workers=1"]
+    arguments += [f"--output={tmp_path / 'data'}", "--weights=0.5", "--whole_word_mask"]
+    assert build_module.main(arguments) is None
+    assert "train: 39" in capsys.readouterr().out
+    recorded = Manifest.read(tmp_path / "data").arguments
+    assert recorded["weights"] == [0.5] and recorded["whole_word_mask"] is True
+    with pytest.raises(UserError, match="--weights is x: expected numbers"):
+        build_module.main([*arguments[:-2], "--weights=x"])
+
+
+def test_splits_have_partners_of_their_own(tmp_path, tokenizer_dir):
+    """nsp holds out two documents or none: a random B never comes from the other split."""
+    documents = make_documents(4)
+    source = write_jsonl(tmp_path / "c.jsonl", documents)
+    manifest = build(BuildOptions((source,), tokenizer_dir), tmp_path / "data", workers=1)
+    counts = manifest.statistics["splits"]
+    assert counts["validation"]["documents"] == 2
+    hashes = np.load(tmp_path / "data" / "document_hashes-validation.npy").tolist()
+    assert set(hashes) < {token_store.content_hash(text) for text in documents}

@@ -1,0 +1,111 @@
+"""TFRecord shards: framing, features, and TensorFlow's own reader."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bert_jax.cli import UserError
+from bert_jax.records import example_dtype
+from data_prep import tfrecord
+from data_prep.build import BuildOptions, build
+from data_prep.check import check
+
+pytest.importorskip("google_crc32c")
+L, M, V = 16, 4, 40_000
+
+
+def make_examples(count, seed=0):
+    rng = np.random.default_rng(seed)
+    examples = np.zeros(count, example_dtype(L, V, M))
+    for example in examples:
+        n = rng.integers(6, L + 1)
+        m = rng.integers(1, M + 1)
+        example["input_ids"][:n] = rng.integers(0, V, n)
+        example["num_tokens"], example["second_start"] = n, rng.integers(2, n)
+        example["next_sentence_label"] = rng.integers(2)
+        example["num_masked"] = m
+        example["masked_lm_positions"][:m] = np.sort(rng.choice(np.arange(1, n), m, False))
+        example["masked_lm_ids"][:m] = rng.integers(0, V, m)
+    return examples
+
+
+def write(path, examples):
+    with tfrecord.write_tfrecord(path, [examples]) as sha256:
+        return sha256
+
+
+def test_round_trip(tmp_path):
+    examples = make_examples(500)
+    write(tmp_path / "a.tfrecord", examples)
+    [got] = tfrecord.read_tfrecord(tmp_path / "a.tfrecord", examples.dtype)
+    assert got.tobytes() == examples.tobytes()
+
+
+def test_known_bytes():
+    # From tf.train.Example(features={"a": int64_list [1, 300]}).SerializeToString().
+    feature = tfrecord._int64_features("a", np.array([[1, 300]]))[0]
+    assert tfrecord._field(1, feature) == bytes.fromhex("0a0e0a0c0a016112071a050a0301ac02")
+
+
+def test_masked_crc():
+    import google_crc32c
+
+    # The check value of CRC-32C's specification.
+    crc = google_crc32c.value(b"123456789")
+    assert crc == 0xE3069283
+    rotated = int(f"{crc:032b}"[-15:] + f"{crc:032b}"[:-15], 2)
+    assert tfrecord._masked(crc) == (rotated + 0xA282EAD8) % 2**32
+
+
+@pytest.mark.parametrize("position", [2, 9, 40, -2])
+def test_damage_is_found(tmp_path, position):
+    examples = make_examples(3)
+    path = tmp_path / "a.tfrecord"
+    write(path, examples)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        list(tfrecord.read_tfrecord(path, examples.dtype))
+
+
+def test_build_and_check(tmp_path, corpus_file, tokenizer_dir):
+    options = BuildOptions((corpus_file,), tokenizer_dir, dupe_factor=1, num_shards=2)
+    as_tfrecord = dataclasses.replace(options, format="tfrecord")
+    manifest = build(as_tfrecord, tmp_path / "tf", workers=1)
+    assert manifest.splits["train"][0].name == "train-00000-of-00002.tfrecord"
+    assert check(tmp_path / "tf", workers=1).is_healthy
+    other = build(options, tmp_path / "ar", workers=1)
+    assert manifest.statistics["splits"]["train"] == other.statistics["splits"]["train"]
+
+
+def test_tensorflow_reads_it(tmp_path, corpus_file, tokenizer_dir):
+    tf = pytest.importorskip("tensorflow")
+    examples = make_examples(200)
+    path = tmp_path / "a.tfrecord"
+    write(path, examples)
+    features = {
+        name: tf.io.FixedLenFeature([size], tf.float32 if "weights" in name else tf.int64)
+        for name, size in (
+            ("input_ids", L),
+            ("input_mask", L),
+            ("segment_ids", L),
+            ("masked_lm_positions", M),
+            ("masked_lm_ids", M),
+            ("masked_lm_weights", M),
+            ("next_sentence_labels", 1),
+        )
+    }
+    rows = [tf.io.parse_single_example(r, features) for r in tf.data.TFRecordDataset(str(path))]
+    got = {name: np.array([row[name].numpy() for row in rows]) for name in features}
+    assert np.array_equal(got["input_ids"], examples["input_ids"])
+    place = np.arange(L)
+    assert np.array_equal(got["input_mask"], place < examples["num_tokens"][:, None])
+    is_second = got["input_mask"] * (place >= examples["second_start"][:, None])
+    assert np.array_equal(got["segment_ids"], is_second)
+    assert np.array_equal(got["masked_lm_positions"], examples["masked_lm_positions"])
+    assert np.array_equal(got["masked_lm_ids"], examples["masked_lm_ids"])
+    weights = np.arange(M) < examples["num_masked"][:, None]
+    assert np.array_equal(got["masked_lm_weights"], weights)
+    assert np.array_equal(got["next_sentence_labels"][:, 0], examples["next_sentence_label"])
