@@ -215,7 +215,7 @@ def _paragraphs(text: str) -> Iterator[str]:
     lines: list[str] = []
     indent = 0
     code_indent: int | None = None  # skip lines indented deeper than this
-    in_fence = False
+    in_fence = in_doctest = False
 
     for line in [*text.expandtabs().split("\n"), ""]:
         stripped = line.strip()
@@ -235,13 +235,16 @@ def _paragraphs(text: str) -> Iterator[str]:
             if lines and not (is_underline and len(lines) == 1):
                 yield " ".join(lines)
             lines = []
+            if in_doctest:
+                code_indent, in_doctest = None, False
             continue
         if _DIRECTIVE(stripped):
             if lines:
                 yield " ".join(lines)
             # What belongs to a directive is indented; a doctest's output is not, and ends with a
             # blank line; a heading such as "Args:" has nothing to skip.
-            code_indent = {".": depth, ">": depth - 1}.get(stripped[0])
+            in_doctest = stripped.startswith((">>> ", "... "))
+            code_indent = depth - in_doctest if stripped[0] in ".>" else None
             lines = []
             continue
         parameter = _PARAMETER(stripped) if ":" in stripped else None
@@ -250,7 +253,9 @@ def _paragraphs(text: str) -> Iterator[str]:
             yield " ".join(lines)
             lines = []
         if parameter:
-            stripped = stripped[parameter.end() :]
+            # In numpy's style a type follows the colon, and the description the line after.
+            is_numpy = parameter.group().rstrip().endswith(" :")
+            stripped = "" if is_numpy else stripped[parameter.end() :]
         elif is_item:
             stripped = stripped[2:]
         if not lines:

@@ -1,0 +1,192 @@
+"""The checker: healthy data passes, and each kind of defect is named."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from corpora import make_documents, write_jsonl
+
+from bert_jax.cli import UserError
+from bert_jax.records import Manifest
+from data_prep import check as check_module
+from data_prep.build import BuildOptions, build
+from data_prep.check import check, format_example
+from data_prep.tally import read_examples, tally_examples
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory, corpus_file, tokenizer_dir):
+    directory = tmp_path_factory.mktemp("check") / "data"
+    options = BuildOptions((corpus_file,), tokenizer_dir, num_shards=3, dupe_factor=1)
+    build(options, directory, workers=1)
+    return directory
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    return shutil.copytree(data_dir, tmp_path / "copy")
+
+
+def failing(report):
+    return {measure.name for measure in report.measures if not measure.is_healthy}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_healthy(data_dir, workers):
+    report = check(data_dir, workers=workers)
+    assert report.is_healthy and not report.problems
+    manifest = Manifest.read(data_dir)
+    for split, tally in report.tallies.items():
+        assert tally.examples == manifest.num_examples(split)
+        counts = manifest.statistics["splits"][split]
+        assert tally.tokens == counts["example_tokens"] and tally.masked == counts["masked"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("train-00001-of-00003.array_record", "SHA-256"),
+        ("validation-00000-of-00001.array_record", "SHA-256"),
+        ("token_counts.npy", "SHA-256"),
+        ("tokenizer/vocab.txt", "not the tokenizer"),
+    ],
+)
+def test_changed_files(copy, name, problem):
+    path = copy / name
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    report = check(copy, workers=1)
+    assert not report.is_healthy
+    assert any(problem in found for found in report.problems)
+
+
+def test_missing_shard(copy, capsys):
+    (copy / "train-00002-of-00003.array_record").unlink()
+    assert check_module.main([str(copy), "--workers=1"]) == 1
+    assert "FAIL train-00002-of-00003.array_record is missing" in capsys.readouterr().out
+
+
+def test_not_a_data_set(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        check(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"has no dataset\.json"):
+        check(tmp_path)
+
+
+def test_duplicates_and_shared_documents(copy):
+    hashes = np.load(copy / "document_hashes-train.npy")
+    hashes[:30] = hashes[30]
+    np.save(copy / "document_hashes-train.npy", hashes)
+    np.save(copy / "document_hashes-validation.npy", hashes[29:31])
+    assert failing(check(copy, workers=1)) == {
+        "share of documents that repeat another exactly",
+        "documents both in train and validation",
+    }
+
+
+def test_unsuitable_text(tmp_path, tokenizer_dir):
+    """Greek, one sentence a document: [UNK] and no IsNext."""
+    rows = [f"αλφα βητα {text.partition('.')[0]} ωμεγα." for text in make_documents(300)]
+    source = write_jsonl(tmp_path / "c.jsonl", rows)
+    build(BuildOptions((source,), tokenizer_dir), tmp_path / "data", workers=1)
+    found = failing(check(tmp_path / "data", workers=1))
+    assert {"[UNK] rate", "share of IsNext pairs"} <= found
+
+
+def _corrupt(examples, manifest, tokenizer, kind):
+    if kind == "no [CLS]":
+        examples["input_ids"][0, 0] = 50
+    elif kind == "no [SEP] after A":
+        examples["input_ids"][0, examples["second_start"][0] - 1] = 50
+    elif kind == "tokens in the padding":
+        short = np.flatnonzero(examples["num_tokens"] < 128)[0]
+        examples["input_ids"][short, -1] = 50
+    elif kind == "id past the vocabulary":
+        examples["input_ids"][0, 1] = tokenizer.vocab_size
+    elif kind == "positions not ascending":
+        m = examples["num_masked"][0]
+        examples["masked_lm_positions"][0, :m] = examples["masked_lm_positions"][0, :m][::-1]
+    elif kind == "position in the padding":
+        short = np.flatnonzero(examples["num_tokens"] < 128)[0]
+        examples["masked_lm_positions"][short, examples["num_masked"][short] - 1] = 127
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no [CLS]",
+        "no [SEP] after A",
+        "tokens in the padding",
+        "id past the vocabulary",
+        "positions not ascending",
+        "position in the padding",
+    ],
+)
+def test_malformed_examples_are_counted(data_dir, tokenizer, kind):
+    manifest = Manifest.read(data_dir)
+    [examples] = read_examples(data_dir / manifest.splits["train"][0].name, manifest.dtype)
+    examples = examples.copy()
+    assert tally_examples(examples, manifest, tokenizer).malformed == 0
+    _corrupt(examples, manifest, tokenizer, kind)
+    assert tally_examples(examples, manifest, tokenizer).malformed == 1
+
+
+def test_special_tokens_in_masks_are_counted(data_dir, tokenizer):
+    manifest = Manifest.read(data_dir)
+    [examples] = read_examples(data_dir / manifest.splits["train"][0].name, manifest.dtype)
+    examples = examples.copy()
+    examples["masked_lm_ids"][0, 0] = tokenizer.cls_id
+    examples["input_ids"][0, examples["masked_lm_positions"][0, 0]] = tokenizer.sep_id
+    tally = tally_examples(examples, manifest, tokenizer)
+    assert (tally.special_masked, tally.special_drawn) == (1, 1)
+
+
+def test_a_mask_in_dynamic_data_is_malformed(tmp_path, corpus_file, tokenizer_dir, tokenizer):
+    options = BuildOptions((corpus_file,), tokenizer_dir, masking="dynamic", dupe_factor=1)
+    manifest = build(options, tmp_path / "data", workers=1)
+    assert check(tmp_path / "data", workers=1).is_healthy
+    path = tmp_path / "data" / manifest.splits["train"][0].name
+    examples = next(read_examples(path, manifest.dtype)).copy()
+    examples["input_ids"][0, 1] = tokenizer.mask_id
+    assert tally_examples(examples, manifest, tokenizer).malformed == 1
+
+
+def test_wrong_rates_are_found(copy):
+    """The manifest says 50 % [MASK]; the examples have 80 %."""
+    manifest = Manifest.read(copy)
+    arguments = {**manifest.arguments, "mask_fraction": 0.5, "masked_lm_prob": 0.3}
+    dataclasses.replace(manifest, arguments=arguments).write(copy)
+    assert failing(check(copy, workers=1)) == {
+        "masked tokens replaced by [MASK]",
+        "masked / intended by the rate and the cap",
+    }
+
+
+def test_format_example(data_dir, tokenizer):
+    manifest = Manifest.read(data_dir)
+    example = np.zeros((), manifest.dtype)
+    words = ["[CLS]", "[MASK]", "a", "[SEP]", "b", "[SEP]"]
+    example["input_ids"][:6] = [tokenizer.ids[w] for w in words]
+    example["num_tokens"], example["second_start"], example["num_masked"] = 6, 4, 1
+    example["masked_lm_positions"][0], example["masked_lm_ids"][0] = 1, tokenizer.ids["c"]
+    text = format_example(example, manifest, tokenizer)
+    assert text == "[CLS] [MASK]->c a [SEP] b [SEP]   (IsNext, 6 tokens)"
+
+
+def test_command(data_dir, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    arguments = [str(data_dir), "--workers=1", "--examples=2", f"--report={page}"]
+    assert check_module.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("[MASK]->") > 10 and "\nhealthy\n" in out
+    text = page.read_text()
+    assert "train: tokens an example" in text and text.count("<svg") == 4
+    # No network: nothing is loaded from elsewhere.
+    assert not re.search(r"(src|href)=|url\(|@import|<script", text)
+    assert check_module.main([str(data_dir), "--workers=1", "--json"]) == 0
+    parsed = json.loads(capsys.readouterr().out)
+    assert parsed["healthy"] and all(m["healthy"] for m in parsed["measures"])
