@@ -119,8 +119,7 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
         return {"logits": apply(tasks.make_module(task, model, num_labels), params)}
     module = heads.BertForPreTraining(model)
     # Zeros stand in for the parts that are not there; nothing computed from them is returned.
-    expected = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
-    output = apply(module, _filled(params, expected))
+    output = apply(module, heads.with_zeros(params, module))
     result = {"hidden": output.hidden_BLD}
     if "pooler" in params["bert"]:
         result["pooled"] = output.pooled_BD
@@ -129,17 +128,6 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
     if "nsp_classifier" in params:
         result["nsp_logits"] = output.nsp_logits_B2
     return result
-
-
-def _filled(params: Any, expected: Any) -> Any:
-    return {
-        name: (
-            _filled(params.get(name, {}), wanted)
-            if isinstance(wanted, dict)
-            else params.get(name, jnp.zeros(wanted.shape))
-        )
-        for name, wanted in expected.items()
-    }
 
 
 def torch_outputs(model: Any, batch: Batch) -> dict[str, np.ndarray]:

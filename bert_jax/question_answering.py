@@ -21,6 +21,7 @@ import optax
 
 from bert_jax import tables
 from bert_jax.cli import UserError
+from bert_jax.scores import log_softmax
 from bert_jax.tasks import Batch, Feature, join
 from bert_jax.tokenizer import Tokenizer
 
@@ -56,7 +57,7 @@ class QuestionAnswering:
     def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
         self._config = config
         self._tokenizer = tokenizer
-        self._may_have_none = False
+        self.may_have_none = False  # whether "" may be predicted
         room = config.max_seq_length - config.max_question_length - 3
         if config.doc_stride > room:
             raise UserError(
@@ -70,7 +71,7 @@ class QuestionAnswering:
 
     def set_labels(self, examples: list[Question]) -> None:
         """Questions may go without an answer if some of the training set do."""
-        self._may_have_none = any(not example.answers for example in examples)
+        self.may_have_none = any(not example.answers for example in examples)
 
     def features(self, examples: list[Question]) -> list[Feature]:
         config, tokenizer = self._config, self._tokenizer
@@ -124,6 +125,21 @@ class QuestionAnswering:
     def evaluate(
         self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        lines = self.answers(examples, features, outputs)
+        figures = {
+            name: sum(
+                best_score(score, line["prediction"], example.answers)
+                for line, example in zip(lines, examples, strict=True)
+            )
+            / len(examples)
+            for name, score in (("exact", exact_match), ("f1", token_f1))
+        }
+        return figures, lines
+
+    def answers(
+        self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """The prediction and the n-best list of every question."""
         config = self._config
         spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
         null_scores = np.full(len(examples), np.inf)
@@ -138,24 +154,22 @@ class QuestionAnswering:
             # The window that sees an answer best decides whether there is none.
             null = float(logits_L2[0].sum())
             null_scores[feature.example] = min(null_scores[feature.example], null)
-        lines, exact, f1 = [], 0.0, 0.0
+        lines = []
         for example, found, null in zip(examples, spans, null_scores, strict=True):
             answers = [
                 {"text": example.context[start:end], "start": start, "end": end, "score": score}
                 for score, start, end in heapq.nlargest(config.n_best, set(found))
             ]
-            if self._may_have_none:
+            if self.may_have_none:
                 margin = null - (answers[0]["score"] if answers else -np.inf)
                 empty = {"text": "", "start": 0, "end": 0, "score": null}
                 first = margin > config.null_threshold
                 answers = [empty, *answers] if first else [*answers, empty]
             prediction = answers[0]["text"] if answers else ""
-            scores = np.array([answer["score"] for answer in answers])
-            shares = np.exp(scores - scores.max()) if answers else scores
-            for answer, share in zip(answers, shares / shares.sum(), strict=True):
-                answer["score"] = round(float(share), 6)
-            exact += best_score(exact_match, prediction, example.answers)
-            f1 += best_score(token_f1, prediction, example.answers)
+            if answers:
+                log_shares = log_softmax(np.array([answer["score"] for answer in answers]))
+                for answer, share in zip(answers, np.exp(log_shares), strict=True):
+                    answer["score"] = round(float(share), 6)
             lines.append(
                 {
                     "id": example.id,
@@ -165,7 +179,7 @@ class QuestionAnswering:
                     "n_best": answers,
                 }
             )
-        return {"exact": exact / len(examples), "f1": f1 / len(examples)}, lines
+        return lines
 
 
 def best_spans(

@@ -71,21 +71,37 @@ class TokenClassification:
 
     def features(self, examples: list[TaggedSentence]) -> list[Feature]:
         index = {label: i for i, label in enumerate(self.labels)}
-        pieces: dict[str, list[int]] = {}  # most words come often
-        room = self._config.max_seq_length - 2
-        features = []
-        for i, example in enumerate(examples):
+        for example in examples:
             unknown = sorted(set(example.labels) - index.keys())
             if unknown:
                 raise UserError(
                     f"{example.place} has the label {unknown[0]!r}, which is not among "
                     f"{class_names(self.labels)}"
                 )
+        remaining = [iter(example.labels) for example in examples]
+        features = self.windows([example.words for example in examples])
+        for feature in features:
+            labels = np.full(len(feature.arrays["input_ids"]), -1)
+            labels[feature.origin] = [
+                index[next(remaining[feature.example])] for _ in feature.origin
+            ]
+            feature.arrays["token_labels"] = labels.tolist()
+        return features
+
+    def windows(self, sentences: Sequence[Sequence[str]]) -> list[Feature]:
+        """Rows without labels, as many a sentence as it needs.
+
+        A feature's origin is the places of its words' first pieces.
+        """
+        pieces: dict[str, list[int]] = {}  # most words come often
+        room = self._config.max_seq_length - 2
+        features = []
+        for i, words in enumerate(sentences):
             start = 0
-            while start < len(example.words):
+            while start < len(words):
                 ids: list[int] = []
                 firsts: list[int] = []
-                for word in example.words[start:]:
+                for word in words[start:]:
                     if word not in pieces:
                         # A word of control characters alone has no pieces.
                         pieces[word] = self._tokenizer.encode(word) or [self._tokenizer.unk_id]
@@ -94,12 +110,9 @@ class TokenClassification:
                         break
                     firsts.append(len(ids) + 1)
                     ids += word_ids
-                labels = np.full(len(ids) + 2, -1)
-                labels[firsts] = [index[x] for x in example.labels[start : start + len(firsts)]]
                 arrays = {
                     "input_ids": [self._tokenizer.cls_id, *ids, self._tokenizer.sep_id],
                     "token_type_ids": [0] * (len(ids) + 2),
-                    "token_labels": labels.tolist(),
                 }
                 features.append(Feature(arrays, example=i, origin=firsts))
                 start += len(firsts)

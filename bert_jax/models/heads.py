@@ -4,7 +4,7 @@ Every model calls its encoder `bert`, so parameters move between heads by name.
 Shapes: see `bert_jax/models/bert.py`; C is the number of classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -76,6 +76,24 @@ class BertForPreTraining(nn.Module):
             pooled_BD=pooled_BD,
             hidden_BLD=hidden_BLD,
         )
+
+
+def with_zeros(params: Any, module: BertForPreTraining) -> Any:
+    """`params` with zeros for the parts they lack (a pooler, a head): for what needs the others."""
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    expected = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+
+    def fill(params: Any, expected: Any) -> Any:
+        return {
+            name: (
+                fill(params.get(name, {}), wanted)
+                if isinstance(wanted, dict)
+                else params.get(name, jnp.zeros(wanted.shape, wanted.dtype))
+            )
+            for name, wanted in expected.items()
+        }
+
+    return fill(params, expected)
 
 
 class BertForSequenceClassification(nn.Module):
@@ -178,3 +196,16 @@ class BertForMultipleChoice(nn.Module):
         pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site)
         logits = dense(config, 1, "classifier")(pooled_BD).astype(jnp.float32)
         return logits.reshape(batch, choices)
+
+
+def pool(hidden_BLD: jax.Array, attention_mask_BL: jax.Array, pooling: str) -> jax.Array:
+    """One vector a text, float32[B, D]: "cls" its first state, "mean" or "max" over its tokens."""
+    hidden_BLD = hidden_BLD.astype(jnp.float32)
+    mask_BL1 = attention_mask_BL[..., None] > 0
+    if pooling == "cls":
+        return hidden_BLD[:, 0]
+    if pooling == "max":
+        return jnp.where(mask_BL1, hidden_BLD, -jnp.inf).max(1)
+    if pooling == "mean":
+        return (hidden_BLD * mask_BL1).sum(1) / jnp.maximum(mask_BL1.sum(1), 1)
+    raise ValueError(pooling)

@@ -1,0 +1,173 @@
+"""bert_jax.predict against transformers' pipelines and torch, on random weights."""
+
+import io
+import json
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from bert_jax import checkpoint, convert, predict, tasks, tokenizer
+from bert_jax.cli import UserError
+from bert_jax.models import heads
+from bert_jax.models.bert import BertConfig
+
+WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
+TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
+SIZES = {
+    "vocab_size": TOKENIZER.vocab_size,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+TEXTS = ["the film was good", "bads", "a very very very poor plot and the films was fine"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """task -> (WORKDIR, its export), with random weights."""
+    result = {}
+    for task, labels in (
+        ("pretraining", []),
+        ("text_classification", ["no", "yes", "perhaps"]),
+        ("token_classification", ["O", "B-PER", "I-PER"]),
+        ("question_answering", []),
+    ):
+        model = BertConfig(**SIZES)
+        module = heads.BertForPreTraining(model)
+        if task != "pretraining":
+            module = tasks.make_module(task, model, len(labels))
+        ids = np.zeros((1, 8), np.int32)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda x, r=rng: r.normal(0, 0.3, x.shape).astype("f4"), shapes)
+        config = ml_collections.ConfigDict({"model": dict(SIZES), "task": task, "labels": labels})
+        workdir = tmp_path_factory.mktemp(task) / "workdir"
+        checkpoint.save_params(workdir, params, config, TOKENIZER, 0)
+        convert.to_hf(workdir, workdir.parent / "export")
+        result[task] = (workdir, workdir.parent / "export")
+    return result
+
+
+def call(command, model, lines, tmp_path, *flags):
+    """Runs the command over a file; returns its objects."""
+    jsonl = isinstance(lines[0], dict)
+    path = tmp_path / ("input.jsonl" if jsonl else "input.txt")
+    path.write_text("".join((json.dumps(x) if jsonl else x) + "\n" for x in lines))
+    output = tmp_path / "output.jsonl"
+    predict.main([command, f"--model={model}", f"--input={path}", f"--output={output}", *flags])
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_classify(models, tmp_path):
+    workdir, export = models["text_classification"]
+    answers = call("classify", workdir, TEXTS * 20, tmp_path)
+    assert answers == call("classify", export, TEXTS * 20, tmp_path)
+    pipeline = transformers.pipeline("text-classification", model=str(export), top_k=None)
+    for answer, theirs in zip(answers, pipeline(TEXTS * 20), strict=True):
+        expected = {choice["label"]: choice["score"] for choice in theirs}
+        assert answer["scores"] == pytest.approx(expected, abs=1e-6)
+        assert answer["prediction"] == theirs[0]["label"]
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    answer = call("classify", workdir, [pair], tmp_path)[0]
+    theirs = pipeline(pair)
+    expected = {choice["label"]: choice["score"] for choice in theirs}
+    assert answer["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_tag(models, tmp_path):
+    workdir, export = models["token_classification"]
+    answers = call("tag", workdir, TEXTS, tmp_path)
+    pipeline = transformers.pipeline("token-classification", model=str(export))
+    for answer, theirs in zip(answers, pipeline(TEXTS, ignore_labels=[]), strict=True):
+        firsts = [piece for piece in theirs if not piece["word"].startswith("##")]
+        assert answer["labels"] == [piece["entity"] for piece in firsts]
+        assert answer["scores"] == pytest.approx([float(p["score"]) for p in firsts], abs=1e-5)
+        for entity in answer["entities"]:
+            assert entity["text"] == " ".join(answer["tokens"][entity["start"] : entity["end"]])
+    assert call("tag", workdir, [{"tokens": TEXTS[0].split()}], tmp_path)[0] == answers[0]
+
+
+def test_fill_mask(models, tmp_path):
+    workdir, export = models["pretraining"]
+    texts = ["the [MASK] was good", "[MASK] very [MASK] and [MASK]", *TEXTS[:1]]
+    answers = call("fill-mask", workdir, texts[:2], tmp_path, "--top_k=3")
+    pipeline = transformers.pipeline("fill-mask", model=str(export), top_k=3, device="cpu")
+    for answer, theirs in zip(answers, pipeline(texts[:2]), strict=True):
+        theirs = theirs if isinstance(theirs[0], list) else [theirs]
+        for ours, choices in zip(answer["masks"], theirs, strict=True):
+            assert [x["token"] for x in ours] == [x["token_str"].replace(" ", "") for x in choices]
+            assert [x["score"] for x in ours] == pytest.approx(
+                [x["score"] for x in choices], abs=1e-5
+            )
+    with pytest.raises(UserError, match=r"no \[MASK\] in 'the film"):
+        call("fill-mask", workdir, texts, tmp_path)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+def test_embed(pooling, models, tmp_path):
+    workdir, export = models["pretraining"]
+    output = tmp_path / "vectors.npy"
+    path = tmp_path / "input.txt"
+    path.write_text("\n".join(TEXTS))
+    flags = [f"--model={workdir}", f"--input={path}", f"--output={output}"]
+    predict.main(["embed", *flags, f"--pooling={pooling}", "--normalize"])
+    read = transformers.AutoTokenizer.from_pretrained(export)
+    model = transformers.AutoModel.from_pretrained(export).eval()
+    batch = read(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None].bool()
+    expected = {
+        "cls": hidden[:, 0],
+        "mean": (hidden * mask).sum(1) / mask.sum(1),
+        "max": hidden.masked_fill(~mask, -1e9).max(1).values,
+    }[pooling]
+    expected = torch.nn.functional.normalize(expected).numpy()
+    np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
+
+
+def test_answer(models, tmp_path):
+    workdir, export = models["question_answering"]
+    record = {"question": "was the film good", "context": TEXTS[2]}
+    found = call("answer", workdir, [record], tmp_path, "--top_k=4", "--max_answer_length=6")[0]
+    read = transformers.AutoTokenizer.from_pretrained(export)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(export).eval()
+    batch = read(*record.values(), return_tensors="pt", return_offsets_mapping=True)
+    offsets = batch.pop("offset_mapping")[0].tolist()
+    with torch.no_grad():
+        output = model(**batch)
+    start, end = output.start_logits[0], output.end_logits[0]
+    inside = [i for i, part in enumerate(batch.sequence_ids()) if part == 1]
+    starts, ends = (sorted(inside, key=lambda i, x=x: -x[i])[:4] for x in (start, end))
+    spans = [(float(start[i] + end[j]), i, j) for i in starts for j in ends if i <= j < i + 6]
+    best = max(spans)
+    assert found["prediction"] == TEXTS[2][offsets[best[1]][0] : offsets[best[2]][1]]
+    assert len(found["n_best"]) == min(len(spans), 4)
+
+
+def test_standard_input_and_output(models, monkeypatch, capsys):
+    workdir, _ = models["text_classification"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the film\n\ngood\n"))
+    predict.main(["classify", f"--model={workdir}"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["the film", "good"]
+
+
+def test_bad_input(models, tmp_path):
+    workdir, _ = models["text_classification"]
+    with pytest.raises(UserError, match=r"has no head to tag with \(it is a text_classification"):
+        call("tag", workdir, TEXTS, tmp_path)
+    with pytest.raises(UserError, match="has no MLM head"):
+        call("fill-mask", workdir, TEXTS, tmp_path)
+    with pytest.raises(UserError, match=r"input\.jsonl:2: classify needs the field 'text'"):
+        call("classify", workdir, [{"text": "good"}, {"txt": "bad"}], tmp_path)
+    with pytest.raises(UserError, match=r"input\.txt:1 is not JSON"):
+        call("answer", models["question_answering"][0], ["what"], tmp_path)
+    assert not (tmp_path / "output.jsonl").exists()
