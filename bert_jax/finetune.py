@@ -160,7 +160,8 @@ def finetune(
     tx_config.warmup_steps = int(config.optimizer.warmup_fraction * num_steps)
     tx, schedule = optimizer.make_optimizer(tx_config, num_steps)
     module = tasks.make_module(config.task, model, len(task.labels))
-    ids = np.zeros((1, 8), np.int32)
+    # One row, cut short: parameters depend neither on its length nor on its content.
+    ids = np.zeros((1, *np.shape(features[0].arrays["input_ids"])[:-1], 8), np.int32)
     state = train.init_state(
         lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed
     )

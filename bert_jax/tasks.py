@@ -29,7 +29,8 @@ class Feature:
     """One row of a batch, made of an example or of a part of one.
 
     Attributes:
-      arrays: "input_ids" and "token_type_ids" int[L], and the task's targets.
+      arrays: "input_ids" and "token_type_ids" int[…, L], and the task's targets; "attention_mask"
+        where it is not all ones.
       example: index of its example.
       origin: what the task needs to lead the row's outputs back to the example.
     """
@@ -78,10 +79,12 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
       UserError: an unknown name.
     """
     # They import this module.
+    from bert_jax.multiple_choice import MultipleChoice
     from bert_jax.question_answering import QuestionAnswering
     from bert_jax.token_classification import TokenClassification
 
     tasks = {
+        "multiple_choice": MultipleChoice,
         "question_answering": QuestionAnswering,
         "text_classification": TextClassification,
         "text_regression": TextRegression,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import seqeval.metrics
 import sklearn.metrics
+import torch
 import transformers
 
 from bert_jax import batching, checkpoint, convert, finetune, tokenizer
@@ -16,6 +17,7 @@ from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from configs.finetune import (
     squad2,
+    swag,
     text_classification,
     text_regression,
     token_classification,
@@ -332,6 +334,50 @@ def test_token_classification(pretrained, tmp_path):
     with open(config.validation_file, "a") as stream:
         stream.write("\ngood NN B-RIVER\n")
     with pytest.raises(UserError, match=r"the label 'B-RIVER', which is not among 'O', 'B-LOC'"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_multiple_choice(pretrained, tmp_path):
+    """The right ending is the one with a good word."""
+    rng = np.random.default_rng(0)
+    for name, count in (("train.csv", 500), ("dev.csv", 60)):
+        lines = ["sent1,sent2,ending0,ending1,ending2,label"]
+        for _ in range(count):
+            label = int(rng.integers(3))
+            endings = [list(rng.choice(WORDS[4:11], rng.integers(1, 6))) for _ in range(3)]
+            for i, ending in enumerate(endings):
+                ending.append(str(rng.choice(WORDS[:2] if i == label else WORDS[2:4])))
+            lines.append(f"the film,was very,{','.join(map(' '.join, endings))},{label}")
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    config = swag.get_config()
+    config.train_file, config.validation_file = (
+        str(tmp_path / f"{x}.csv") for x in ("train", "dev")
+    )
+    config.choice_columns = "ending0,ending1,ending2"
+    config.max_seq_length = 32
+    config.length_buckets = 1
+    config.num_epochs = 2
+    config.optimizer.learning_rate = 1e-2
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    assert results["accuracy"] > 0.8 and results["parity"] < 1e-5
+    # transformers' class, fed by its own tokenizer, chooses alike.
+    lines = [
+        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
+    ]
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/hf")
+    model = transformers.AutoModelForMultipleChoice.from_pretrained(tmp_path / "run/hf").eval()
+    for line in lines[:20]:
+        pairs = [(line["context"], f"{line['beginning']} {choice}") for choice in line["choices"]]
+        batch = read(pairs, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**{name: x[None] for name, x in batch.items()}).logits[0]
+        assert logits.softmax(-1).tolist() == pytest.approx(line["scores"], abs=1e-5)
+    config.choice_columns = "ending0"
+    with pytest.raises(UserError, match="names 1 column"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    config.choice_columns = "ending0,ending1"
+    with pytest.raises(UserError, match=r"has the label '2' \(column 'label'\): expected 0 to 1"):
         finetune.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

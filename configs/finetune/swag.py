@@ -1,0 +1,26 @@
+"""Multiple choice: SWAG, which ending goes on from a scene? (Zellers et al. 2018); one's own files.
+
+    python -m bert_jax.finetune --config=configs/finetune/swag.py \\
+        --init=WORKDIR_OR_HF_DIR --workdir=runs/swag \\
+        --config.train_file=train.csv --config.validation_file=val.csv
+
+reads the files as distributed. Published accuracy of BERT-base: 81.6 (paper, table 4).
+"""
+
+import ml_collections
+
+from configs.finetune import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe; base.py explains the other fields."""
+    config = base.get_config()
+    config.task = "multiple_choice"
+    config.context_column = "sent1"
+    config.beginning_column = "sent2"  # what every choice goes on from; "" for none
+    config.choice_columns = "ending0,ending1,ending2,ending3"
+    config.label_column = "label"  # the number of the right choice, from 0
+    config.max_seq_length = 80
+    config.batch_size = 16  # examples, of four sequences each (paper, section 4.4)
+    config.optimizer.learning_rate = 2e-5
+    return config
