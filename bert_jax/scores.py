@@ -30,6 +30,15 @@ def f1(labels_N: np.ndarray, predictions_N: np.ndarray, num_labels: int) -> floa
     return float(np.nanmean(by_class_C))
 
 
+def matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
+    """Matthews' correlation coefficient (for several classes Gorodkin's); 0 if one is constant."""
+    classes = np.union1d(labels_N, predictions_N)
+    one_hot = [np.equal.outer(np.asarray(x), classes) for x in (labels_N, predictions_N)]
+    x_NC, y_NC = (z.astype(np.float64) - z.mean(0) for z in one_hot)
+    scale = np.sqrt((x_NC**2).sum() * (y_NC**2).sum())
+    return float((x_NC * y_NC).sum() / scale) if scale > 0 else 0.0
+
+
 def log_softmax(logits_NC: np.ndarray) -> np.ndarray:
     """Log-probabilities along the last axis, in float64."""
     logits_NC = np.asarray(logits_NC, np.float64)

@@ -241,6 +241,7 @@ class TextClassification:
             "loss": float(-np.mean(log_probs_NC[np.arange(len(labels_N)), labels_N])),
             "accuracy": scores.accuracy(labels_N, predictions_N),
             "f1": scores.f1(labels_N, predictions_N, len(self.labels)),
+            "matthews": scores.matthews(labels_N, predictions_N),
             "majority_share": float(np.bincount(labels_N).max() / len(labels_N)),
         }
         lines = [

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import scipy.stats
@@ -55,6 +56,11 @@ def test_scores_against_sklearn(num_labels):
         assert scores.f1(labels, predictions, num_labels) == pytest.approx(
             sklearn.metrics.f1_score(labels, predictions, average=average, zero_division=0.0)
         )
+        if size > 1:
+            assert scores.matthews(labels, predictions) == pytest.approx(
+                sklearn.metrics.matthews_corrcoef(labels, predictions)
+            )
+    assert scores.matthews([0, 1], [1, 1]) == 0.0
 
 
 def test_correlations_against_scipy():
@@ -292,3 +298,67 @@ def test_bad_squad_files(content, message, tmp_path):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=message):
         question_answering.read_squad(str(tmp_path / "x.json"))
+
+
+def test_hugging_face_data_sets(monkeypatch):
+    """hf: sources, with the hub replaced by data sets of the same structure."""
+    names = datasets.ClassLabel(names=["negative", "positive"])
+    sst2 = datasets.Dataset.from_dict(
+        {"sentence": ["good", "bad", "?"], "label": [1, 0, -1]},
+        features=datasets.Features({"sentence": datasets.Value("string"), "label": names}),
+    )
+    tags = datasets.ClassLabel(names=["O", "B-PER"])
+    conll = datasets.Dataset.from_dict(
+        {"tokens": [["Ann", "sings"]], "ner_tags": [[1, 0]]},
+        features=datasets.Features(
+            {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(tags)}
+        ),
+    )
+    squad = datasets.Dataset.from_dict(
+        {
+            "id": ["x"],
+            "question": ["who sings?"],
+            "context": ["Ann sings."],
+            "answers": [{"text": ["Ann"], "answer_start": [0]}],
+        }
+    )
+    hub = {("glue", "sst2"): sst2, ("someone/conll",): conll, ("squad",): squad}
+
+    def load_dataset(*arguments, split):
+        assert split == "train"
+        if arguments not in hub:
+            raise FileNotFoundError(f"no {arguments}")
+        return hub[arguments]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = tables.read("hf:glue/sst2:train", ["sentence", "label"])
+    assert [tuple(row.values.values()) for row in rows] == [
+        ("good", "positive"), ("bad", "negative"), ("?", "")
+    ]  # fmt: skip
+    sentences = token_classification.read_sentences(
+        "hf:someone/conll:train", "tokens", "ner_tags", -1
+    )
+    assert [(x.words, x.labels) for x in sentences] == [(("Ann", "sings"), ("B-PER", "O"))]
+    question = question_answering.read_squad("hf:squad:train")[0]
+    assert (question.id, question.answers, question.start) == ("x", ("Ann",), 0)
+    with pytest.raises(UserError, match=r"could not be loaded \(FileNotFoundError: no"):
+        tables.read("hf:nowhere:train", ["x"])
+    with pytest.raises(UserError, match=r"name a split, e\.g\. hf:squad:train"):
+        tables.read("hf:squad", ["x"])
+
+
+def test_every_recipe_reads():
+    """Each file of configs/finetune gives a config whose task exists."""
+    import importlib
+    import pathlib
+
+    import configs.finetune
+
+    for path in sorted(pathlib.Path(configs.finetune.__file__).parent.glob("[!_]*.py")):
+        if path.stem == "base":
+            continue
+        module = importlib.import_module(f"configs.finetune.{path.stem}")
+        assert f"configs/finetune/{path.name}" in module.__doc__  # its own command
+        for argument in getattr(module, "TASKS", [None]):
+            config = module.get_config(argument) if argument else module.get_config()
+            assert tasks.make_task(config, TOKENIZER).metric
