@@ -80,7 +80,7 @@ def test_build_and_check(tmp_path, corpus_file, tokenizer_dir):
     assert manifest.statistics["splits"]["train"] == other.statistics["splits"]["train"]
 
 
-def test_tensorflow_reads_it(tmp_path, corpus_file, tokenizer_dir):
+def test_tensorflow_reads_it(tmp_path):
     tf = pytest.importorskip("tensorflow")
     examples = make_examples(200)
     path = tmp_path / "a.tfrecord"
