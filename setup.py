@@ -44,6 +44,8 @@ setup(
         # importlib_resources: tensorflow-datasets imports it without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
         "beam": ["apache-beam>=2.60"],
+        "parquet": ["pyarrow>=15"],
+        "tfrecord": ["google-crc32c>=1.6"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
@@ -56,6 +58,7 @@ setup(
             "torch==2.13.0",
             *TENSORBOARD,
             *PLOT,
+            "google-crc32c>=1.6",
             "hypothesis>=6.100",
             "pytest>=8.3",
             "ruff>=0.12",

@@ -200,7 +200,7 @@ def finish(job: Job) -> Manifest:
     statistics["unigram_entropy_nats"] = float(-(chance * np.log(chance)).sum())
     statistics["files"] = {TOKEN_COUNTS: writers.save_array(output / TOKEN_COUNTS, token_counts_V)}
     for split in splits:
-        hashes = np.fromfile(job.store / split / "hashes.bin", "<u8")
+        hashes = np.frombuffer((job.store / split / "hashes.bin").read_bytes(), "<u8")
         name = f"document_hashes-{split}.npy"
         statistics["files"][name] = writers.save_array(output / name, hashes)
     tokenizers.save(job.tokenizer, output / "tokenizer")

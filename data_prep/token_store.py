@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 
@@ -271,7 +272,7 @@ class Store:
     """
 
     def __init__(self, directory: str | os.PathLike, split: str, vocab_size: int):
-        directory = epath.Path(directory)
+        directory = _local(epath.Path(directory))
         summary = json.loads((directory / "store.json").read_text())["splits"][split]
         sources = summary.pop("documents_of_source")
         self.documents_of_source = {int(source): n for source, n in sources.items()}
@@ -306,6 +307,32 @@ class Store:
             os.preadv(self._tokens, [view[at:end]], start * width)
             at = end
         return buffer
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is of a store such as gs://, and not of this machine's file system."""
+    return "://" in str(path)
+
+
+def _local(directory: epath.Path) -> epath.Path:
+    """A remote store's copy on this machine's disk; made once, shared by the processes here."""
+    if not is_remote(directory):
+        return directory
+    summary = (directory / "store.json").read_text()
+    key = hashlib.sha256(f"{directory}{summary}".encode()).hexdigest()[:16]
+    target = epath.Path(tempfile.gettempdir()) / f"bert_jax-store-{key}"
+    if not target.exists():
+        partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
+        for split in SPLITS:
+            (partial / split).mkdir(parents=True)
+            for file in (directory / split).iterdir():
+                file.copy(partial / split / file.name)
+        (partial / "store.json").write_text(summary)
+        try:
+            os.rename(partial, target)
+        except OSError:  # another process was faster
+            partial.rmtree()
+    return target
 
 
 def _map(path: epath.Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from bert_jax.records import EXAMPLES_PER_RECORD
+from data_prep.token_store import is_remote
 
 # One group a record: random access decompresses nothing else. zstd level 3 already takes a
 # 128-token static example from 343 bytes to about 270; level 9 costs three times the time for 1 %.
@@ -50,20 +51,20 @@ def save_array(path: epath.Path, array: np.ndarray) -> str:
 @contextlib.contextmanager
 def appearing_at(path: epath.Path) -> Iterator[str]:
     """A local path to write to; on success the file moves to `path`, on failure it is removed."""
-    is_remote = "://" in str(path)
-    if is_remote:
+    remote = is_remote(path)
+    if remote:
         directory = tempfile.mkdtemp()
         partial = os.path.join(directory, path.name)
     else:
         partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
     try:
         yield partial
-        if is_remote:
+        if remote:
             epath.Path(partial).copy(path, overwrite=True)
         else:
             os.replace(partial, path)
     finally:
-        if is_remote:
+        if remote:
             shutil.rmtree(directory)
         else:
             with contextlib.suppress(FileNotFoundError):

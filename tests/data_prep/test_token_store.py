@@ -111,3 +111,17 @@ def test_duplicates_are_kept_once_on_request(tmp_path, tokenizer):
         summary = make_store(tmp_path / str(deduplicate), tokenizer, units, deduplicate=deduplicate)
         assert sum(s["documents"] for s in summary["splits"].values()) == expected
         assert summary["counts"]["duplicate_documents"] == 50 - expected
+
+
+def test_remote_stores_are_copied_once(tmp_path, tokenizer, monkeypatch):
+    make_store(tmp_path / "remote", tokenizer, [make_documents(20)])
+    monkeypatch.setattr(token_store, "is_remote", lambda path: "remote" in str(path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+    (tmp_path / "disk").mkdir()
+    for _ in range(2):
+        store = Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size)
+        assert len(store.tokens([0], [10])) == 10
+        store.close()
+        [copy] = (tmp_path / "disk").iterdir()
+        (tmp_path / "remote" / "store" / "train" / "tokens.bin").write_bytes(b"gone")
+    assert (copy / "train" / "tokens.bin").stat().st_size == 2 * store.counts["tokens"]
