@@ -1,6 +1,6 @@
 """Command: fine-tunes a pretrained BERT on a task, evaluates it, exports it for transformers.
 
-WORKDIR receives config.json, checkpoints/ (one an epoch), metrics.jsonl, results.json,
+WORKDIR receives config.json, checkpoints/, metrics.jsonl, results.json,
 predictions.jsonl (of the validation file) and hf/, the fine-tuned model for transformers.
 """
 
@@ -26,7 +26,7 @@ usage: python -m bert_jax.finetune --config=configs/finetune/text_classification
          --config.train_file=FILE --config.validation_file=FILE [--config.FIELD=VALUE …]
 
 Fine-tunes a pretrained BERT and exports it to DIR/hf, which transformers' pipelines load. The same
-command again goes on after the last finished epoch. Add --config=FILE to this help to see the
+command again goes on from the last checkpoint. Add --config=FILE to this help to see the
 config's fields.
 """
 
@@ -107,7 +107,7 @@ def check_config(config: ml_collections.ConfigDict, model: Any) -> None:
 def finetune(
     config: ml_collections.ConfigDict, init: str | epath.PathLike, workdir: str | epath.PathLike
 ) -> dict[str, float]:
-    """Fine-tunes as `config` says from the model at `init`; goes on if `workdir` holds epochs.
+    """Fine-tunes the model at `init` as `config` says; goes on if `workdir` has a checkpoint.
 
     Returns:
       the validation figures of the selected epoch ("accuracy", "f1", "majority_share", … by task),
@@ -155,7 +155,7 @@ def finetune(
     steps_per_epoch = -(-len(features) // config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
 
-    # State: an epoch's checkpoint in workdir > the parameters of `init`.
+    # State: a checkpoint in workdir > the parameters of `init`.
     tx_config = ml_collections.ConfigDict(config.optimizer.to_dict())
     tx_config.warmup_steps = int(config.optimizer.warmup_fraction * num_steps)
     tx, schedule = optimizer.make_optimizer(tx_config, num_steps)
@@ -238,13 +238,16 @@ def finetune(
         writer.write(step, line)
         progress.update(step, {name: line[name] for name in ("loss", "sequences_per_second")})
 
+    # Choosing the best epoch needs the ends of all of them: no other checkpoints are kept then.
+    checkpoint_every = config.checkpoint_every if config.select == "last" else 0
     figures, lines = {}, []
     arrays = [feature.arrays for feature in features]
     for epoch in range(start_step // steps_per_epoch, config.num_epochs):
         batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
+        done = max(0, start_step - epoch * steps_per_epoch)  # of this epoch, before a restart
         pending: tuple[int, Any] | None = None  # figures of a step that may still be running
-        stream = batching.iterate(arrays, batches, buckets, config.batch_size)
-        for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + 1):
+        stream = batching.iterate(arrays, batches[done:], buckets, config.batch_size)
+        for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + done + 1):
             state, values = train_step(state, jax.device_put(batch, placement))
             # One step late: the device is busy with this step while the host reads the one before.
             if pending:
@@ -252,6 +255,8 @@ def finetune(
                 if pending[0] % config.log_every == 0:
                     report(*pending)
             pending = (step, values)
+            if checkpoint_every and step % checkpoint_every == 0 and step % steps_per_epoch:
+                store.save(state)
         report(*pending)
         before = time.monotonic()
         figures, lines = evaluate(state.params)
@@ -274,7 +279,8 @@ def finetune(
         step = max(scored, key=lambda line: line[f"eval_{task.metric}"])["step"]
     selected = checkpoint.load(workdir / checkpoint.CHECKPOINTS / str(step))
     if step != num_steps or not figures:
-        figures, lines = evaluate(jax.device_put(selected.params))
+        placed = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
+        figures, lines = evaluate(placed)
     report = convert.write_hf(selected, workdir, workdir / "hf")
     with (workdir / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

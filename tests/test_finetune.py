@@ -1,6 +1,7 @@
 """Fine-tuning from end to end on small made-up tasks, and what transformers makes of the result."""
 
 import json
+import os
 
 import jax
 import ml_collections
@@ -10,6 +11,7 @@ import seqeval.metrics
 import sklearn.metrics
 import torch
 import transformers
+from conftest import run_command
 
 from bert_jax import batching, checkpoint, convert, finetune, tokenizer
 from bert_jax.cli import UserError
@@ -195,6 +197,53 @@ def test_goes_on_after_an_interruption(pretrained, config, tmp_path, monkeypatch
     config.train_file = write_reviews(tmp_path / "other.csv", 600, 5)
     with pytest.raises(UserError, match="holds another run"):
         finetune.finetune(config, pretrained, tmp_path / "run")
+
+
+def test_goes_on_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
+    finetune.finetune(config, pretrained, tmp_path / "whole")
+    iterate = batching.iterate
+
+    def interrupted(*arguments):
+        for count, item in enumerate(iterate(*arguments)):
+            if count == 15:
+                raise KeyboardInterrupt
+            yield item
+
+    config.checkpoint_every = 5
+    monkeypatch.setattr(batching, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(config, pretrained, tmp_path / "run")
+    monkeypatch.setattr(batching, "iterate", iterate)
+    assert checkpoint.load(tmp_path / "run").step in (5, 10, 15)
+    finetune.finetune(config, pretrained, tmp_path / "run")
+    whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
+    config.select = "best"
+    alone = finetune.finetune(config, pretrained, tmp_path / "alone")
+    flags = [
+        "--config=configs/finetune/text_classification.py",
+        f"--init={pretrained}",
+        f"--workdir={tmp_path / 'together'}",
+        *(
+            f"--config.{name}={config[name]}"
+            for name in ("train_file", "validation_file", "text_column", "label_column", "select")
+        ),
+        "--config.max_seq_length=32",
+        "--config.length_buckets=1",
+        "--config.num_epochs=2",
+        "--config.optimizer.learning_rate=1e-2",
+        "--config.mesh.fsdp=2",
+    ]
+    devices = "--xla_force_host_platform_device_count=2"
+    flags_before = os.environ.get("XLA_FLAGS", "")
+    result = run_command("bert_jax.finetune", *flags, XLA_FLAGS=f"{flags_before} {devices}")
+    assert result.returncode == 0, result.stderr
+    together = json.loads((tmp_path / "together/results.json").read_text())
+    assert together["accuracy"] == alone["accuracy"]
+    assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.select = "last"  # the epoch that is exported: "last", or "best" on the validation file
     config.new_head = False  # start the head afresh although the checkpoint has a fine-tuned one
     config.dtype = "float32"  # of activations; "bfloat16" is faster on TPUs and GPUs
+    # Steps between checkpoints within an epoch, besides the one at its end; 0: none. With
+    # select="best" there are none either: the ends of all epochs are kept instead.
+    config.checkpoint_every = 500
     config.log_every = 20  # steps between two lines of metrics.jsonl
 
     config.mesh = ml_collections.ConfigDict()
