@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from corpora import make_documents, write_jsonl
 
 from bert_jax.cli import UserError
 from bert_jax.records import example_dtype
@@ -80,25 +81,31 @@ def test_build_and_check(tmp_path, corpus_file, tokenizer_dir):
     assert manifest.statistics["splits"]["train"] == other.statistics["splits"]["train"]
 
 
+def tensorflow_batches(tf, paths, length, predictions):
+    """What TensorFlow's own reader and parser make of shards, 1,000 examples at a time."""
+    features = {
+        name: tf.io.FixedLenFeature([size], tf.float32 if "weights" in name else tf.int64)
+        for name, size in (
+            ("input_ids", length),
+            ("input_mask", length),
+            ("segment_ids", length),
+            ("masked_lm_positions", predictions),
+            ("masked_lm_ids", predictions),
+            ("masked_lm_weights", predictions),
+            ("next_sentence_labels", 1),
+        )
+    }
+    records = tf.data.TFRecordDataset([str(path) for path in paths])
+    parsed = records.map(lambda record: tf.io.parse_single_example(record, features))
+    return [{k: v.numpy() for k, v in batch.items()} for batch in parsed.batch(1000)]
+
+
 def test_tensorflow_reads_it(tmp_path):
     tf = pytest.importorskip("tensorflow")
     examples = make_examples(200)
     path = tmp_path / "a.tfrecord"
     write(path, examples)
-    features = {
-        name: tf.io.FixedLenFeature([size], tf.float32 if "weights" in name else tf.int64)
-        for name, size in (
-            ("input_ids", L),
-            ("input_mask", L),
-            ("segment_ids", L),
-            ("masked_lm_positions", M),
-            ("masked_lm_ids", M),
-            ("masked_lm_weights", M),
-            ("next_sentence_labels", 1),
-        )
-    }
-    rows = [tf.io.parse_single_example(r, features) for r in tf.data.TFRecordDataset(str(path))]
-    got = {name: np.array([row[name].numpy() for row in rows]) for name in features}
+    [got] = tensorflow_batches(tf, [path], L, M)
     assert np.array_equal(got["input_ids"], examples["input_ids"])
     place = np.arange(L)
     assert np.array_equal(got["input_mask"], place < examples["num_tokens"][:, None])
@@ -109,3 +116,30 @@ def test_tensorflow_reads_it(tmp_path):
     weights = np.arange(M) < examples["num_masked"][:, None]
     assert np.array_equal(got["masked_lm_weights"], weights)
     assert np.array_equal(got["next_sentence_labels"][:, 0], examples["next_sentence_label"])
+
+
+@pytest.mark.slow
+def test_statistics_as_published_by_tensorflow(tmp_path, tokenizer_dir, tokenizer):
+    """Over 50,000 examples; shares within 5 standard errors."""
+    tf = pytest.importorskip("tensorflow")
+    source = write_jsonl(tmp_path / "c.jsonl", make_documents(8000))
+    options = BuildOptions((source,), tokenizer_dir, format="tfrecord", num_shards=2)
+    build(options, tmp_path / "data", workers=1)
+    paths = sorted((tmp_path / "data").glob("train-*.tfrecord"))
+    count = is_next = masked = became_mask = became_other = 0
+    for batch in tensorflow_batches(tf, paths, 128, 20):
+        count += len(batch["input_ids"])
+        is_next += (batch["next_sentence_labels"] == 0).sum()
+        is_real = batch["masked_lm_weights"] > 0
+        wanted = np.rint(batch["input_mask"].sum(1) * 0.15)
+        assert np.array_equal(is_real.sum(1), np.clip(wanted, 1, 20))
+        seen = np.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], 1)[is_real]
+        original = batch["masked_lm_ids"][is_real]
+        masked += len(seen)
+        became_mask += (seen == tokenizer.mask_id).sum()
+        became_other += ((seen != tokenizer.mask_id) & (seen != original)).sum()
+    assert count > 50_000
+    assert abs(is_next / count - 0.5) < 0.01
+    for found, share in ((became_mask, 0.8), (became_other, 0.1)):
+        # A random token is the original one time in a vocabulary.
+        assert abs(found / masked - share) < 5 * (share * (1 - share) / masked) ** 0.5 + 0.001
