@@ -1,0 +1,33 @@
+# make quickstart: sets everything up, then the whole path on this machine with no download of data
+# make test:       sets everything up, then what CI runs
+# make test-slow:  the tests that take minutes each
+PYTHON ?= python3
+VENV := .venv
+# Exact versions, so that today's commands give today's result.
+INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test test-slow format clean
+
+quickstart: $(VENV)/.hf
+	$(VENV)/bin/python -m bert_jax.quickstart
+
+test: $(VENV)/.test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m slow --durations=10
+
+format: $(VENV)/.test
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+$(VENV)/.%: setup.py constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing bert_jax[$*] into $(VENV) (minutes, the first time)"
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) quickstart

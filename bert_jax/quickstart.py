@@ -1,0 +1,284 @@
+"""Command: the whole path on one machine, with no download, from text to a fine-tuned classifier.
+
+The corpus is the documentation of the installed Python packages (`pydocs`). Every step prints the
+command that does the same by hand. Run again, it reuses what is there.
+"""
+
+import argparse
+import csv
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from bert_jax import metrics
+from bert_jax.cli import run
+from bert_jax.records import Manifest
+
+VOCAB_SIZE = 4096
+MAX_SEQ_LENGTH = 64
+NUM_CLASSES = 8
+EXAMPLES_PER_DOCUMENT = 4
+NUM_GUESSES = 5
+
+
+class Steps:
+    """Runs the steps in order, prints their commands, remembers how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(
+        self, name: str, command: str, flags: Sequence[str], function: Callable[[list[str]], Any]
+    ) -> Any:
+        """Prints `python -m COMMAND FLAGS` and calls `function(flags)`."""
+        shown = " \\\n      ".join([f"$ python -m {command}", *flags])
+        print(f"\n[{len(self.seconds) + 1}] {name}\n    {shown}\n", flush=True)
+        started = time.monotonic()
+        result = function(list(flags))
+        self.seconds[name] = time.monotonic() - started
+        return result
+
+
+def write_corpus(path: epath.Path, max_mb: float) -> None:
+    """Writes the installed packages' documentation as JSONL, one {"id", "text"} a module."""
+    from data_prep import pydocs
+
+    if path.exists():
+        print(f"    {path} is there: reused")
+        return
+    lines = [
+        json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False)
+        for document in pydocs.documents(max_mb)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(path)
+    print(f"    {len(lines):,} modules, {path.stat().length / 1e6:.1f} MB in {path}")
+
+
+def split_corpus(corpus: epath.Path, data_dir: epath.Path) -> dict[str, list[dict[str, str]]]:
+    """The corpus' documents, parted as data_prep.build parted them: split -> documents."""
+    from data_prep import token_store
+
+    held_out = set(np.load(data_dir / "document_hashes-validation.npy").tolist())
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": []}
+    for line in corpus.read_text().splitlines():
+        document = json.loads(line)
+        is_held_out = token_store.content_hash(document["text"]) in held_out
+        splits["validation" if is_held_out else "train"].append(document)
+    return splits
+
+
+def write_task(splits: dict[str, list[dict[str, str]]], directory: epath.Path) -> None:
+    """Writes train.csv and validation.csv: which package does this docstring belong to?
+
+    The classes are the packages with the most modules; the text is a run of a module's paragraphs.
+    Held-out documents of pretraining are the validation set, so neither run has seen them.
+    """
+    from data_prep import pydocs
+
+    counts = Counter(pydocs.package_of(document["id"]) for document in splits["validation"])
+    packages = [name for name, _ in counts.most_common(NUM_CLASSES)]
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, documents in splits.items():
+        with (directory / f"{split}.csv").open("w") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "package"])
+            for document in documents:
+                package = pydocs.package_of(document["id"])
+                paragraphs = [p for p in document["text"].split("\n") if len(p) >= 40]
+                if package in packages:
+                    for text in paragraphs[:EXAMPLES_PER_DOCUMENT]:
+                        writer.writerow([text, package])
+
+
+def guesses(hf_dir: epath.Path, documents: Sequence[dict[str, str]]) -> list[str]:
+    """A few sentences of held-out documents with one word masked, and the model's best guesses."""
+    import transformers
+
+    from data_prep import corpus
+
+    transformers.logging.set_verbosity_error()
+    fill_mask = transformers.pipeline("fill-mask", model=str(hf_dir), device="cpu")
+    vocabulary = fill_mask.tokenizer.get_vocab()
+    lines = []
+    for document in documents:
+        for sentence in corpus.sentences(document["text"]):
+            words = re.findall(r"[A-Za-z]+", sentence)
+            known = [w for w in words if len(w) >= 5 and w.lower() in vocabulary]
+            if not 8 <= len(words) <= 16 or not known or not sentence[0].isupper():
+                continue
+            word = known[len(known) // 2]
+            masked = re.sub(rf"\b{word}\b", fill_mask.tokenizer.mask_token, sentence, count=1)
+            best = fill_mask(masked, top_k=3)
+            found = ", ".join(f"{b['token_str']} {b['score']:.0%}" for b in best)
+            lines.append(f"    {masked}\n      was {word.lower()}; guesses: {found}")
+            break  # one a document
+        if len(lines) == NUM_GUESSES:
+            break
+    return lines
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns, aligned, with rules above and below."""
+    left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
+    rule = "-" * (left + right + 3)
+    return "\n".join([rule, *(f"{a:<{left}} | {b}" for a, b in rows), rule])
+
+
+def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
+    """Runs all steps; `num_steps` 0 takes the recipe's."""
+    from bert_jax import convert, finetune, pretrain
+    from data_prep import build, check, vocab
+
+    started = time.monotonic()
+    root = epath.Path(output)
+    corpus, tokenizer, data = root / "corpus.jsonl", root / "tokenizer", root / "data"
+    model, hf, task, classifier = (root / n for n in ("model", "hf", "task", "classifier"))
+    steps = Steps()
+
+    print(f"[1] Corpus: the documentation of the installed packages\n    -> {corpus}", flush=True)
+    write_corpus(corpus, corpus_mb)
+    steps.seconds["corpus"] = time.monotonic() - started
+
+    def train_vocabulary(flags: list[str]) -> None:
+        if (tokenizer / "tokenizer_config.json").exists():
+            print(f"    {tokenizer} is there: reused")
+        else:
+            vocab.main(flags)
+
+    steps.run(
+        "vocabulary",
+        "data_prep.vocab",
+        [f"--input={corpus}", f"--output={tokenizer}", f"--vocab_size={VOCAB_SIZE}"],
+        train_vocabulary,
+    )
+    steps.run(
+        "examples",
+        "data_prep.build",
+        [
+            f"--input={corpus}",
+            f"--tokenizer={tokenizer}",
+            f"--output={data}",
+            f"--max_seq_length={MAX_SEQ_LENGTH}",
+            "--max_predictions_per_seq=10",
+            "--validation_fraction=0.05",
+        ],
+        build.main,
+    )
+    unhealthy = steps.run("check", "data_prep.check", [str(data)], lambda f: check.main(f))
+    manifest = Manifest.read(data)
+    flags = [
+        "--config=configs/quickstart.py",
+        f"--workdir={model}",
+        f"--config.data_dir={data}",
+        f"--config.model.vocab_size={manifest.vocab_size}",
+    ]
+    if num_steps:
+        flags.append(f"--config.num_steps={num_steps}")
+    steps.run("pretraining", "bert_jax.pretrain", flags, pretrain.main)
+    parity = steps.run(
+        "conversion",
+        "bert_jax.convert to-hf",
+        [f"--checkpoint={model}", f"--output={hf}"],
+        lambda flags: convert.to_hf(model, hf),
+    )
+    print(f"    {parity}")
+
+    splits = split_corpus(corpus, data)
+    print("\n    Guesses on held-out documents:", flush=True)
+    print("\n".join(guesses(hf, splits["validation"])), flush=True)
+
+    write_task(splits, task)
+    steps.run(
+        "fine-tuning",
+        "bert_jax.finetune",
+        [
+            "--config=configs/finetune/text_classification.py",
+            f"--init={model}",
+            f"--workdir={classifier}",
+            f"--config.train_file={task / 'train.csv'}",
+            f"--config.validation_file={task / 'validation.csv'}",
+            "--config.label_column=package",
+            f"--config.max_seq_length={MAX_SEQ_LENGTH}",
+            "--config.optimizer.learning_rate=5e-4",
+        ],
+        finetune.main,
+    )
+    with (task / "validation.csv").open() as file:
+        labels = [row["package"] for row in csv.DictReader(file)]
+    majority = Counter(labels).most_common(1)[0]
+    evaluation = [line for line in metrics.read(model) if "eval_mlm_loss" in line][-1]
+    accuracy = [line for line in metrics.read(classifier) if "eval_accuracy" in line][-1]
+    entropy = manifest.statistics["unigram_entropy_nats"]
+    below = entropy - evaluation["eval_mlm_loss"]
+    times = ", ".join(f"{name} {seconds:.0f}" for name, seconds in steps.seconds.items())
+    print("\nWhat was done:\n")
+    rows = [
+        ("corpus", f"{corpus.stat().length / 1e6:.1f} MB of Python documentation: {corpus}"),
+        ("vocabulary", f"{manifest.vocab_size:,} word pieces: {tokenizer}"),
+        (
+            "examples",
+            f"{manifest.num_examples('train'):,} + {manifest.num_examples('validation'):,} held "
+            f"out, {'UNHEALTHY' if unhealthy else 'checked, healthy'}: {data}",
+        ),
+        ("pretrained BERT", f"{evaluation['step']:,} steps: {model}"),
+        (
+            "MLM loss, held-out",
+            f"{evaluation['eval_mlm_loss']:.2f} nats; unigram entropy {entropy:.2f}: "
+            f"{below:.2f} nats below, so it uses context",
+        ),
+        ("MLM accuracy, held-out", f"{evaluation['eval_mlm_accuracy']:.1%}"),
+        ("NSP accuracy, held-out", f"{evaluation['eval_nsp_accuracy']:.1%} (chance 50 %)"),
+        ("Hugging Face export", f"{hf}"),
+        (
+            "largest difference to transformers",
+            f"{parity.largest:.1e} (at most 1e-4 is required)"
+            if parity.verified
+            else "not verified",
+        ),
+        (
+            "classifier: which package?",
+            f"accuracy {accuracy['eval_accuracy']:.1%}; always saying {majority[0]!r} gives "
+            f"{majority[1] / len(labels):.1%}: {classifier / 'hf'}",
+        ),
+        ("seconds", f"{sum(steps.seconds.values()):.0f} ({times})"),
+    ]
+    print(table(rows))
+    print(f"""
+Try next:
+
+  python -m data_prep.check {data} --examples=3          # see what the model reads
+  python -m bert_jax.pretrain --help --config=configs/bert_base.py   # the recipe to scale up
+  python -c "import transformers as t; print(t.pipeline('fill-mask', '{hf}')('the [MASK] module'))"
+""")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bert_jax.quickstart",
+        description="The whole path on this machine with no download: vocabulary, examples, "
+        "pretraining, Hugging Face export, fine-tuning. Run again, it reuses what is there.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", default="quickstart", help="directory for everything it makes")
+    parser.add_argument("--corpus_mb", type=float, default=16, help="megabytes of text at most")
+    parser.add_argument("--num_steps", type=int, default=0, help="of pretraining; 0: the recipe's")
+    options = parser.parse_args(argv)
+    quickstart(options.output, options.corpus_mb, options.num_steps)
+    return 0
+
+
+def cli() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
