@@ -3,6 +3,7 @@
 Lines are texts (for tag: words separated by blanks; for fill-mask: texts with [MASK]). In a .jsonl
 file, with --jsonl, and for answer always, they are JSON objects with the fields
   classify, embed, fill-mask   text (and text_pair: the second text of a pair)
+  zero-shot                    text
   tag                          tokens: a list of words
   answer                       question, context (and id)
 """
@@ -26,6 +27,7 @@ FIELDS = {
     "classify": ("text",),
     "embed": ("text",),
     "fill-mask": ("text",),
+    "zero-shot": ("text",),
     "tag": ("tokens",),
     "answer": ("question", "context"),
 }
@@ -33,6 +35,7 @@ HEADS = {
     "classify": ("text_classification", "text_regression"),
     "tag": ("token_classification",),
     "answer": ("question_answering",),
+    "zero-shot": ("text_classification",),
 }
 Record = dict[str, Any]
 
@@ -223,6 +226,38 @@ def answer(predictor: Predictor, records: Sequence[Record]) -> Iterator[Record]:
         yield {"prediction": line["prediction"], "n_best": line["n_best"]}
 
 
+def zero_shot(
+    predictor: Predictor, records: Sequence[Record], labels: Sequence[str], template: str
+) -> Iterator[Record]:
+    """How well each label fits: does the text entail the template with the label in it?
+
+    Yin et al. 2019 (https://arxiv.org/abs/1909.00161); softmax of the labels' entailment logits.
+    """
+    import numpy as np
+
+    from bert_jax import scores
+
+    if "{}" not in template:
+        raise UserError(f"--template={template!r} has no {{}} where the label goes")
+    entailment = [i for i, name in enumerate(predictor.labels) if name.lower().startswith("entail")]
+    if len(entailment) != 1:
+        raise UserError(
+            f"zero-shot needs a model of textual entailment, with a label 'entailment': this one "
+            f"has {', '.join(map(repr, predictor.labels))} (fine-tune one with "
+            "configs/finetune/glue.py:mnli)"
+        )
+    pairs = [
+        {"text": record["text"], "text_pair": template.format(label)}
+        for record in records
+        for label in labels
+    ]
+    logits = np.array(predictor.outputs(text_rows(predictor, pairs)))[:, entailment[0]]
+    for logits_C in logits.reshape(len(records), len(labels)):
+        probs_C = np.exp(scores.log_softmax(logits_C))
+        by_label = dict(zip(labels, map(float, probs_C), strict=True))
+        yield {"prediction": max(by_label, key=by_label.get), "scores": by_label}
+
+
 def fill_mask(predictor: Predictor, records: Sequence[Record], top_k: int) -> Iterator[Record]:
     import numpy as np
 
@@ -260,6 +295,14 @@ def embed(predictor: Predictor, records: Sequence[Record], normalize: bool) -> I
         yield x_D / max(float(np.linalg.norm(x_D)), 1e-12) if normalize else x_D
 
 
+def parse_names(text: str) -> list[str]:
+    """'sports, politics' -> ['sports', 'politics']."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"--labels={text!r}: expected two or more different labels, by commas")
+    return names
+
+
 def predictions(
     arguments: argparse.Namespace, records: Iterable[Record]
 ) -> Iterator[tuple[Record, Any]]:
@@ -271,6 +314,9 @@ def predictions(
         "tag": tag,
         "answer": answer,
         "fill-mask": lambda *x: fill_mask(*x, top_k=arguments.top_k),
+        "zero-shot": lambda *x: zero_shot(
+            *x, labels=parse_names(arguments.labels), template=arguments.template
+        ),
         "embed": lambda *x: embed(*x, normalize=arguments.normalize),
     }
     records = iter(records)
@@ -290,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
         ("tag", "the labels of words, and the entities they make"),
         ("answer", "the span of a context that answers a question"),
         ("fill-mask", "the likeliest tokens for each [MASK]"),
+        ("zero-shot", "the fitting one of any labels, by a model of textual entailment"),
         ("embed", "a vector of a text"),
     ):
         command = commands.add_parser(name, help=text)
@@ -313,6 +360,11 @@ def _parser() -> argparse.ArgumentParser:
                 type=float,
                 help="answer '' if its score is higher than the best span's by more than this; "
                 "without it always a span",
+            )
+        if name == "zero-shot":
+            command.add_argument("--labels", required=True, help="separated by commas")
+            command.add_argument(
+                "--template", default="This example is {}.", help="a sentence; {} is the label"
             )
         if name == "embed":
             command.add_argument("--pooling", choices=("cls", "mean", "max"), default="mean")

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import types
 
 import jax
 import ml_collections
@@ -35,7 +36,7 @@ def models(tmp_path_factory):
     result = {}
     for task, labels in (
         ("pretraining", []),
-        ("text_classification", ["no", "yes", "perhaps"]),
+        ("text_classification", ["contradiction", "neutral", "entailment"]),
         ("token_classification", ["O", "B-PER", "I-PER"]),
         ("question_answering", []),
     ):
@@ -79,6 +80,28 @@ def test_classify(models, tmp_path):
     theirs = pipeline(pair)
     expected = {choice["label"]: choice["score"] for choice in theirs}
     assert answer["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_zero_shot(models, tmp_path):
+    workdir, export = models["text_classification"]
+    labels = ["good", "bad", "plot"]
+    flags = (f"--labels={','.join(labels)}", "--template=the film was {} .")
+    answers = call("zero-shot", workdir, TEXTS, tmp_path, *flags)
+    pipeline = transformers.pipeline("zero-shot-classification", model=str(export))
+    theirs = pipeline(TEXTS, candidate_labels=labels, hypothesis_template="the film was {} .")
+    for answer, expected in zip(answers, theirs, strict=True):
+        scores = dict(zip(expected["labels"], expected["scores"], strict=True))
+        assert answer["scores"] == pytest.approx(scores, abs=1e-5)
+        assert answer["prediction"] == expected["labels"][0]
+    with pytest.raises(UserError, match="expected two or more different labels"):
+        call("zero-shot", workdir, TEXTS, tmp_path, "--labels=good,good")
+    other = types.SimpleNamespace(labels=("no", "yes"))
+    for template, message in (
+        ("a {}", "with a label 'entailment': .* 'no', 'yes'"),
+        ("a", "no {}"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(predict.zero_shot(other, [{"text": "x"}], labels, template))
 
 
 def test_tag(models, tmp_path):
