@@ -74,6 +74,7 @@ setup(
             "bert-jax-pretrain=bert_jax.pretrain:cli",
             "bert-jax-convert=bert_jax.convert:cli",
             "bert-jax-finetune=bert_jax.finetune:cli",
+            "bert-jax-predict=bert_jax.predict:cli",
         ]
     },
 )

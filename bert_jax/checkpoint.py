@@ -245,20 +245,30 @@ def is_workdir(path: epath.PathLike) -> bool:
     return (path / CHECKPOINTS).exists() or path.parent.name == CHECKPOINTS
 
 
-def warm_start(state: "TrainState", source: str, model: BertConfig) -> "TrainState":
+def warm_start(
+    state: "TrainState", source: str, model: BertConfig, tokenizer: tokenizer_lib.Tokenizer
+) -> "TrainState":
     """Replaces a fresh state's parameters by those of a workdir or a Hugging Face model.
 
-    Parameters whose path or shape has no counterpart stay fresh, and are named.
+    Parameters whose path or shape has no counterpart stay fresh, and are named; so is a vocabulary
+    other than the data's `tokenizer`, whose token embeddings would mean other tokens.
 
     Raises:
       UserError: not one parameter matches.
     """
     if is_workdir(source):
-        params = load(source).params
+        loaded = load(source)
     else:
         from bert_jax import convert
 
-        params = convert.read_hf(source).params
+        loaded = convert.read_hf(source)
+    params = loaded.params
+    if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
+        moved = sum(a != b for a, b in zip(loaded.tokenizer.vocab, tokenizer.vocab, strict=False))
+        logging.warning(
+            f"init_from {source} has another vocabulary than the data: {moved:,} of "
+            f"{tokenizer.vocab_size:,} ids stand for other tokens"
+        )
     if model.scan_layers:
         params = stack_layers(params)
     found = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(params)}

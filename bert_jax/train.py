@@ -242,7 +242,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     if store.latest_step is not None:
         state = store.restore(state)
     elif config.init_from:
-        state = checkpoint.warm_start(state, config.init_from, model.config)
+        state = checkpoint.warm_start(state, config.init_from, model.config, data.tokenizer)
     start = int(state.step)
 
     # Steps.
