@@ -284,7 +284,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
                 report(*pending)
                 pending = None
             is_last = step == config.num_steps
-            if step % config.log_every == 0 or is_last or step == start + 1:
+            if step % config.log_every == 0 or is_last or step == 1:
                 pending = (step, step_metrics)
             if config.eval_every and (step % config.eval_every == 0 or is_last):
                 if pending:

@@ -1,0 +1,75 @@
+"""The tokenizer: read back by transformers as it was written, and by us as others wrote it."""
+
+import json
+
+import pytest
+import transformers
+
+from bert_jax import tokenizer
+from bert_jax.cli import UserError
+
+WORDS = ("the", "man", "##kind", "went", "un", "##aff", "##able", ",", ".", "!", "U", "naive")
+TEXTS = ["The mankind, unaffable man!", "Naïve the\tthe.", "xyzzy went", "[MASK] went ##kind"]
+
+
+def make(lowercase: bool) -> tokenizer.Tokenizer:
+    return tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS), lowercase)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_transformers_reads_what_we_write(tmp_path, lowercase):
+    ours = make(lowercase)
+    tokenizer.save(ours, tmp_path, model_max_length=64)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 64
+    assert theirs.mask_token_id == ours.mask_id and theirs.pad_token_id == ours.pad_id
+    for text in TEXTS:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text), text
+    assert theirs("the", "man")["token_type_ids"] == [0, 0, 0, 1, 1]
+    again = tokenizer.load(tmp_path)
+    assert again == ours and again.fingerprint == ours.fingerprint
+
+
+def test_casing_changes_ids_and_fingerprint():
+    assert make(True).encode("The") == [make(True).ids["the"]]
+    assert make(False).encode("The") == [make(False).unk_id]
+    assert make(True).fingerprint != make(False).fingerprint
+
+
+def test_reads_a_directory_without_vocab_txt_and_a_bare_vocabulary(tmp_path):
+    ours = make(False)
+    tokenizer.save(ours, tmp_path)
+    (tmp_path / "vocab.txt").rename(tmp_path / "bert-base-cased-vocab.txt")
+    assert tokenizer.load(tmp_path) == ours
+    assert tokenizer.load(tmp_path / "bert-base-cased-vocab.txt") == ours
+    (tmp_path / "bert-base-cased-vocab.txt").rename(tmp_path / "bert-base-uncased-vocab.txt")
+    assert tokenizer.load(tmp_path / "bert-base-uncased-vocab.txt").lowercase
+
+
+def test_masks_of_the_vocabulary():
+    tok = make(True)
+    assert tok.is_special_V.tolist() == [True] * 5 + [False] * len(WORDS)
+    assert [tok.vocab[i] for i in tok.is_continuation_V.nonzero()[0]] == [
+        "##kind",
+        "##aff",
+        "##able",
+    ]
+
+
+def test_unusable_tokenizers_are_named(tmp_path):
+    def message(source):
+        with pytest.raises(UserError) as error:
+            tokenizer.load(source)
+        return str(error.value)
+
+    assert "has no vocabulary" in message(tmp_path)
+    assert "could not be had" in message(tmp_path / "nowhere")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
+    assert "it has no [MASK]" in message(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.SPECIAL_TOKENS, "a", "a"]))
+    assert "listed twice" in message(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in message(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
+    assert "holds a BPE model" in message(tmp_path)
