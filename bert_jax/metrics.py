@@ -1,14 +1,17 @@
-"""Where training figures go: metrics.jsonl, TensorBoard and the progress line."""
+"""Where training figures go: metrics.jsonl, TensorBoard, the progress line; command: curves."""
 
+import argparse
 import importlib.util
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from etils import epath
+
+from bert_jax.cli import UserError, run
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -107,3 +110,88 @@ class Progress:
     def close(self) -> None:
         if self._in_place:
             print(file=sys.stderr)
+
+
+# Panels of the figure: title, names in metrics.jsonl. Evaluation is drawn over training.
+_PANELS = (
+    ("MLM loss (nats a masked token)", "mlm_loss"),
+    ("MLM accuracy", "mlm_accuracy"),
+    ("NSP loss (nats a pair)", "nsp_loss"),
+    ("NSP accuracy", "nsp_accuracy"),
+)
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean over the last `window` values, at each point."""
+    return [
+        sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))
+    ]
+
+
+def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
+    """Draws the curves of one or several runs together: training smoothed, evaluation dotted.
+
+    Raises:
+      UserError: matplotlib is not installed, or a run has no metrics.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise UserError("figures need matplotlib: pip install 'bert_jax[plot]'") from None
+    runs = {workdir: read(workdir) for workdir in workdirs}
+    for workdir, lines in runs.items():
+        if not lines:
+            raise UserError(f"{workdir} has no {METRICS_FILE}: expected the workdir of a run")
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for axis, (title, name) in zip(axes.flat, _PANELS, strict=True):
+        for number, (workdir, lines) in enumerate(runs.items()):
+            color = f"C{number}"
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, smoothed(values, window), color, alpha=0.5, label=f"{workdir}")
+            held_out = f"eval_{name}"
+            points = [(p["step"], p[held_out]) for p in lines if p.get(held_out) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), f"{color}o-", ms=3, label="held-out")
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend()
+    with epath.Path(target).open("wb") as file:
+        figure.savefig(file, format=epath.Path(target).suffix.lstrip(".") or "png", dpi=110)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bert_jax.metrics",
+        description="Prints the last figures of runs, or draws their curves together.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of pretraining runs")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the curves into this file")
+    parser.add_argument("--window", type=int, default=10, help="logged steps to smooth over")
+    options = parser.parse_args(argv)
+    if options.plot:
+        plot(options.workdirs, options.plot, options.window)
+        return
+    for workdir in options.workdirs:
+        lines = read(workdir)
+        if not lines:
+            raise UserError(f"{workdir} has no {METRICS_FILE}: expected the workdir of a run")
+        last = {name: value for line in lines for name, value in line.items()}
+        width = max(map(len, last))
+        print(workdir)
+        for name, value in last.items():
+            print(f"  {name:<{width}}  {value}")
+
+
+def cli() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -7,7 +7,6 @@ import json
 import sys
 
 import jax
-from conftest import ROOT  # noqa: F401  (sets NPROC before the first computation)
 
 from bert_jax import config as config_lib
 from bert_jax import input_pipeline, optimizer, sharding, train

@@ -11,7 +11,7 @@ import seqeval.metrics
 import sklearn.metrics
 import torch
 import transformers
-from conftest import run_command
+from small_run import run_command
 
 from bert_jax import batching, checkpoint, convert, finetune, tokenizer
 from bert_jax.cli import UserError

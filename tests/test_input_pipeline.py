@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import LENGTH, make_data_dir
+from small_run import LENGTH, make_data_dir
 
 from bert_jax import input_pipeline, records, sharding
 from bert_jax.cli import UserError

@@ -3,7 +3,12 @@
 import json
 import math
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from bert_jax import metrics
+from bert_jax.cli import UserError
 
 
 def test_lines_are_objects_with_their_step(tmp_path):
@@ -58,3 +63,27 @@ def test_progress_shows_figures_and_the_time_left(capsys, monkeypatch):
 def test_durations():
     assert metrics.duration(3725.4) == "1:02:05"
     assert metrics.duration(-1) == "0:00:00"
+
+
+def test_curves_of_two_runs_are_drawn(tmp_path):
+    for name, level in (("a", 5.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        writer = metrics.MetricWriter(tmp_path / name)
+        for step in range(1, 20):
+            writer.write(step, {"mlm_loss": level / step, "nsp_loss": 0.7, "nsp_accuracy": 0.5})
+        writer.write(20, {"eval_mlm_loss": level / 20})
+        writer.close()
+    runs = [str(tmp_path / name) for name in "ab"]
+    metrics.main([*runs, f"--plot={tmp_path / 'curves.png'}"])
+    pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).reshape(-1, 3)
+    for color in ([31, 119, 180], [255, 127, 14]):  # matplotlib's first two colours, the dots
+        assert (pixels == color).all(1).any()
+
+
+def test_smoothing_is_a_running_mean():
+    assert metrics.smoothed([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+
+
+def test_run_without_metrics_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl"):
+        metrics.main([str(tmp_path)])

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, overrides, run_command
+from small_run import ROOT, overrides, run_command
 
 from bert_jax import checkpoint, input_pipeline, metrics, optimizer, sharding, train
 from bert_jax.cli import UserError

@@ -1,0 +1,98 @@
+"""A small data set in the on-disk format, and commands run as a user would run them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from array_record.python import array_record_module
+
+from bert_jax import records, tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+VOCAB_SIZE, LENGTH, PREDICTIONS = 100, 32, 5
+
+
+def make_tokenizer() -> tokenizer.Tokenizer:
+    words = [f"w{i}" for i in range(VOCAB_SIZE - len(tokenizer.SPECIAL_TOKENS))]
+    return tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *words))
+
+
+def make_examples(count: int, seed: int) -> np.ndarray:
+    """Random pairs with a rule to learn: token i+1 is token i + 1, and B repeats A when IsNext."""
+    rng = np.random.default_rng(seed)
+    examples = np.zeros(count, records.example_dtype(LENGTH, VOCAB_SIZE, PREDICTIONS))
+    low, high = len(tokenizer.SPECIAL_TOKENS), VOCAB_SIZE
+    for example in examples:
+        length = rng.integers(LENGTH // 2, LENGTH + 1)
+        second = length // 2
+        ids = low + (rng.integers(high - low) + np.arange(length)) % (high - low)
+        label = rng.integers(2)
+        if label:
+            ids[second:] = low + (rng.integers(high - low) + np.arange(length - second)) % (
+                high - low
+            )
+        ids[0], ids[second - 1], ids[-1] = 2, 3, 3
+        candidates = np.setdiff1d(np.arange(length), [0, second - 1, length - 1])
+        positions = np.sort(rng.choice(candidates, rng.integers(2, PREDICTIONS + 1), False))
+        example["masked_lm_positions"][: len(positions)] = positions
+        example["masked_lm_ids"][: len(positions)] = ids[positions]
+        example["num_masked"] = len(positions)
+        ids[positions] = 4
+        example["input_ids"][:length] = ids
+        example["num_tokens"], example["second_start"] = length, second
+        example["next_sentence_label"] = label
+    return examples
+
+
+def make_data_dir(directory: pathlib.Path, shards: dict[str, list[int]]) -> pathlib.Path:
+    """Writes a DATA_DIR; `shards`: split -> number of examples of each shard."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tok = make_tokenizer()
+    tokenizer.save(tok, directory / "tokenizer")
+    splits = {}
+    for split, counts in shards.items():
+        splits[split] = []
+        for i, count in enumerate(counts):
+            name = records.shard_name(split, i, len(counts))
+            examples = make_examples(count, seed=1000 * len(split) + i)
+            writer = array_record_module.ArrayRecordWriter(str(directory / name), "group_size:1")
+            for start in range(0, count, records.EXAMPLES_PER_RECORD):
+                writer.write(examples[start : start + records.EXAMPLES_PER_RECORD].tobytes())
+            writer.close()
+            splits[split].append(records.Shard(name, count, f"hash of {split} {i} {count}"))
+    arguments = {
+        "masking": "static",
+        "objective": "nsp",
+        "max_seq_length": LENGTH,
+        "max_predictions_per_seq": PREDICTIONS,
+    }
+    records.Manifest(arguments, tok.fingerprint, VOCAB_SIZE, splits, {}).write(directory)
+    return directory
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python -m …` as a user would, from the repository's root."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def overrides(config) -> list[str]:
+    """A config as --config.field=value flags."""
+
+    def flat(node, prefix):
+        for name, value in node.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield f"--config.{prefix}{name}={value}"
+
+    return list(flat(json.loads(config.to_json()), ""))
