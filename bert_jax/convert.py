@@ -445,7 +445,10 @@ def _size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bert_jax.convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bert_jax.convert",
+        description="Turns checkpoints of this project into Hugging Face directories, and back.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     to = commands.add_parser("to-hf", help="export a checkpoint as a Hugging Face directory")
     to.add_argument("--checkpoint", required=True, help="WORKDIR or WORKDIR/checkpoints/STEP")

@@ -24,8 +24,8 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
     peak, warmup = config.learning_rate, config.warmup_steps
     if warmup >= num_steps:
         raise UserError(
-            f"optimizer.warmup_steps={warmup} must be less than num_steps={num_steps}: "
-            "the schedule would never reach its peak"
+            f"optimizer.warmup_steps={warmup} must be less than num_steps={num_steps}: it "
+            f"would never reach its peak; add --config.optimizer.warmup_steps={num_steps // 10}"
         )
 
     def schedule(step: jax.Array) -> jax.Array:

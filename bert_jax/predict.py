@@ -327,7 +327,7 @@ def predictions(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bert_jax.predict",
-        description=__doc__,
+        description=__doc__.removeprefix("Command: "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)

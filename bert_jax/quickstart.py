@@ -253,14 +253,16 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
         ),
         ("seconds", f"{sum(steps.seconds.values()):.0f} ({times})"),
     ]
-    print(table(rows))
-    print(f"""
+    summary = f"""{table(rows)}
+
 Try next:
 
   python -m data_prep.check {data} --examples=3          # see what the model reads
   python -m bert_jax.pretrain --help --config=configs/bert_base.py   # the recipe to scale up
   python -c "import transformers as t; print(t.pipeline('fill-mask', '{hf}')('the [MASK] module'))"
-""")
+"""
+    (root / "summary.txt").write_text(summary)
+    print(summary)
 
 
 def main(argv: Sequence[str]) -> int:

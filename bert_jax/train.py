@@ -251,6 +251,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     eval_step = make_eval_step(objective, mesh)
     writer = metrics.MetricWriter(workdir, start)
     progress = metrics.Progress(config.num_steps)
+    progress.note(
+        f"{data.num_examples:,} examples of {data.max_seq_length} tokens, batch "
+        f"{config.batch_size}: an epoch is {data.num_examples / config.batch_size:,.0f} steps; "
+        f"mesh {dict(mesh.shape)} on {jax.devices()[0].device_kind}; compiling the first step"
+    )
     if start == config.num_steps:
         progress.note(f"{workdir} is trained to the end already ({start:,} steps)")
     elif start:

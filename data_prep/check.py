@@ -171,7 +171,7 @@ def _share(part: float, whole: float) -> float:
 def _near(target: float, tolerance: float, count: int) -> tuple[float, float]:
     """The range around a share, no narrower than four standard errors of `count` draws."""
     slack = max(tolerance, 4 * (target * (1 - target) / max(count, 1)) ** 0.5)
-    return target - slack, target + slack
+    return max(target - slack, 0.0), min(target + slack, 1.0)
 
 
 def _example_measures(split: str, tally: Tally, manifest: Manifest) -> Iterator[Measure]:
