@@ -18,7 +18,7 @@ from bert_jax.tokenizer import Tokenizer
 
 # Runs without space and ASCII punctuation, or one ASCII punctuation mark.
 split_pieces = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
-_MAX_CACHED = 200_000  # pieces, about 40 MB: more than 99 % of running English text
+_MAX_CACHED = 100_000  # pieces, about 40 MB: more than 99 % of running English text
 
 
 class _Index(dict):
