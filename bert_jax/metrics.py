@@ -128,6 +128,14 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     ]
 
 
+def _lines_of_run(workdir: str) -> list[dict]:
+    """`read`, or a UserError where there is nothing to read."""
+    lines = read(workdir)
+    if not lines:
+        raise UserError(f"{workdir} has no {METRICS_FILE}: expected the workdir of a run")
+    return lines
+
+
 def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
     """Draws the curves of one or several runs together: training smoothed, evaluation dotted.
 
@@ -141,10 +149,7 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
         from matplotlib import pyplot
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'bert_jax[plot]'") from None
-    runs = {workdir: read(workdir) for workdir in workdirs}
-    for workdir, lines in runs.items():
-        if not lines:
-            raise UserError(f"{workdir} has no {METRICS_FILE}: expected the workdir of a run")
+    runs = {workdir: _lines_of_run(workdir) for workdir in workdirs}
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
     for axis, (title, name) in zip(axes.flat, _PANELS, strict=True):
         for number, (workdir, lines) in enumerate(runs.items()):
@@ -179,10 +184,7 @@ def main(argv: Sequence[str]) -> None:
         plot(options.workdirs, options.plot, options.window)
         return
     for workdir in options.workdirs:
-        lines = read(workdir)
-        if not lines:
-            raise UserError(f"{workdir} has no {METRICS_FILE}: expected the workdir of a run")
-        last = {name: value for line in lines for name, value in line.items()}
+        last = {name: value for line in _lines_of_run(workdir) for name, value in line.items()}
         width = max(map(len, last))
         print(workdir)
         for name, value in last.items():
