@@ -76,6 +76,21 @@ class PretrainingData:
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     @property
+    def token_ranks_V(self) -> np.ndarray | None:
+        """int32[V]: each token's rank by frequency in the data, the most frequent 0; None if lost.
+
+        Tokens that never occur rank last. The counts are made by data_prep.build.
+        """
+        path = self._data_dir / records.TOKEN_COUNTS
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            counts_V = np.load(file)
+        ranks_V = np.empty(len(counts_V), np.int32)
+        ranks_V[np.argsort(-counts_V, kind="stable")] = np.arange(len(counts_V))
+        return ranks_V
+
+    @property
     def max_seq_length(self) -> int:
         return self.manifest.arguments["max_seq_length"]
 
@@ -252,6 +267,21 @@ def open_data(data_dir: str, split: str, config: ml_collections.ConfigDict) -> P
             "the data with a smaller --max_seq_length, or raise the model's positions"
         )
     return data
+
+
+def open_eval_data(config: ml_collections.ConfigDict) -> dict[str, PretrainingData]:
+    """The validation splits to evaluate on: prefix of their metrics -> data.
+
+    "eval_" is that of `eval_data_dir` or, without one, `data_dir`; "eval_NAME_" those of
+    `extra_eval_data_dirs`, NAME being the directory's.
+
+    Raises:
+      UserError: a directory has no validation split or does not fit the model.
+    """
+    directories = {"eval_": config.eval_data_dir or config.data_dir}
+    for directory in filter(None, config.extra_eval_data_dirs.split(",")):
+        directories[f"eval_{epath.Path(directory).name}_"] = directory
+    return {prefix: open_data(d, "validation", config) for prefix, d in directories.items()}
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

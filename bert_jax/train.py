@@ -4,6 +4,7 @@ B is the global batch, M the masked positions an example, V the padded vocabular
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -51,8 +52,45 @@ class Objective:
     weights: Callable[[Batch], Scalars]
 
 
-def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True) -> Objective:
-    """Mean MLM loss over masked tokens + mean NSP loss over pairs (paper, appendix A.2)."""
+# Ends of the bands of tokens, by rank of frequency in the training data, that evaluation tells
+# apart: a model that guesses by frequency alone is right in the first and nowhere else.
+FREQUENCY_BANDS = (100, 1_000, 10_000)
+
+
+def pretraining_objective(
+    model: BertForPreTraining,
+    next_sentence: bool = True,
+    mask_id: int | None = None,
+    token_ranks_V: np.ndarray | None = None,
+) -> Objective:
+    """Mean MLM loss over masked tokens + mean NSP loss over pairs (paper, appendix A.2).
+
+    Args:
+      next_sentence: whether the examples have next-sentence labels.
+      mask_id: given (for evaluation), MLM accuracy is also told apart by what stood at the
+        position: [MASK], a random token, or the token itself (mlm_accuracy_mask, _random, _kept).
+      token_ranks_V: given (for evaluation), also by how frequent the token is: its rank in the
+        training data, from 0 (mlm_accuracy_rank_1_100, …).
+    """
+
+    def groups(batch: Batch) -> dict[str, jax.Array]:
+        """The masked positions that each further accuracy counts: name -> float[B, M]."""
+        labels_BM, weights_BM = batch["masked_lm_ids"], batch["masked_lm_weights"]
+        result = {}
+        if mask_id is not None:
+            read_BM = jnp.take_along_axis(
+                batch["input_ids"], batch["masked_lm_positions"], axis=1
+            )
+            kinds = {"mask": read_BM == mask_id, "kept": read_BM == labels_BM}
+            kinds["random"] = ~(kinds["mask"] | kinds["kept"])
+            result |= {f"mlm_accuracy_{kind}": where * weights_BM for kind, where in kinds.items()}
+        if token_ranks_V is not None:
+            ranks_BM = jnp.asarray(token_ranks_V)[labels_BM]
+            for low, high in zip((0, *FREQUENCY_BANDS), (*FREQUENCY_BANDS, None), strict=True):
+                inside = (ranks_BM >= low) & (high is None or ranks_BM < high)
+                name = f"mlm_accuracy_rank_{low + 1}_{high or 'up'}"
+                result[name] = inside * weights_BM
+        return result
 
     def sums(params: Any, batch: Batch, keys_B: jax.Array | None) -> Scalars:
         output = model.apply(
@@ -70,6 +108,7 @@ def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True)
         result = {
             "mlm_loss": jnp.sum(loss_BM * weights_BM),
             "mlm_accuracy": jnp.sum(right_BM * weights_BM),
+            **{name: jnp.sum(right_BM * where) for name, where in groups(batch).items()},
         }
         if next_sentence:
             logits_B2, labels_B = output.nsp_logits_B2, batch["next_sentence_labels"]
@@ -84,6 +123,7 @@ def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True)
     def weights(batch: Batch) -> Scalars:
         masked = jnp.sum(batch["masked_lm_weights"])
         result = {"mlm_loss": masked, "mlm_accuracy": masked}
+        result |= {name: jnp.sum(where) for name, where in groups(batch).items()}
         if next_sentence:
             pairs = jnp.sum(batch["next_sentence_labels"] >= 0).astype(jnp.float32)
             result |= {"nsp_loss": pairs, "nsp_accuracy": pairs}
@@ -198,8 +238,11 @@ def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, 
         for total, part in zip((sums, weights), eval_step(params, batch), strict=True):
             for name, value in jax.device_get(part).items():
                 total[name] = total.get(name, 0.0) + float(value)
-    means = {name: sums[name] / max(weights[name], 1.0) for name in sums}
-    return {"loss": sum(means[name] for name in losses), **means}
+    means = {name: sums[name] / weights[name] for name in sums if weights[name]}
+    result = {"loss": sum(means[name] for name in losses), **means}
+    if "mlm_loss" in means:
+        result["mlm_perplexity"] = math.exp(min(means["mlm_loss"], 100.0))
+    return result
 
 
 def make_model(config: ml_collections.ConfigDict) -> BertForPreTraining:
@@ -228,11 +271,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     mesh = sharding.make_mesh(**config.mesh)
     model = make_model(config)
     data = input_pipeline.open_data(config.data_dir, "train", config)
-    eval_data = None
-    if config.eval_every:
-        eval_data = input_pipeline.open_data(
-            config.eval_data_dir or config.data_dir, "validation", config
-        )
+    eval_data = input_pipeline.open_eval_data(config) if config.eval_every else {}
     input_pipeline.check_batch(config, mesh)
 
     # State: a checkpoint in workdir > config.init_from > fresh parameters.
@@ -248,7 +287,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     # Steps.
     objective = pretraining_objective(model, next_sentence=data.has_next_sentence_labels)
     train_step = make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
-    eval_step = make_eval_step(objective, mesh)
+    eval_step = make_eval_step(
+        pretraining_objective(
+            model, data.has_next_sentence_labels, data.tokenizer.mask_id, data.token_ranks_V
+        ),
+        mesh,
+    )
     writer = metrics.MetricWriter(workdir, start)
     progress = metrics.Progress(config.num_steps)
     progress.note(
@@ -296,15 +340,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
                     report(*pending)
                     pending = None
                 before = time.monotonic()
-                results = evaluate(
-                    eval_step,
-                    state.params,
-                    eval_data.eval_batches(mesh, config.eval_batches),
-                    objective.losses,
-                )
-                last = {f"eval_{name}": value for name, value in results.items()}
+                last = {}
+                for prefix, held_out in eval_data.items():
+                    held_out_batches = held_out.eval_batches(mesh, config.eval_batches)
+                    results = evaluate(
+                        eval_step, state.params, held_out_batches, objective.losses
+                    )
+                    last |= {f"{prefix}{name}": value for name, value in results.items()}
                 writer.write(step, last)
-                shown = {f"eval_{name}": results[name] for name in ("mlm_loss", "mlm_accuracy")}
+                shown = {name: last[name] for name in ("eval_mlm_loss", "eval_mlm_accuracy")}
                 progress.update(step, shown)
                 # Evaluation is not training time.
                 window = (window[0], window[1] + time.monotonic() - before)

@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # Data: a directory made by data_prep.build; its sequence length is the run's.
     config.data_dir = ""
     config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
+    config.extra_eval_data_dirs = ""  # further ones, with commas; metrics eval_NAME_… by directory
     config.batch_size = 256  # sequences an optimizer step, over all devices
     config.accumulate_steps = 1  # parts that a batch is worked off in, to save memory
     config.seed = 0  # of parameters, dropout, and the order of the data
