@@ -1,11 +1,10 @@
-"""The training step and the pretraining loop.
+"""The training step: what is minimised, and how a batch changes the state.
 
 B is the global batch, M the masked positions an example, V the padded vocabulary.
 """
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,23 +14,32 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax import checkpoint, input_pipeline, metrics, optimizer, sharding
+from bert_jax import sharding
 from bert_jax.models.bert import BertConfig, stack_layers
 from bert_jax.models.heads import BertForPreTraining
+from bert_jax.optimizer import apply_updates
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a checkpoint holds: int32 step (optimizer updates made), float32 params, moments."""
+    """All that a checkpoint holds, and nothing random.
+
+    Attributes:
+      step: int32, batches taken, which is the position in the data.
+      params: float32.
+      opt_state: moments, laid out as the parameters.
+      loss_average: float32, moving average of the loss, 0 before the first step; what a spike is
+        measured against.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    loss_average: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Objective:
     weights: Callable[[Batch], Scalars]
 
 
+# Of the loss's moving average: about the last hundred steps.
+LOSS_MEMORY = 0.99
 # Ends of the bands of tokens, by rank of frequency in the training data, that evaluation tells
 # apart: a model that guesses by frequency alone is right in the first and nowhere else.
 FREQUENCY_BANDS = (100, 1_000, 10_000)
@@ -78,9 +88,7 @@ def pretraining_objective(
         labels_BM, weights_BM = batch["masked_lm_ids"], batch["masked_lm_weights"]
         result = {}
         if mask_id is not None:
-            read_BM = jnp.take_along_axis(
-                batch["input_ids"], batch["masked_lm_positions"], axis=1
-            )
+            read_BM = jnp.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], axis=1)
             kinds = {"mask": read_BM == mask_id, "kept": read_BM == labels_BM}
             kinds["random"] = ~(kinds["mask"] | kinds["kept"])
             result |= {f"mlm_accuracy_{kind}": where * weights_BM for kind, where in kinds.items()}
@@ -142,12 +150,23 @@ def init_state(
 
     def init(key: jax.Array) -> TrainState:
         params = init_params(key)
-        return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+        zero = jnp.zeros([], jnp.float32)
+        return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero)
 
     key = jax.random.key(seed)
     shardings = sharding.shardings_of(jax.eval_shape(init, key), mesh)
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=shardings)(key)
+
+
+def reset_moments(
+    state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """`state` with the optimizer's moments empty, as before its first step."""
+    shardings = sharding.shardings_of(state.opt_state, mesh)
+    with jax.set_mesh(mesh):
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(state.params)
+    return state.replace(opt_state=opt_state)
 
 
 def dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
@@ -156,17 +175,42 @@ def dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch_size))
 
 
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """A jitted function that is called, or lowered, with the mesh set."""
+
+    function: Callable[..., Any]
+    mesh: Mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.function(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*args)
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     mesh: Mesh,
     seed: int,
     accumulate_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    max_loss_ratio: float = 0.0,
+) -> OnMesh:
     """The jitted step (state, batch) -> (state, metrics); it takes the state's memory over.
 
-    With `accumulate_steps` > 1 the batch is worked off in that many parts, one after the other, to
-    the same result with less memory.
+    A batch whose loss or gradient is not finite, or whose loss is a spike, leaves parameters and
+    moments as they were; the step is counted, and the metric `accepted` is 0.
+
+    Args:
+      optimizer: gradients -> directions (bert_jax.optimizer).
+      schedule: step -> learning rate.
+      accumulate_steps: the batch is worked off in that many parts, one after the other, to the same
+        result with less memory.
+      max_loss_ratio: a loss above this multiple of its moving average is a spike; 0 for no limit.
     """
 
     def loss_and_metrics(params: Any, batch: Batch, keys_B: jax.Array, weights: Scalars):
@@ -196,38 +240,45 @@ def make_train_step(
         weights = objective.weights(batch)
         gradients = grad_fn if accumulate_steps == 1 else accumulated
         grads, means = gradients(state.params, batch, keys_B, weights)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new_state = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state
+        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        learning_rate = schedule(state.step)
+        params = apply_updates(state.params, directions, learning_rate)
+
+        loss = sum(means[name] for name in objective.losses)
+        norm = optax.tree.norm(grads)
+        average, is_first = state.loss_average, state.loss_average == 0
+        accepted = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if max_loss_ratio:
+            accepted &= is_first | (loss <= max_loss_ratio * average)
+        average = jnp.where(is_first, loss, LOSS_MEMORY * average + (1 - LOSS_MEMORY) * loss)
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.loss_average),
         )
+        new_state = TrainState(state.step + 1, params, opt_state, average)
         new_state = jax.lax.with_sharding_constraint(
             new_state, sharding.shardings_of(new_state, mesh)
         )
-        loss = sum(means[name] for name in objective.losses)
-        return new_state, {"loss": loss, **means, "gradient_norm": optax.tree.norm(grads)}
+        return new_state, {
+            "loss": loss,
+            **means,
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+            "accepted": accepted.astype(jnp.float32),
+        }
 
-    jitted = jax.jit(step, donate_argnums=0)
-
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        with jax.set_mesh(mesh):
-            return jitted(state, batch)
-
-    return run
+    return OnMesh(jax.jit(step, donate_argnums=0), mesh)
 
 
-def make_eval_step(
-    objective: Objective, mesh: Mesh
-) -> Callable[[Any, Batch], tuple[Scalars, Scalars]]:
+def make_eval_step(objective: Objective, mesh: Mesh) -> OnMesh:
     """The jitted (params, batch) -> (sums, weights), to be added up over batches."""
-    jitted = jax.jit(
-        lambda params, batch: (objective.sums(params, batch, None), objective.weights(batch))
+    return OnMesh(
+        jax.jit(
+            lambda params, batch: (objective.sums(params, batch, None), objective.weights(batch))
+        ),
+        mesh,
     )
-
-    def run(params: Any, batch: Batch) -> tuple[Scalars, Scalars]:
-        with jax.set_mesh(mesh):
-            return jitted(params, batch)
-
-    return run
 
 
 def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, ...]) -> dict:
@@ -256,107 +307,3 @@ def init_params(model: BertForPreTraining, key: jax.Array) -> Any:
     ids = jnp.zeros((1, 8), jnp.int32)
     params = unrolled.init(key, ids, ids, ids)["params"]
     return stack_layers(params) if model.config.scan_layers else params
-
-
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict:
-    """Pretrains as `config` says, going on from the last checkpoint in `workdir` if there is one.
-
-    Returns:
-      The last evaluation's figures (or the last training step's, with evaluation turned off).
-
-    Raises:
-      UserError: data, model, mesh and workdir do not fit each other.
-    """
-    # Data: the manifest says what the model must cope with.
-    mesh = sharding.make_mesh(**config.mesh)
-    model = make_model(config)
-    data = input_pipeline.open_data(config.data_dir, "train", config)
-    eval_data = input_pipeline.open_eval_data(config) if config.eval_every else {}
-    input_pipeline.check_batch(config, mesh)
-
-    # State: a checkpoint in workdir > config.init_from > fresh parameters.
-    tx, schedule = optimizer.make_optimizer(config.optimizer, config.num_steps)
-    store = checkpoint.CheckpointStore(workdir, config, data.tokenizer, data.fingerprint)
-    state = init_state(lambda key: init_params(model, key), tx, mesh, config.seed)
-    if store.latest_step is not None:
-        state = store.restore(state)
-    elif config.init_from:
-        state = checkpoint.warm_start(state, config.init_from, model.config, data.tokenizer)
-    start = int(state.step)
-
-    # Steps.
-    objective = pretraining_objective(model, next_sentence=data.has_next_sentence_labels)
-    train_step = make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
-    eval_step = make_eval_step(
-        pretraining_objective(
-            model, data.has_next_sentence_labels, data.tokenizer.mask_id, data.token_ranks_V
-        ),
-        mesh,
-    )
-    writer = metrics.MetricWriter(workdir, start)
-    progress = metrics.Progress(config.num_steps)
-    progress.note(
-        f"{data.num_examples:,} examples of {data.max_seq_length} tokens, batch "
-        f"{config.batch_size}: an epoch is {data.num_examples / config.batch_size:,.0f} steps; "
-        f"mesh {dict(mesh.shape)} on {jax.devices()[0].device_kind}; compiling the first step"
-    )
-    if start == config.num_steps:
-        progress.note(f"{workdir} is trained to the end already ({start:,} steps)")
-    elif start:
-        progress.note(f"going on from step {start:,} in {workdir}")
-
-    last: dict[str, float] = {}
-    pending: tuple[int, Scalars] | None = None  # metrics of a step that may still be running
-    window = (start, time.monotonic())
-
-    def report(step: int, values: Scalars) -> None:
-        """Reads a step's metrics from the device (waits for it) and writes them."""
-        nonlocal window, last
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
-        elapsed = max(time.monotonic() - window[1], 1e-9)
-        sequences = (step - window[0]) * config.batch_size / elapsed
-        window = (step, time.monotonic())
-        last = values | {
-            "learning_rate": float(schedule(np.int32(step - 1))),
-            "sequences_per_second": sequences,
-            "tokens_per_second": sequences * data.max_seq_length,
-        }
-        writer.write(step, last)
-        shown = {name: last[name] for name in ("loss", *objective.losses)}
-        progress.update(step, shown | {"sequences/s": sequences})
-
-    with data.batches(mesh, start, config.num_steps) as batches:
-        for step, batch in enumerate(batches, start + 1):
-            state, step_metrics = train_step(state, batch)
-            # One step late: the device is busy with this step while the host reads the one before.
-            if pending:
-                report(*pending)
-                pending = None
-            is_last = step == config.num_steps
-            if step % config.log_every == 0 or is_last or step == 1:
-                pending = (step, step_metrics)
-            if config.eval_every and (step % config.eval_every == 0 or is_last):
-                if pending:
-                    report(*pending)
-                    pending = None
-                before = time.monotonic()
-                last = {}
-                for prefix, held_out in eval_data.items():
-                    held_out_batches = held_out.eval_batches(mesh, config.eval_batches)
-                    results = evaluate(
-                        eval_step, state.params, held_out_batches, objective.losses
-                    )
-                    last |= {f"{prefix}{name}": value for name, value in results.items()}
-                writer.write(step, last)
-                shown = {name: last[name] for name in ("eval_mlm_loss", "eval_mlm_accuracy")}
-                progress.update(step, shown)
-                # Evaluation is not training time.
-                window = (window[0], window[1] + time.monotonic() - before)
-            if step % config.checkpoint_every == 0 or is_last:
-                store.save(state)
-    if pending:
-        report(*pending)
-    store.close()
-    writer.close()
-    progress.close()
-    return last
