@@ -80,7 +80,7 @@ def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: An
       default: of arrays that no rule matches; a value, or a function of the path.
 
     Raises:
-      UserError: a rule matches no array, so it is mistyped or meant for another model.
+      UserError: a rule is the first match of no array: mistyped, or never reached.
     """
     unused = {pattern for pattern, _ in rules}
 
@@ -96,8 +96,8 @@ def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: An
     if unused:
         first = path_of(jax.tree_util.tree_leaves_with_path(params)[0][0])
         raise UserError(
-            f"optimizer rule(s) {', '.join(map(repr, sorted(unused)))} match no parameter; paths "
-            f"look like {first!r}"
+            f"optimizer rule(s) {', '.join(map(repr, sorted(unused)))} apply to no parameter (the "
+            f"first match counts); paths look like {first!r}"
         )
     return result
 

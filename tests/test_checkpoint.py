@@ -54,6 +54,7 @@ def test_a_checkpoint_can_be_chosen_and_a_missing_one_is_named(config, tmp_path)
 def trained(config, tmp_path):
     """A workdir with checkpoints of steps 2 and 4."""
     config.update(num_steps=4, checkpoint_every=2, eval_every=0)
+    config.optimizer.end_factor = 1.0  # a learning rate that does not depend on num_steps
     loop.train_and_evaluate(config, tmp_path / "run")
     return tmp_path / "run"
 

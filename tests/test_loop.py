@@ -105,6 +105,29 @@ def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path):
     assert done.returncode == 0 and "trained to the end already" in done.stderr
 
 
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
+    """With a checkpoint after every other step, many of them fall into a save."""
+    config.update(num_steps=400, eval_every=50, checkpoint_every=2, keep_checkpoints=2)
+    process = start(config, tmp_path / "whole")
+    assert process.wait() == 0
+    rng = np.random.default_rng(0)
+    steps = []
+    for _ in range(10):
+        process = start(config, tmp_path / "killed")
+        before = len(metrics.read(tmp_path / "killed"))
+        wait_for(lambda n=before: len(metrics.read(tmp_path / "killed")) > n + 3, process)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        steps.append(metrics.read(tmp_path / "killed")[-1]["step"])
+    assert len(set(steps)) > 5 and max(steps) < 400, steps
+    process = start(config, tmp_path / "killed")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+
+
 def start(config, workdir) -> subprocess.Popen:
     command = ["bert_jax.pretrain", "--config=configs/bert_tiny.py:laptop", *overrides(config)]
     return subprocess.Popen(
