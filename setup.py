@@ -51,6 +51,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": TENSORBOARD,
         "plot": PLOT,
+        "wandb": ["wandb>=0.19"],
         "test": [
             "transformers>=5.0",
             "datasets>=4.0",
