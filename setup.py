@@ -62,6 +62,7 @@ setup(
             "google-crc32c>=1.6",
             "hypothesis>=6.100",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scikit-learn>=1.5",
             "seqeval>=1.2.2",
