@@ -260,15 +260,15 @@ class CheckpointStore:
 
     def save_if_best(self, step: int, params: Any, loss: float) -> bool:
         """Keeps the parameters in best/ if `loss` is below that of those there."""
+        if self._best_manager is None:
+            self._best_manager = self._open(self._best, 1)
+        self._best_manager.wait_until_finished()
         record = self._workdir / BEST / BEST_FILE
         if record.exists():
             best = json.loads(record.read_text())
             # Not there: the run was killed while it was written.
             if best["step"] in _steps(self._best) and loss >= best["loss"]:
                 return False
-        if self._best_manager is None:
-            self._best_manager = self._open(self._best, 1)
-        self._best_manager.wait_until_finished()
         if step in self._best_manager.all_steps():  # better than itself: after an interruption
             self._best_manager.delete(step)
         self._writing[self._best] = step
