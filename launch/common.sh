@@ -65,7 +65,7 @@ parse_arguments() {
   cd "$ROOT" || exit # configs are named relative to the project
   if [[ -x .venv/bin/python && ! ${PYTHON:-} ]]; then PYTHON=.venv/bin/python; fi
   PYTHON=${PYTHON:-python3}
-  "$PYTHON" -c 'import ml_collections' 2>/dev/null ||
+  "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ml_collections"))' ||
     die 2 "$PYTHON lacks this project's packages: pip install -e . there, or set PYTHON to another"
   settings=$("$PYTHON" -m bert_jax.launch_file "$FILE") || exit 2
   eval "$settings"

@@ -16,9 +16,10 @@ where=(--project="$PROJECT" --region="$REGION")
 LEFTOVER=("$0" "$FILE" stop)
 
 build() {
-  # setup.py brings this project to the machines.
+  # setup.py brings this project to the machines, which install what it needs by themselves.
   local beam=(--runner=DataflowRunner --project="$PROJECT" --region="$REGION" --job_name="$NAME")
   beam+=(--temp_location="$DATA_DIR/.dataflow" --setup_file=./setup.py)
+  beam+=(--requirements_file=launch/dataflow_requirements.txt --requirements_cache=skip)
   beam+=(--max_num_workers="$MAX_WORKERS")
   if [[ $SERVICE_ACCOUNT ]]; then beam+=(--service_account_email="$SERVICE_ACCOUNT"); fi
   if [[ ${CREATE_FLAGS[*]+x} ]]; then beam+=("${CREATE_FLAGS[@]}"); fi

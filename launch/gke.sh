@@ -63,6 +63,7 @@ up() {
   image
   start
   watch
+  [[ ! $DRY_RUN ]] || return 0
   say "$NAME is finished. The cluster stays, and costs money. To delete it:"
   say "  $(quoted "${DELETE[@]}")"
 }

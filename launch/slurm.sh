@@ -43,7 +43,7 @@ stop() { run scancel --name="$NAME" --me; }
 up() {
   install
   start
-  say "To end it: $0 FILE stop. Its log (Ctrl-C leaves the job alone):"
+  say "To end it: $0 $FILE stop. Its log (Ctrl-C leaves the job alone):"
   watch
 }
 
