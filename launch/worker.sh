@@ -42,7 +42,7 @@ run() {
   fi
   # A process that was killed leaves its lock, and the next one hears that the TPU is in use.
   local lock=${LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
-  if [[ -e $lock ]] && ! fuser -s "$lock"; then rm -f "$lock"; fi
+  if [[ -e $lock ]] && ! fuser -s "$lock" 2>/dev/null; then rm -f "$lock" || true; fi
   # Under Slurm JAX gives a process one GPU; here a node has one process.
   if [[ ${SLURM_GPUS_ON_NODE:-} && ! ${JAX_LOCAL_DEVICE_IDS:-} ]]; then
     JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
@@ -68,15 +68,14 @@ start() {
 
 # Runs pretrain and leaves its exit code behind.
 supervise() {
-  trap : TERM # a shutdown asks every process to end: this one waits for pretrain
-  bash "$0" run "$@" &
-  local pid=$! code=0
-  echo "$pid" >"$state/pid"
-  wait "$pid" || code=$?
-  while kill -0 "$pid" 2>/dev/null; do # the wait was interrupted by the trap
-    code=0
-    wait "$pid" || code=$?
-  done
+  local code=0
+  trap '' TERM # a shutdown asks every process to end: this one waits for pretrain
+  (
+    trap - TERM
+    exec bash "$0" run "$@"
+  ) &
+  echo "$!" >"$state/pid"
+  wait "$!" || code=$?
   echo "$code" >"$state/exit_code"
 }
 
