@@ -265,11 +265,11 @@ def numbers(workdir):
     ]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_worker_comes_back_and_the_run_equals_an_uninterrupted_one(
     cloud, config, launch_file, tmp_path, workers
 ):
-    config.update(num_steps=60, eval_every=0, checkpoint_every=5)
+    config.update(num_steps=40, eval_every=0, checkpoint_every=5)
     flags = dict(flag.removeprefix("--config.").split("=", 1) for flag in overrides(config))
     data_dir = flags.pop("data_dir")
     flags = {f'"{name}"': value for name, value in flags.items() if value}
@@ -311,6 +311,6 @@ def test_a_killed_worker_comes_back_and_the_run_equals_an_uninterrupted_one(
     assert killed.returncode == 0, log
     assert "exited 137" in log and "restart 1 of 2" in log
     assert "going on from step" in (cloud.home / "worker-0/bert_jax-run/log").read_text()
-    assert len(numbers(tmp_path / "whole")) == 60
+    assert len(numbers(tmp_path / "whole")) == 40
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     assert not (cloud.home / "exists").exists()  # deleted at the end
