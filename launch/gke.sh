@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretraining on GKE through XPK (pip install xpk): a cluster of TPU slices, and a job set on it.
+# Pretraining on GKE through XPK (pip install 'xpk>=1.16'): a cluster of TPU slices, and a job set on it.
 #
 #   launch/gke.sh FILE.toml up [--dry_run]
 #
@@ -37,9 +37,9 @@ image() {
 }
 
 start() {
-  # 75 (saved, go on) is a failure to Kubernetes, which restarts the job set. Five minutes to save;
-  # exec, so that the request to do so gets to Python.
-  local flags=(--max-restarts="$MAX_RESTARTS" --restart-on-user-code-failure)
+  # Any exit code but 2, a mistake of the user's, starts the job set again (42 and 127-255 always do).
+  local flags=(--max-restarts="$MAX_RESTARTS" --restart-on-exit-codes=1,3-126)
+  # Five minutes to save after a notice; exec, so that the notice gets to Python.
   flags+=(--termination-grace-period-seconds=300)
   if [[ $SECRETS_FILE ]]; then flags+=(--env-file="$SECRETS_FILE"); fi
   run xpk workload create --workload="$NAME" "${where[@]}" "${slices[@]}" --docker-image="$tagged" \

@@ -306,7 +306,7 @@ def test_gke_from_cluster_to_job_set(standins, launch_file):
     assert push == ["docker", "push", image]
     assert start == [
         *["xpk", "workload", "create", "--workload=bert-base", *where, *slices],
-        *[f"--docker-image={image}", "--max-restarts=2", "--restart-on-user-code-failure"],
+        *[f"--docker-image={image}", "--max-restarts=2", "--restart-on-exit-codes=1,3-126"],
         "--termination-grace-period-seconds=300",
         "--command=exec env 'A=1 2' bash /bert_jax/launch/worker.sh run"
         " --config=configs/bert_base.py --config.data_dir=gs://bucket/data"
