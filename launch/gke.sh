@@ -38,7 +38,7 @@ image() {
 
 start() {
   # Any exit code but 2, a mistake of the user's, starts the job set again (42 and 127-255 always do).
-  local flags=(--max-restarts="$MAX_RESTARTS" --restart-on-exit-codes=1,3-126)
+  local flags=(--max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="1,3-126")
   # Five minutes to save after a notice; exec, so that the notice gets to Python.
   flags+=(--termination-grace-period-seconds=300)
   if [[ $SECRETS_FILE ]]; then flags+=(--env-file="$SECRETS_FILE"); fi
