@@ -48,7 +48,7 @@ create() {
 
 delete() { run "${DELETE[@]}"; }
 
-# absent, waiting, ready or lost; fails when Google Cloud cannot be asked.
+# absent, waiting, ready, leaving or lost; fails when Google Cloud cannot be asked.
 state() {
   local found
   found=$(ask "${tpus[@]}" list "${where[@]}" --filter="name~/$NAME\$" --format="value($state_field)") ||
@@ -56,7 +56,8 @@ state() {
   case $found in
     '') echo absent ;;
     ACTIVE | READY) echo ready ;;
-    *SUSPEND* | FAILED | DELETING | PREEMPTED | TERMINATED | STOP*) echo lost ;;
+    SUSPENDING | STOPPING | DELETING) echo leaving ;; # cannot be deleted yet
+    SUSPENDED | STOPPED | FAILED | PREEMPTED | TERMINATED) echo lost ;;
     *) echo waiting ;;
   esac
 }
@@ -95,8 +96,14 @@ start() { on_workers "$(worker start "${PRETRAIN[@]}")"; }
 stop() { on_workers "$(worker stop "${1:-120}")"; }
 log() { run "${tpus[@]}" ssh "$NAME" "${where[@]}" --worker=0 --command="$(worker log)"; }
 
-# One line a worker, see worker.sh.
-status() { ask "${tpus[@]}" ssh "$NAME" "${where[@]}" "${all[@]}" --command="$(worker status)"; }
+# One line a worker, see worker.sh. What gcloud says of each connection is shown if one fails.
+status() {
+  ask "${tpus[@]}" ssh "$NAME" "${where[@]}" "${all[@]}" --command="$(worker status)" \
+    2>"$ARCHIVE.stderr" || {
+    cat "$ARCHIVE.stderr" >&2
+    return 1
+  }
+}
 
 # Follows the run to its end: 0 finished, 2 a mistake that a retry doesn't cure, 1 anything else.
 watch() {
@@ -107,13 +114,13 @@ watch() {
     return
   fi
   while :; do
-    if [[ $(state) =~ ^(lost|absent)$ ]]; then
+    if [[ $(state) =~ ^(leaving|lost|absent)$ ]]; then
       say "$NAME is gone: preempted or deleted"
       return 1
     elif lines=$(status) && [[ $lines ]]; then
       errors=0
       say "$(date '+%F %T')"$'\n'"$lines"
-      if grep -q '^exited 2' <<<"$lines"; then return 2; fi
+      if grep -q $'^exited 2\t' <<<"$lines"; then return 2; fi
       if grep -q '^lost\|^exited [^0]' <<<"$lines"; then return 1; fi
       if ! grep -qv '^exited 0' <<<"$lines"; then return 0; fi
     elif ((++errors == 5)); then
@@ -128,10 +135,18 @@ watch() {
 attempt() {
   local found=absent lines
   if [[ ! $DRY_RUN ]]; then found=$(state) || return 3; fi
-  if [[ $found = ready && $1 = first ]] && lines=$(status) && ! grep -qv '^running' <<<"$lines"; then
-    say "$NAME is running already"
-    watch
-    return
+  while [[ $found = leaving ]]; do
+    sleep "$POLL_SECONDS"
+    found=$(state) || return 3
+  done
+  if [[ $found = ready ]]; then
+    if [[ $1 = first ]] && lines=$(status) && ! grep -qv '^running' <<<"$lines"; then
+      say "$NAME is running already"
+      watch
+      return
+    fi
+    # What a crash has left running waits for workers that are gone.
+    if [[ $1 = again || ${lines:-} ]]; then stop 0 || return 3; fi
   fi
   if [[ $found = lost ]]; then
     delete || return 3
@@ -139,8 +154,6 @@ attempt() {
   fi
   if [[ $found = absent ]]; then create || return 3; fi
   wait_until_ready || return 3
-  # What a crash has left running waits for workers that are gone.
-  if [[ $1 = again && $found = ready ]]; then stop 0 || return 3; fi
   install && start || return 3
   watch
 }
@@ -154,7 +167,7 @@ up() {
       delete
       return
     fi
-    ((code != 2)) || die 2 "a mistake that no retry cures: see launch/tpu.sh FILE log"
+    ((code != 2)) || die 2 "a mistake that no retry cures: see $0 $FILE log"
     # A first launch that does not get off the ground is for its owner to look at.
     [[ $code != 3 || $turn = again ]] || die 1 "the run was not started"
     turn=again

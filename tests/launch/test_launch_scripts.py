@@ -15,10 +15,12 @@ from standins import ROOT, SHA, verbs
 LIST = r"^gcloud compute tpus \S+ list"
 STATUS = r"worker\.sh status"
 ABSENT, ACTIVE, SUSPENDED = ("\n", 0), ("ACTIVE\n", 0), ("SUSPENDED\n", 0)
+SUSPENDING = ("SUSPENDING\n", 0)
 RUNNING = ("running\thost-0\tstep 10\nrunning\thost-1\t\n", 0)
 FINISHED = ("exited 0\thost-0\tdone\nexited 0\thost-1\t\n", 0)
 CRASHED = ("running\thost-0\tstep 10\nexited 1\thost-1\tOut of memory\n", 0)
 SAVED = ("exited 75\thost-0\tsaved\nexited 75\thost-1\t\n", 0)
+ABORTED = ("exited 255\thost-0\t\nrunning\thost-1\t\n", 0)
 MISTAKE = ("exited 2\thost-0\terror: \nexited 2\thost-1\terror: \n", 0)
 BEGIN = ["create", "list", "scp", "install", "start"]
 
@@ -171,13 +173,13 @@ def test_a_queue_that_fails_is_not_waited_for(tpu, standins):
 
 
 def test_preempted_slices_are_made_again_and_the_run_goes_on(tpu, standins):
-    states = (ABSENT, ACTIVE, ACTIVE, SUSPENDED, SUSPENDED, ACTIVE)
+    states = (ABSENT, ACTIVE, ACTIVE, SUSPENDING, SUSPENDING, SUSPENDED, ACTIVE)
     result = tpu(states=states, statuses=(RUNNING, RUNNING, FINISHED))
     assert result.returncode == 0, result.stderr
     assert "restart 1 of 2" in result.stderr
     assert verbs(standins.calls("gcloud")) == [
         *["list", *BEGIN, "list", "status", "list"],
-        *["list", "delete", *BEGIN, "list", "status", "list", "status", "delete"],
+        *["list", "list", "delete", *BEGIN, "list", "status", "list", "status", "delete"],
     ]
     starts = [call[-1] for call in standins.calls("gcloud") if "worker.sh start" in call[-1]]
     assert len(starts) == 2 and starts[0] == starts[1]
@@ -199,13 +201,13 @@ def test_no_capacity_after_a_preemption_is_tried_again(tpu, standins):
     assert "restart 2 of 2" in result.stderr
 
 
-@pytest.mark.parametrize("ended", [CRASHED, SAVED], ids=["crashed", "saved"])
+@pytest.mark.parametrize("ended", [CRASHED, SAVED, ABORTED], ids=["crashed", "saved", "aborted"])
 def test_a_crashed_run_goes_on_on_the_same_slices(tpu, standins, ended):
     result = tpu(statuses=(ended, FINISHED))
     assert result.returncode == 0, result.stderr
     assert verbs(standins.calls("gcloud")) == [
         *["list", *BEGIN, "list", "status"],
-        *["list", "list", "stop", "scp", "install", "start", "list", "status", "delete"],
+        *["list", "stop", "list", "scp", "install", "start", "list", "status", "delete"],
     ]
 
 
@@ -230,6 +232,24 @@ def test_up_again_watches_what_is_running(tpu, standins):
     assert result.returncode == 0, result.stderr
     assert verbs(standins.calls("gcloud")) == [
         *["list", "status", "list", "status", "list", "status", "delete"]
+    ]
+
+
+def test_up_again_starts_all_workers_where_not_all_are_running(tpu, standins):
+    result = tpu(states=(ACTIVE,), statuses=(CRASHED, FINISHED))
+    assert result.returncode == 0, result.stderr
+    assert verbs(standins.calls("gcloud")) == [
+        *["list", "status", "stop", "list", "scp", "install", "start"],
+        *["list", "status", "delete"],
+    ]
+
+
+def test_up_installs_on_a_slice_that_is_new(tpu, standins):
+    no_script = ("", 127)
+    result = tpu(states=(ACTIVE,), statuses=(no_script, FINISHED))
+    assert result.returncode == 0, result.stderr
+    assert verbs(standins.calls("gcloud")) == [
+        *["list", "status", "list", "scp", "install", "start", "list", "status", "delete"]
     ]
 
 
