@@ -45,8 +45,8 @@ ask() {
 }
 exec 3>&1 # so that a dry run shows what is asked inside $(…)
 
-# parse_arguments TARGET SCRIPT_ARGUMENTS…: sets COMMAND, DRY_RUN, the launch file's keys in capitals,
-# and the commit to launch. COMMANDS are those that the script has.
+# parse_arguments TARGET SCRIPT_ARGUMENTS…: sets COMMAND, DRY_RUN, the keys of the launch file in
+# capitals, and the commit to launch. COMMANDS are those that the script has.
 parse_arguments() {
   local target=$1 argument words=() settings
   shift
@@ -60,12 +60,13 @@ parse_arguments() {
   done
   ((${#words[*]} == 2)) || die 2 "usage: $0 FILE.toml COMMAND [--dry_run]; commands: $COMMANDS"
   FILE=${words[0]} COMMAND=${words[1]}
-  [[ " $COMMANDS " == *" $COMMAND "* ]] || die 2 "unknown command $COMMAND: expected one of $COMMANDS"
+  [[ " $COMMANDS " == *" $COMMAND "* ]] ||
+    die 2 "unknown command $COMMAND: expected one of $COMMANDS"
   [[ $FILE = /* ]] || FILE=$PWD/$FILE
   cd "$ROOT" || exit # configs are named relative to the project
   if [[ -x .venv/bin/python && ! ${PYTHON:-} ]]; then PYTHON=.venv/bin/python; fi
   PYTHON=${PYTHON:-python3}
-  "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ml_collections"))' ||
+  "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("ml_collections"))' ||
     die 2 "$PYTHON lacks this project's packages: pip install -e . there, or set PYTHON to another"
   settings=$("$PYTHON" -m bert_jax.launch_file "$FILE") || exit 2
   eval "$settings"

@@ -25,14 +25,18 @@ build() {
   if [[ ${CREATE_FLAGS[*]+x} ]]; then beam+=("${CREATE_FLAGS[@]}"); fi
   local flags=(--input="$INPUT" --tokenizer="$TOKENIZER" --output="$DATA_DIR")
   if [[ ${BUILD_FLAGS[*]+x} ]]; then flags+=("${BUILD_FLAGS[@]}"); fi
-  run "$PYTHON" -m data_prep.build "${flags[@]}" --runner=beam --beam_options="$(quoted "${beam[@]}")"
+  run "$PYTHON" -m data_prep.build "${flags[@]}" --runner=beam \
+    --beam_options="$(quoted "${beam[@]}")"
 }
 
 check() { run "$PYTHON" -m data_prep.check "$DATA_DIR"; }
 
 stop() {
-  local job
-  for job in $(ask "${jobs[@]}" list "${where[@]}" --status=active --filter="name=$NAME" --format='value(id)'); do
+  local ids job
+  ids=$(ask "${jobs[@]}" list "${where[@]}" --status=active --filter="name=$NAME" \
+    --format='value(id)')
+  if [[ $DRY_RUN ]]; then ids=JOB_ID; fi
+  for job in $ids; do
     run "${jobs[@]}" cancel "$job" "${where[@]}"
   done
 }

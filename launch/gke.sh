@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pretraining on GKE through XPK (pip install 'xpk>=1.16'): a cluster of TPU slices, and a job set on it.
+# Pretraining on GKE through XPK (pip install 'xpk>=1.16'): a cluster of TPU slices, and a job set
+# on it.
 #
 #   launch/gke.sh FILE.toml up [--dry_run]
 #
@@ -32,12 +33,13 @@ image() {
   archive
   run mkdir -p "$context"
   run tar -xzf "$ARCHIVE" -C "$context"
-  run docker build --platform=linux/amd64 --file="$context/launch/tpu.Dockerfile" --tag="$tagged" "$context"
+  run docker build --platform=linux/amd64 --file="$context/launch/tpu.Dockerfile" \
+    --tag="$tagged" "$context"
   run docker push "$tagged"
 }
 
 start() {
-  # Any exit code but 2, a mistake of the user's, starts the job set again (42 and 127-255 always do).
+  # Any exit code but 2, a mistake of the user's, starts the job set again (127-255 always do).
   local flags=(--max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="1,3-126")
   # Five minutes to save after a notice; exec, so that the notice gets to Python.
   flags+=(--termination-grace-period-seconds=300)

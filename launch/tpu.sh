@@ -51,8 +51,8 @@ delete() { run "${DELETE[@]}"; }
 # absent, waiting, ready, leaving or lost; fails when Google Cloud cannot be asked.
 state() {
   local found
-  found=$(ask "${tpus[@]}" list "${where[@]}" --filter="name~/$NAME\$" --format="value($state_field)") ||
-    return
+  found=$(ask "${tpus[@]}" list "${where[@]}" --filter="name~/$NAME\$" \
+    --format="value($state_field)") || return
   case $found in
     '') echo absent ;;
     ACTIVE | READY) echo ready ;;
@@ -89,7 +89,8 @@ install() {
   if [[ $SECRETS_FILE ]]; then # a file, since command lines are logged
     run "${tpus[@]}" scp "$SECRETS_FILE" "$NAME:bert_jax-secrets" "${where[@]}" "${all[@]}" || return
   fi
-  on_workers "rm -rf bert_jax && mkdir bert_jax && tar -xzf bert_jax.tar.gz -C bert_jax && $(worker install tpu,gcs)"
+  local unpack='rm -rf bert_jax && mkdir bert_jax && tar -xzf bert_jax.tar.gz -C bert_jax'
+  on_workers "$unpack && $(worker install tpu,gcs)"
 }
 
 start() { on_workers "$(worker start "${PRETRAIN[@]}")"; }

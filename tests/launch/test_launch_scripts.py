@@ -461,3 +461,5 @@ def test_dataflow_builds_and_checks(standins, launch_file):
         *["gcloud", "dataflow", "jobs", "cancel", "2026-11_id"],
         *["--project=my-project", "--region=us-west4"],
     ]
+    dry = standins.run("launch/dataflow.sh", path, "stop", "--dry_run")
+    assert "gcloud dataflow jobs cancel JOB_ID --project=my-project" in dry.stdout
