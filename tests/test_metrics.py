@@ -125,7 +125,8 @@ def test_curves_of_two_runs_are_drawn(tmp_path):
         writer = metrics.MetricWriter(tmp_path / name)
         for step in range(1, 20):
             writer.write(step, {"mlm_loss": level / step, "nsp_loss": 0.7, "nsp_accuracy": 0.5})
-        writer.write(20, {"eval_mlm_loss": level / 20})
+        accuracies = {f"eval_mlm_accuracy_{part}": 0.5 for part in ("mask", "rank_1_100")}
+        writer.write(20, {"eval_mlm_loss": level / 20, "eval_other_mlm_loss": 2.0, **accuracies})
         writer.close()
     runs = [str(tmp_path / name) for name in "ab"]
     metrics.main([*runs, f"--plot={tmp_path / 'curves.png'}"])
