@@ -56,12 +56,19 @@ run() {
   exec "$python" -m bert_jax.pretrain "$@"
 }
 
-is_running() { [[ -s $state/pid ]] && kill -0 "$(<"$state/pid")" 2>/dev/null; }
+# pretrain, or its supervisor, whose end means that the exit code is written.
+is_running() {
+  local file
+  for file in pid supervisor; do
+    if [[ -s $state/$file ]] && kill -0 "$(<"$state/$file")" 2>/dev/null; then return; fi
+  done
+  return 1
+}
 
 start() {
   mkdir -p "$state"
   if is_running; then return; fi
-  rm -f "$state/pid" "$state/exit_code"
+  rm -f "$state/pid" "$state/supervisor" "$state/exit_code"
   setsid bash "$0" supervise "$@" >>"$state/log" 2>&1 </dev/null &
   until [[ -s $state/pid ]]; do sleep 0.1; done
 }
@@ -69,6 +76,7 @@ start() {
 # Runs pretrain and leaves its exit code behind.
 supervise() {
   local code=0
+  echo "$$" >"$state/supervisor"
   trap '' TERM # a shutdown asks every process to end: this one waits for pretrain
   (
     trap - TERM
@@ -81,10 +89,10 @@ supervise() {
 
 status() {
   local word=lost last=''
-  if [[ -s $state/exit_code ]]; then
-    word="exited $(<"$state/exit_code")"
-  elif is_running; then
+  if is_running; then
     word=running
+  elif [[ -s $state/exit_code ]]; then
+    word="exited $(<"$state/exit_code")"
   fi
   # Progress lines end in carriage returns.
   [[ ! -f $state/log ]] || last=$(tail -c 2000 "$state/log" | tr '\r' '\n' | grep . | tail -n 1)
@@ -94,7 +102,7 @@ status() {
 stop() {
   local waited
   is_running || return 0
-  kill -TERM "$(<"$state/pid")"
+  kill -TERM "$(<"$state/pid")" 2>/dev/null || true
   for ((waited = 0; waited < $1; waited++)); do
     is_running || return 0
     sleep 1

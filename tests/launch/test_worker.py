@@ -284,7 +284,7 @@ def test_a_killed_worker_comes_back_and_the_run_equals_an_uninterrupted_one(
     whole = launch("whole")
     _, log = whole.communicate(timeout=300)
     assert whole.returncode == 0, log
-    assert len((cloud.home / "installed").read_text().splitlines()) == workers
+    assert len((cloud.home / "installed").read_text().splitlines()) == workers, log
 
     killed = launch("killed")
     checkpoints = tmp_path / "killed" / "checkpoints"
