@@ -115,6 +115,7 @@ def _explain(error: Exception, config_file: str, argv: Sequence[str]) -> str:
             near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
             hint = f"; did you mean --config.{near[0]}?" if near else ""
             return (
-                f"config {config_file} has no field {match[1]!r}{hint} (fields: {', '.join(known)})"
+                f"config {config_file} has no field {match[1]!r}{hint} "
+                f"(--help --config={config_file} lists them)"
             )
     return f"{text} (see --help)"
