@@ -1,0 +1,86 @@
+"""What accelerators can do, and how many FLOPs a training step of BERT needs."""
+
+import dataclasses
+
+import jax
+
+from bert_jax.models.bert import BertConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator as its maker specifies it; figures are a chip's, without sparsity.
+
+    Attributes:
+      device_kinds: what `jax.Device.device_kind` says of it.
+      peak_flops: dense bfloat16 FLOP/s.
+      memory_bytes, memory_bandwidth: of the HBM, in bytes and bytes/s.
+      interconnect_bandwidth: bytes/s out of the chip over all its links (ICI, NVLink).
+      cores: compute cores that XLA may treat as devices of their own.
+      clock_hz: of the matrix units, to turn XLA's cycle estimates into time; None on GPUs, for
+        which XLA gives none.
+    """
+
+    name: str
+    device_kinds: tuple[str, ...]
+    peak_flops: float
+    memory_bytes: float
+    memory_bandwidth: float
+    interconnect_bandwidth: float
+    cores: int = 1
+    clock_hz: float | None = None
+
+
+# TPUs: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e ("key chip specifications"); GB of HBM are GiB.
+# Interconnect: half of the bidirectional figure (v4 600, v5e 400, v5p 1200, v6e 800 GB/s).
+# Clocks: peak / (2 × multipliers); each TensorCore has four 128 × 128 units, v6e's 256 × 256.
+# GPUs: NVIDIA's data sheets of A100, H100 and H200; NVLink: half of the 600 and 900 GB/s.
+CHIPS = (
+    Chip("v4", ("TPU v4",), 275e12, 32 * 2**30, 1228e9, 300e9, cores=2, clock_hz=1.05e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 819e9, 200e9, clock_hz=1.5e9),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * 2**30, 2765e9, 600e9, cores=2, clock_hz=1.75e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * 2**30, 1640e9, 400e9, clock_hz=1.75e9),
+    Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40e9, 1555e9, 300e9),
+    Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9),
+    Chip("H100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9),
+    Chip("H200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9),
+)
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The device's entry in `CHIPS`; None if it has none (CPUs)."""
+    return next((chip for chip in CHIPS if device.device_kind in chip.device_kinds), None)
+
+
+def share_of_chip(device: jax.Device, chip: Chip) -> float:
+    """The part of `chip` that is this JAX device: half, where each of two cores is a device."""
+    return getattr(device, "num_cores", chip.cores) / chip.cores
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 FLOP/s of a JAX device; None for a chip that is not in the table."""
+    chip = chip_of(device)
+    return chip and chip.peak_flops * share_of_chip(device, chip)
+
+
+def training_flops(config: BertConfig, seq_length: int, predictions: int, batch_size: int) -> float:
+    """Model FLOPs of an optimizer step: what the mathematics needs, whatever the program does.
+
+    A multiplication and its addition are two FLOPs, the backward pass is twice the forward pass.
+    Matrix products alone are counted: not lookups, softmax, LayerNorm, activations, dropout, the
+    optimizer; nor what remat computes again, nor the padding of the vocabulary.
+
+    Args:
+      config: sizes of the model.
+      seq_length: positions of a sequence, padding included.
+      predictions: positions of a sequence at which the vocabulary is scored.
+      batch_size: sequences of an optimizer step, over all devices.
+    """
+    width, length = config.hidden_size, seq_length
+    projections = 4 * length * width**2  # query, key, value, output
+    attention = 2 * length**2 * width  # scores, and the weighted sum of values
+    feed_forward = 2 * length * width * config.intermediate_size
+    mlm_head = predictions * (width**2 + width * config.vocab_size)
+    nsp_head = width**2 + 2 * width
+    layers = config.num_hidden_layers * (projections + attention + feed_forward)
+    return 3 * 2.0 * batch_size * (layers + mlm_head + nsp_head)
