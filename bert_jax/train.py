@@ -92,6 +92,11 @@ def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True)
     return Objective(("mlm_loss", "nsp_loss") if next_sentence else ("mlm_loss",), sums, weights)
 
 
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+
 def init_state(
     init_params: Callable[[jax.Array], Any],
     optimizer: optax.GradientTransformation,
@@ -101,8 +106,7 @@ def init_state(
     """A fresh state, born sharded: no device ever holds more than its part."""
 
     def init(key: jax.Array) -> TrainState:
-        params = init_params(key)
-        return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+        return new_state(init_params(key), optimizer)
 
     key = jax.random.key(seed)
     shardings = sharding.shardings_of(jax.eval_shape(init, key), mesh)
@@ -116,14 +120,16 @@ def dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch_size))
 
 
-def make_train_step(
+def jit_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
     accumulate_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
-    """The jitted step (state, batch) -> (state, metrics); it takes the state's memory over.
+) -> jax.stages.Wrapped:
+    """The jitted step (state, batch) -> (state, metrics), to be used where `mesh` is set.
+
+    It takes the state's memory over.
 
     With `accumulate_steps` > 1 the batch is worked off in that many parts, one after the other, to
     the same result with less memory.
@@ -166,7 +172,18 @@ def make_train_step(
         loss = sum(means[name] for name in objective.losses)
         return new_state, {"loss": loss, **means, "gradient_norm": optax.tree.norm(grads)}
 
-    jitted = jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    accumulate_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    """`jit_train_step` that sets the mesh by itself."""
+    jitted = jit_train_step(objective, optimizer, mesh, seed, accumulate_steps)
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         with jax.set_mesh(mesh):
@@ -213,6 +230,31 @@ def init_params(model: BertForPreTraining, key: jax.Array) -> Any:
     ids = jnp.zeros((1, 8), jnp.int32)
     params = unrolled.init(key, ids, ids, ids)["params"]
     return stack_layers(params) if model.config.scan_layers else params
+
+
+def lower_train_step(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    max_seq_length: int,
+    max_predictions_per_seq: int,
+    next_sentence: bool = True,
+) -> tuple[jax.stages.Lowered, TrainState]:
+    """The step that `train_and_evaluate` runs, ready to compile for devices that need not exist.
+
+    Returns:
+      The lowered step, and the state as shapes with their shardings.
+    """
+    model = make_model(config)
+    tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    # The key is made inside: outside, it would be an array on a device.
+    state = jax.eval_shape(lambda: new_state(init_params(model, jax.random.key(config.seed)), tx))
+    state = sharding.abstract(state, sharding.shardings_of(state, mesh))
+    batch = input_pipeline.batch_shapes(config.batch_size, max_seq_length, max_predictions_per_seq)
+    batch = sharding.abstract(batch, {name: sharding.batch_sharding(mesh) for name in batch})
+    objective = pretraining_objective(model, next_sentence)
+    step = jit_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
+    with jax.set_mesh(mesh):
+        return step.lower(state, batch), state
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict:
