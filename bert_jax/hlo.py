@@ -336,12 +336,11 @@ def collectives(program: Program) -> list[Collective]:
 
     def visit(instruction: Instruction, computation: Computation, times: int) -> None:
         if kind := _collective_kind(instruction):
-            given = sum(computation[name].shapes[0].bytes for name in instruction.operands)
-            size = len(group := _first_group(instruction))
-            # What an all-gather takes is one part of what it gives.
-            found.append(
-                Collective(kind, given * (size if kind == "all-gather" else 1), group, times)
-            )
+            size = sum(computation[name].shapes[0].bytes for name in instruction.operands)
+            if kind == "all-gather":  # asynchronous ones name the source among their results
+                results = sum(shape.bytes for shape in instruction.shapes)
+                size = results - (size if instruction.opcode.endswith("-start") else 0)
+            found.append(Collective(kind, size, _first_group(instruction), times))
         elif instruction.opcode in ("fusion", "async-start"):
             called = program.computations[_CALLED.search(instruction.rest)[1]]
             for inner in called.values():
@@ -366,6 +365,8 @@ def _first_group(instruction: Instruction) -> tuple[int, ...]:
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", instruction.rest):
         return (int(pairs[1]), int(pairs[2]))
     text = instruction.rest.partition("replica_groups=")[2]
+    if not text or text.startswith("{}"):
+        return ()
     if match := re.match(r"\{\{([\d,]+)\}", text):
         return tuple(int(i) for i in match[1].split(","))
     if match := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):

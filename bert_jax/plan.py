@@ -136,6 +136,9 @@ def open_devices(topology: str) -> list[jax.Device]:
             f"planning for {topology} needs libtpu, which is not installed: "
             "pip install 'bert_jax[tpu]' (Linux; no TPU needed)"
         )
+    # Compiling for absent devices must not take hold of those that are here.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # unreadable without the devices
     # No TPU is there to be looked for, and several planners may run at once.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -155,40 +158,37 @@ def open_devices(topology: str) -> list[jax.Device]:
     return list(described.devices)
 
 
-def compile_step(lowered: jax.stages.Lowered, key: str) -> Compiled:
-    """Compiles, or takes from the cache what the same program, compiler and flags gave before.
-
-    JAX's own cache cannot be read without the devices.
-    """
-    versions = [importlib.metadata.version("jaxlib"), key]
+def compile_step(lowered: jax.stages.Lowered, hardware_name: str) -> Compiled:
+    """Compiles, or takes from the cache what the same program, compiler and flags gave before."""
+    versions = [importlib.metadata.version("jaxlib"), hardware_name]
     if importlib.util.find_spec("libtpu"):
         versions.append(importlib.metadata.version("libtpu"))
     versions += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     parts = (str(CACHE_VERSION), *versions, lowered.as_text())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    cache = pathlib.Path.home() / ".cache" / "bert_jax" / "plan"
-    path = cache / f"{digest[:32]}.json.gz"
+    # Beside JAX's own cache, which cannot be read without the devices.
+    path = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"], f"plan-{digest[:32]}.json.gz")
     if path.exists():
         return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     start = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        result = Compiled("", {"needed": _needed(str(error))})
+        result = Compiled("", {"needed": needed_bytes(str(error))})
     else:
         stats = compiled.memory_analysis()
         kinds = ("argument", "output", "alias", "temp", "generated_code")
         memory = {kind: int(getattr(stats, f"{kind}_size_in_bytes")) for kind in kinds}
         result = Compiled(compiled.as_text(), memory)
     LOG.info("  compiled in %.0f s", time.monotonic() - start)
-    cache.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(result)).encode()))
     partial.replace(path)
     return result
 
 
-def _needed(message: str) -> int:
+def needed_bytes(message: str) -> int:
     """The bytes of "Ran out of memory … Used 20.60G of 15.75G hbm"; other errors are raised."""
     match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
     if not match:
@@ -539,7 +539,7 @@ def describe_sweep(tried: list[tuple[dict[str, Any], Plan]]) -> str:
     return "\n".join(lines)
 
 
-def _lengths(
+def lengths_of(
     config: ml_collections.ConfigDict, max_seq_length: int, max_predictions_per_seq: int
 ) -> dict[str, int]:
     """Length and predictions: the flags', else the data set's, else as BERT was published."""
@@ -567,12 +567,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     flags, rest = parser.parse_known_args(argv)
     config, _ = config_lib.parse(rest, USAGE)
-    if flags.topology:
-        # Compilation for absent devices must not take hold of those that are here.
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_enable_compilation_cache", False)  # unreadable without the devices
     devices = open_devices(flags.topology)
-    lengths = _lengths(config, flags.max_seq_length, flags.max_predictions_per_seq)
+    lengths = lengths_of(config, flags.max_seq_length, flags.max_predictions_per_seq)
     lengths["hardware_name"] = flags.topology
     tried = []
     if flags.sweep:
