@@ -17,11 +17,11 @@ from collections.abc import Sequence
 sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
 
 from bert_jax import config as config_lib  # noqa: E402
-from bert_jax import plan  # noqa: E402
+from bert_jax import estimate  # noqa: E402
 from bert_jax.cli import UserError, run  # noqa: E402
 
 
-def draw(plans: Sequence[plan.Plan], title: str, path: str) -> None:
+def draw(plans: Sequence[estimate.Plan], title: str, path: str) -> None:
     try:
         import matplotlib
 
@@ -56,14 +56,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--plot", default="", help="file to draw to, e.g. scaling.png")
     flags, rest = parser.parse_known_args(argv)
     config = config_lib.parse(rest, __doc__)[0]
-    lengths = plan.lengths_of(config, flags.max_seq_length, 0)
-    plans: list[plan.Plan] = []
+    lengths = estimate.lengths_of(config, flags.max_seq_length, 0)
+    plans: list[estimate.Plan] = []
     print("| slice | chips | step, ms | of it collectives | sent a device, MB | efficiency |")
     print("|---|---|---|---|---|---|")
     for topology in flags.topologies.split(","):
-        devices = plan.open_devices(topology)
+        devices = estimate.open_devices(topology)
         config.batch_size = flags.batch_per_chip * len(devices)
-        result = plan.make_plan(config, devices, **lengths, hardware_name=topology)
+        result = estimate.make_plan(config, devices, **lengths, hardware_name=topology)
         if not result.step_seconds:
             raise UserError(f"batch_per_chip={flags.batch_per_chip} does not fit {topology}")
         plans.append(result)

@@ -238,11 +238,11 @@ def lower_train_step(
     max_seq_length: int,
     max_predictions_per_seq: int,
     next_sentence: bool = True,
-) -> tuple[jax.stages.Lowered, TrainState]:
+) -> tuple[jax.stages.Lowered, TrainState, Batch]:
     """The step that `train_and_evaluate` runs, ready to compile for devices that need not exist.
 
     Returns:
-      The lowered step, and the state as shapes with their shardings.
+      The lowered step, and its arguments as shapes with their shardings.
     """
     model = make_model(config)
     tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
@@ -254,7 +254,7 @@ def lower_train_step(
     objective = pretraining_objective(model, next_sentence)
     step = jit_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
     with jax.set_mesh(mesh):
-        return step.lower(state, batch), state
+        return step.lower(state, batch), state, batch
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict:

@@ -9,7 +9,7 @@ import jax
 import pytest
 from small_run import LENGTH, PREDICTIONS, run_command
 
-from bert_jax import hardware, input_pipeline, optimizer, plan, sharding, train
+from bert_jax import estimate, hardware, input_pipeline, optimizer, plan, sharding, train
 from bert_jax.cli import UserError
 from configs import bert_tiny
 
@@ -74,12 +74,12 @@ def test_collectives_and_memory_of_meshes(axes):
 
 def test_a_program_is_compiled_once(config, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    first = plan.make_plan(config, jax.devices(), **LENGTHS)
+    first = estimate.make_plan(config, jax.devices(), **LENGTHS)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: pytest.fail("compiled again"))
-    assert plan.make_plan(config, jax.devices(), **LENGTHS) == first
+    assert estimate.make_plan(config, jax.devices(), **LENGTHS) == first
     config.model.hidden_dropout_prob = 0.2
     with pytest.raises(pytest.fail.Exception, match="compiled again"):
-        plan.make_plan(config, jax.devices(), **LENGTHS)
+        estimate.make_plan(config, jax.devices(), **LENGTHS)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def slow_chip(monkeypatch):
 
 
 def test_times_and_hours_follow_from_the_chip(config, slow_chip):
-    result = plan.make_plan(config, jax.devices(), **LENGTHS)
+    result = estimate.make_plan(config, jax.devices(), **LENGTHS)
     assert result.estimate == "roofline" and result.fits
     assert result.step_seconds == pytest.approx(result.flops / 1e9, rel=0.01)
     assert result.utilisation == pytest.approx(result.model_flops / result.flops, rel=0.01)
@@ -103,12 +103,12 @@ def test_times_and_hours_follow_from_the_chip(config, slow_chip):
 
 def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch):
     config.batch_size = 512
-    roomy = plan.make_plan(config, jax.devices(), **LENGTHS)
+    roomy = estimate.make_plan(config, jax.devices(), **LENGTHS)
     activations = roomy.memory["activations and gradients"]
     # Room for a little more than half of the activations.
     small = roomy.memory_needed - activations + int(0.6 * activations)
     monkeypatch.setattr(hardware, "CHIPS", (dataclasses.replace(slow_chip, memory_bytes=small),))
-    result = plan.make_plan(config, jax.devices(), **LENGTHS)
+    result = estimate.make_plan(config, jax.devices(), **LENGTHS)
     assert result.fits is False
     assert "DOES NOT FIT" in plan.describe(result)
     fields = plan.what_would_fit(config, result, jax.devices(), **LENGTHS)
@@ -130,12 +130,12 @@ def fake_plans(monkeypatch, seconds, fits) -> list[dict]:
         calls.append(values)
         if config.mesh.fsdp == 3:
             raise UserError("does not divide")
-        names = [field.name for field in dataclasses.fields(plan.Plan)]
-        blank = plan.Plan(**dict.fromkeys(names))
+        names = [field.name for field in dataclasses.fields(estimate.Plan)]
+        blank = estimate.Plan(**dict.fromkeys(names))
         speed = config.batch_size / seconds(values)
         return dataclasses.replace(blank, fits=fits(values), sequences_per_second=speed)
 
-    monkeypatch.setattr(plan, "make_plan", make_plan)
+    monkeypatch.setattr(estimate, "make_plan", make_plan)
     return calls
 
 
@@ -192,26 +192,26 @@ def test_mistakes_are_named(flags, message):
 def test_missing_libtpu_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, which is not installed: pip install"):
-        plan.open_devices("v5e:16x16")
+        estimate.open_devices("v5e:16x16")
 
 
 def test_lengths_come_from_flags_data_or_publication(config):
-    assert plan.lengths_of(config, 0, 0) == {
+    assert estimate.lengths_of(config, 0, 0) == {
         "max_seq_length": LENGTH,
         "max_predictions_per_seq": PREDICTIONS,
     }
-    assert plan.lengths_of(config, 16, 0)["max_predictions_per_seq"] == PREDICTIONS
+    assert estimate.lengths_of(config, 16, 0)["max_predictions_per_seq"] == PREDICTIONS
     config.data_dir, config.model.max_position_embeddings = "", 512
-    assert list(plan.lengths_of(config, 0, 0).values()) == [128, 20]
-    assert list(plan.lengths_of(config, 512, 0).values()) == [512, 76]
-    assert list(plan.lengths_of(config, 512, 80).values()) == [512, 80]
+    assert list(estimate.lengths_of(config, 0, 0).values()) == [128, 20]
+    assert list(estimate.lengths_of(config, 512, 0).values()) == [512, 76]
+    assert list(estimate.lengths_of(config, 512, 80).values()) == [512, 80]
 
 
 def test_memory_that_the_compiler_refuses_is_read_from_its_message():
     message = "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G"
-    assert plan.needed_bytes(message) == int(20.5 * 2**30)
+    assert estimate.needed_bytes(message) == int(20.5 * 2**30)
     with pytest.raises(UserError, match="refuses the step: INTERNAL"):
-        plan.needed_bytes("INTERNAL: something else")
+        estimate.needed_bytes("INTERNAL: something else")
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_tpu_slice_that_is_too_small():
 
 def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     mesh = sharding.make_mesh(**config.mesh)
-    lowered, shapes = train.lower_train_step(config, mesh, **LENGTHS)
+    lowered, shapes, _ = train.lower_train_step(config, mesh, **LENGTHS)
     model = train.make_model(config)
     tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
 
