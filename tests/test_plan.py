@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from configs import bert_tiny
 
 LENGTHS = {"max_seq_length": 32, "max_predictions_per_seq": 5}
 TINY = ["--config=configs/bert_tiny.py", "--config.batch_size=8", "--max_seq_length=32"]
+TINY += ["--config.model.vocab_size=1024"]  # a small vocabulary compiles faster
 
 
 def plan_json(capsys, *flags: str) -> dict:
@@ -26,8 +28,8 @@ def test_plan_of_this_machine_s_devices(capsys):
     result = plan_json(capsys)
     assert (result["chips"], result["devices"], result["hosts"]) == (1, 1, 1)
     assert (result["max_seq_length"], result["max_predictions_per_seq"]) == (32, 4)
-    # The program's matrix products are the model's, and those of the vocabulary's padding.
-    assert result["model_flops"] < result["flops"] < 1.01 * result["model_flops"]
+    # The program's matrix products are the model's, and not more.
+    assert result["flops"] == pytest.approx(result["model_flops"], rel=0.01)
     # Two moments a parameter.
     memory = result["memory"]
     assert memory["optimizer state"] == pytest.approx(2 * memory["parameters"], rel=1e-4)
@@ -52,12 +54,14 @@ def test_collectives_and_memory_of_meshes(axes):
         *TINY,
         "--json",
         *flags,
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         JAX_PLATFORMS="cpu",
     )
     assert result.returncode == 0, result.stderr
     result = json.loads(result.stdout)
-    model = train.make_model(bert_tiny.get_config())
+    config = bert_tiny.get_config()
+    config.model.vocab_size = 1024
+    model = train.make_model(config)
     params = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
     whole = sum(4 * x.size for x in jax.tree.leaves(params))
     sent = {kind: figures["bytes"] for kind, figures in result["collectives"].items()}
@@ -65,7 +69,7 @@ def test_collectives_and_memory_of_meshes(axes):
     if axes == {"data": 8}:
         assert result["memory"]["parameters"] == whole
         # Each gradient once, and that of the tied embedding at most twice.
-        embedding = 4 * 30592 * 128
+        embedding = 4 * 1024 * 128
         assert 0.99 < sent["all-reduce"] / (2 * 7 / 8 * whole) < 1.01 + embedding / whole
     else:
         assert result["memory"]["parameters"] < 1.2 * whole / 8  # biases are not split
@@ -162,10 +166,10 @@ def test_sweep_finds_the_fastest_that_fits_without_trying_the_hopeless(config, m
 
 
 def test_sweep_on_this_machine(capsys):
-    plan.main([*TINY, "--sweep=batch_size=2:4"])
+    plan.main([*TINY, "--sweep=batch_size=4:8"])
     text = capsys.readouterr().out
     assert "best: --config.batch_size=" in text
-    assert "batch_size 2" in text or "batch_size 4" in text
+    assert "batch_size 4" in text or "batch_size 8" in text
 
 
 @pytest.mark.parametrize(
