@@ -17,7 +17,7 @@ from collections.abc import Sequence
 sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
 
 from bert_jax import config as config_lib  # noqa: E402
-from bert_jax import estimate  # noqa: E402
+from bert_jax import estimate, phases  # noqa: E402
 from bert_jax.cli import UserError, run  # noqa: E402
 
 
@@ -56,14 +56,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--plot", default="", help="file to draw to, e.g. scaling.png")
     flags, rest = parser.parse_known_args(argv)
     config = config_lib.parse(rest, __doc__)[0]
-    lengths = estimate.lengths_of(config, flags.max_seq_length, 0)
+    lengths = estimate.lengths_of(config, flags.max_seq_length)
     plans: list[estimate.Plan] = []
     print("| slice | chips | step, ms | of it collectives | sent a device, MB | efficiency |")
     print("|---|---|---|---|---|---|")
     for topology in flags.topologies.split(","):
         devices = estimate.open_devices(topology)
         config.batch_size = flags.batch_per_chip * len(devices)
-        result = estimate.make_plan(config, devices, **lengths, hardware_name=topology)
+        phase = phases.resolve(config)[0]
+        result = estimate.make_plan(phase, devices, **lengths, hardware_name=topology)
         if not result.step_seconds:
             raise UserError(f"batch_per_chip={flags.batch_per_chip} does not fit {topology}")
         plans.append(result)

@@ -5,10 +5,15 @@ step and the moments, which only going on needs.
 """
 
 import dataclasses
+import fcntl
+import functools
+import hashlib
 import json
 import logging
+import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -16,8 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bert_jax import distributed, sharding
 from bert_jax import tokenizer as tokenizer_lib
 from bert_jax.cli import UserError
+from bert_jax.config import leaves
 from bert_jax.models.bert import BertConfig, stack_layers, unstack_layers
 
 if TYPE_CHECKING:
@@ -25,29 +32,35 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+BEST_FILE = "best.json"
+CHECKSUMS = "checksums.json"
+ORBAX_NOTE = "_CHECKPOINT_METADATA"
+LOCK_FILE = ".lock"
 TOKENIZER = "tokenizer"
 # Fields that the numbers of a run depend on and that must not change under it: model sizes, what
 # a step draws from the data. Lengths, intervals, mesh and learning rate may change.
-FIXED_FIELDS = ("model", "batch_size", "seed", "fingerprints")
+FIXED_FIELDS = ("model", "seed", "identity")
 # Fields of `model` that change how it is computed and not what: free to change on going on.
-FREE_MODEL_FIELDS = ("remat", "dtype")
+FREE_MODEL_FIELDS = ("remat", "dtype", "scan_layers")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -> list[str]:
+    """['model.hidden_size is 128 there, 256 here', …] over the fields that must not change.
 
+    Phases that start after step `reached`, the last checkpoint's, may still change.
+    """
 
-def _differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """['model.hidden_size is 128 there, 256 here', …] over the fields that must not change."""
-    chosen = [
-        _flat({field: config.get(field) for field in FIXED_FIELDS}) for config in (saved, current)
-    ]
+    def fixed(config: dict[str, Any]) -> dict[str, Any]:
+        chosen = {field: config.get(field) for field in FIXED_FIELDS}
+        identity = dict(chosen["identity"] or {})
+        if "phases" in identity:
+            identity["phases"] = {
+                start: phase for start, phase in identity["phases"].items() if int(start) <= reached
+            }
+        return dict(leaves(chosen | {"identity": identity}))
+
+    chosen = fixed(saved), fixed(current)
     free = {f"model.{field}" for field in FREE_MODEL_FIELDS}
     return [
         f"{name} is {chosen[0].get(name)!r} there, {chosen[1].get(name)!r} here"
@@ -58,7 +71,7 @@ def _differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def write_config(workdir: epath.PathLike, config: dict[str, Any]) -> None:
     """Writes WORKDIR/config.json atomically (on the first host)."""
-    if jax.process_index() == 0:
+    if distributed.is_first():
         path = epath.Path(workdir) / CONFIG_FILE
         partial = path.with_name(CONFIG_FILE + ".partial")
         partial.write_text(json.dumps(config, indent=2) + "\n")
@@ -78,26 +91,100 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
-def _manager(workdir: epath.PathLike, keep: int | None, **options: Any) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        (epath.Path(workdir) / CHECKPOINTS).resolve(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, **options),
-        item_names=("params", "optimizer"),
-    )
+def _steps(directory: epath.Path) -> list[int]:
+    """The steps of the finished checkpoints in `directory`, ascending."""
+    names = [p.name for p in directory.iterdir()] if directory.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _sha256(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    """All files below `directory`."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _write_checksums(directory: epath.Path) -> None:
+    """Writes STEP/checksums.json: each file's size and SHA-256."""
+    # Orbax writes its own note of the step once more after this.
+    files = [p for p in _files(directory) if p.name not in (CHECKSUMS, ORBAX_NOTE)]
+    sums = {
+        str(p.relative_to(directory)): {"bytes": p.stat().length, "sha256": _sha256(p)}
+        for p in sorted(files)
+    }
+    (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+
+
+def _damage(directory: epath.Path, item: str = "") -> str:
+    """What is wrong with the checkpoint in `directory`, or with one item of it; "" if nothing.
+
+    Orbax restores a file with flipped bits without an error, hence the checksums.
+    """
+    if not (directory / CHECKSUMS).exists():
+        return f"{CHECKSUMS} is missing, so it was not written to its end"
+    for name, written in json.loads((directory / CHECKSUMS).read_text()).items():
+        path = directory / name
+        if not name.startswith(item):
+            continue
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().length != written["bytes"]:
+            return f"{name} has {path.stat().length} bytes, {written['bytes']} were written"
+        if _sha256(path) != written["sha256"]:
+            return f"{name} is not what was written (other SHA-256)"
+    return ""
+
+
+def _set_damaged_aside(directory: epath.Path) -> None:
+    """Renames damaged checkpoints to STEP.damaged, from the newest down to the first whole one."""
+    for step in reversed(_steps(directory)):
+        reason = _damage(directory / str(step))
+        if not reason:
+            return
+        aside = directory / f"{step}.damaged"
+        if aside.exists():
+            aside.rmtree()
+        (directory / str(step)).rename(aside)
+        earlier = _steps(directory)
+        going_on = f"going on from step {earlier[-1]}" if earlier else "no earlier one is left"
+        logging.warning(f"checkpoint {step} is damaged: {reason}; kept as {aside}; {going_on}")
 
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+def _map_params(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Applies `function` to every dictionary of model parameters in a state (moments too)."""
+    is_params = lambda x: isinstance(x, dict) and "bert" in x  # noqa: E731
+    return jax.tree.map(lambda x: function(x) if is_params(x) else x, tree, is_leaf=is_params)
+
+
+def _mesh_of(tree: Any) -> jax.sharding.Mesh:
+    return jax.tree.leaves(tree)[0].sharding.mesh
+
+
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of one run: the newest in checkpoints/, the best one's parameters in best/.
 
     Opening it claims the workdir: config.json and the tokenizer are written there, or compared if
-    they are there already.
+    they are there already, and a second process is turned away. Damaged checkpoints are set aside.
+
+    Args:
+      identity: what else must not change under a run, besides FIXED_FIELDS: fingerprints of
+        tokenizer and data, batch sizes. Entries of its "phases" are keyed by the step they start
+        at, and count once a checkpoint has reached it.
 
     Raises:
-      UserError: the workdir belongs to a run with another model, data set, batch size or seed.
+      UserError: the workdir belongs to a run with another model, data set, batch size or seed, or
+        to a process that is running.
     """
 
     def __init__(
@@ -105,64 +192,168 @@ class CheckpointStore:
         workdir: epath.PathLike,
         config: ml_collections.ConfigDict,
         tokenizer: tokenizer_lib.Tokenizer,
-        data_fingerprint: str,
+        identity: dict[str, Any],
     ):
         self._workdir = epath.Path(workdir)
-        fingerprints = {"tokenizer": tokenizer.fingerprint, "data": data_fingerprint}
-        description = json.loads(config.to_json()) | {"fingerprints": fingerprints}
+        self._checkpoints = (self._workdir / CHECKPOINTS).resolve()
+        self._best = (self._workdir / BEST).resolve()
+        description = json.loads(config.to_json()) | {"identity": identity}
         if (self._workdir / CONFIG_FILE).exists():
             saved = json.loads((self._workdir / CONFIG_FILE).read_text())
-            if differences := _differences(saved, description):
+            reached = max(_steps(self._checkpoints), default=0)
+            if differences := _differences(saved, description, reached):
                 raise UserError(
                     f"workdir {workdir} holds another run: {'; '.join(differences)}. Give a new "
                     "--workdir, or the same settings to go on; to start a new run from that "
                     f"one's parameters use --config.init_from={workdir}"
                 )
         self._workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        self._lock = _lock(self._workdir) if distributed.is_first() else None
+        if distributed.is_first():
+            _set_damaged_aside(self._checkpoints)
+            _set_damaged_aside(self._best)
             length = config.model.max_position_embeddings
             tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
+        distributed.wait_for_all("workdir claimed")
         write_config(workdir, description)
-        self._manager = _manager(workdir, config.keep_checkpoints)
+        self._manager = self._open(self._checkpoints, config.keep_checkpoints)
+        self._best_manager: ocp.CheckpointManager | None = None
+
+    def _open(self, directory: epath.Path, keep: int) -> ocp.CheckpointManager:
+        """A manager that writes checksums into a checkpoint before its name becomes the final."""
+
+        def seal() -> None:
+            if distributed.is_first():
+                # STEP.orbax-checkpoint-tmp where directories can be renamed, STEP on gs://.
+                step = f"{self._writing[directory]}"
+                for written in directory.iterdir():
+                    if written.name == step or written.name.startswith(f"{step}.orbax"):
+                        _write_checksums(written)
+
+        self._writing = getattr(self, "_writing", {}) | {directory: -1}
+        return ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+            ),
+            item_names=("params", "optimizer"),
+        )
 
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: "TrainState") -> None:
+    def save(self, step: int, state: "TrainState") -> None:
         """Starts writing a checkpoint of the state in the background; atomic."""
-        step = int(state.step)
-        optimizer = {"step": state.step, "opt_state": state.opt_state}
+        if step == self.latest_step:  # saved when the run was interrupted here
+            return
+        self._manager.wait_until_finished()
+        self._writing[self._checkpoints] = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(optimizer),
+                optimizer=ocp.args.StandardSave(_without_params(state)),
             ),
         )
 
+    def save_if_best(self, step: int, params: Any, loss: float) -> bool:
+        """Keeps the parameters in best/ if `loss` is below that of those there."""
+        record = self._workdir / BEST / BEST_FILE
+        if record.exists() and loss >= json.loads(record.read_text())["loss"]:
+            return False
+        if self._best_manager is None:
+            self._best_manager = self._open(self._best, 1)
+        self._best_manager.wait_until_finished()
+        if step in self._best_manager.all_steps():  # better than itself: after an interruption
+            self._best_manager.delete(step)
+        self._writing[self._best] = step
+        self._best_manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        if distributed.is_first():
+            record.write_text(json.dumps({"step": step, "loss": loss}) + "\n")
+        return True
+
     def restore(self, state: "TrainState") -> "TrainState":
-        """The last checkpoint, laid out as `state` is (on any mesh)."""
-        optimizer = {"step": state.step, "opt_state": state.opt_state}
+        """The last checkpoint, laid out as `state` is: on any mesh, layers scanned or not."""
+        self._manager.wait_until_finished()
         step = self.latest_step
-        if not (self._workdir / CHECKPOINTS / str(step) / "optimizer").exists():
+        directory = self._checkpoints / str(step)
+        if not (directory / "optimizer").exists():
             raise UserError(
                 f"{self._workdir} holds parameters alone (no optimizer state): start a new run "
                 f"from them with --workdir=NEW --config.init_from={self._workdir}"
             )
+        wanted = (state.params, _without_params(state))
+        scanned = "layers" in _metadata(directory / "params")["bert"]["encoder"]
+        relayout = None
+        if scanned != ("layers" in state.params["bert"]["encoder"]):
+            relayout = unstack_layers if scanned else stack_layers
+            back = stack_layers if scanned else unstack_layers
+            saved = jax.eval_shape(functools.partial(_map_params, back), wanted)
+            layout = sharding.shardings_of(saved, _mesh_of(state.params))
+            saved = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), saved, layout
+            )
+        else:
+            saved = _abstract(wanted)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(state.params)),
-                optimizer=ocp.args.StandardRestore(_abstract(optimizer)),
+                params=ocp.args.StandardRestore(saved[0]),
+                optimizer=ocp.args.StandardRestore(saved[1]),
             ),
         )
-        return state.replace(params=restored.params, **restored.optimizer)
+        result = (restored.params, restored.optimizer)
+        if relayout:
+            layout = jax.tree.map(lambda x: x.sharding, wanted)
+            convert = jax.jit(functools.partial(_map_params, relayout), out_shardings=layout)
+            result = convert(result)
+        return state.replace(params=result[0], **result[1])
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            for manager in filter(None, (self._manager, self._best_manager)):
+                manager.wait_until_finished()
+                manager.close()
+        finally:
+            if self._lock:
+                self._lock.close()
+
+
+def _without_params(state: "TrainState") -> dict[str, Any]:
+    return {
+        field.name: getattr(state, field.name)
+        for field in dataclasses.fields(state)
+        if field.name != "params"
+    }
+
+
+def _lock(workdir: epath.Path) -> IO[bytes] | None:
+    """An open file whose lock says that the workdir is in use; the system frees it on a crash."""
+    if not os.path.isdir(workdir):  # gs:// has no locks
+        return None
+    file = open(os.path.join(workdir, LOCK_FILE), "wb")  # noqa: SIM115  (held open: the lock)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"workdir {workdir} is in use by a run that has not ended: wait for it, or give "
+            "another --workdir"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def _metadata(directory: epath.Path) -> Any:
+    """The tree of arrays that a checkpoint's item holds, as Orbax describes it."""
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(directory.resolve()).tree
+    handler.close()
+    return tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,25 +372,33 @@ class Loaded:
 
 
 def load(path: epath.PathLike) -> Loaded:
-    """Loads the parameters of WORKDIR (its last checkpoint) or WORKDIR/checkpoints/STEP.
+    """Loads the parameters of WORKDIR (its last checkpoint), WORKDIR/checkpoints/STEP or /best.
+
+    A damaged last checkpoint is passed over for the one before, with a warning.
 
     Raises:
-      UserError: no such workdir, or no such checkpoint in it.
+      UserError: no such workdir, no such checkpoint in it, or none that is whole.
     """
     path = epath.Path(path)
-    workdir, wanted = path, None
-    if path.parent.name == CHECKPOINTS and re.fullmatch(r"\d+", path.name):
-        workdir, wanted = path.parent.parent, int(path.name)
+    workdir, directory, wanted = path, path / CHECKPOINTS, None
+    if path.name == BEST:
+        workdir, directory = path.parent, path
+    elif path.parent.name in (CHECKPOINTS, BEST) and re.fullmatch(r"\d+", path.name):
+        workdir, directory, wanted = path.parent.parent, path.parent, int(path.name)
     config = read_config(workdir)
-    directory = workdir / CHECKPOINTS
-    names = [p.name for p in directory.iterdir()] if directory.exists() else []
-    steps = sorted(int(name) for name in names if name.isdigit())
+    steps = _steps(directory)
     if not steps or (wanted is not None and wanted not in steps):
         raise UserError(
             f"{path} is not a checkpoint: {directory} holds "
             f"{'the steps ' + ', '.join(map(str, steps)) if steps else 'none (yet)'}"
         )
-    step = steps[-1] if wanted is None else wanted
+    for step in reversed(steps) if wanted is None else [wanted]:
+        reason = _damage(directory / str(step), item="params")
+        if not reason:
+            break
+        logging.warning(f"checkpoint {directory / str(step)} is damaged: {reason}")
+    else:
+        raise UserError(f"{path}: every checkpoint there is damaged")
     # The handler itself, since a manager opened to read wants the run's state as a template.
     handler = ocp.PyTreeCheckpointHandler()
     directory = (directory / str(step) / "params").resolve()
@@ -233,16 +432,21 @@ def save_params(
         raise UserError(f"{workdir} holds a run already: give another directory")
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer_lib.save(tokenizer, workdir / TOKENIZER, config.model.max_position_embeddings)
-    manager = _manager(workdir, None, enable_async_checkpointing=False)
-    manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
-    manager.close()
+    directory = (workdir / CHECKPOINTS).resolve()
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(directory, options=options, item_names=("params",)) as manager:
+        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+    _write_checksums(directory / str(step))
     write_config(workdir, json.loads(config.to_json()))  # last: its presence says it is whole
 
 
 def is_workdir(path: epath.PathLike) -> bool:
     """Whether `path` is a WORKDIR or a checkpoint in one (otherwise: a Hugging Face model)."""
     path = epath.Path(path)
-    return (path / CHECKPOINTS).exists() or path.parent.name == CHECKPOINTS
+    inside = path.parent if path.name == BEST else path.parent.parent
+    return (path / CHECKPOINTS).exists() or (
+        (inside / CHECKPOINTS).exists() and (path.name == BEST or path.name.isdigit())
+    )
 
 
 def warm_start(
@@ -280,7 +484,8 @@ def warm_start(
             why = "not there" if new is None else f"{new.shape} there, {old.shape} here"
             fresh.append(f"{'/'.join(p.key for p in path)} ({why})")
             return old
-        return jax.device_put(new.astype(old.dtype), old.sharding)
+        new = new.astype(old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
 
     params = jax.tree_util.tree_map_with_path(replace, state.params)
     total = len(jax.tree.leaves(params))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, run the command again
 
 
 class UserError(Exception):
@@ -14,6 +15,10 @@ class UserError(Exception):
 
     Commands print the message alone, without a traceback, and exit with code 2.
     """
+
+
+class Interrupted(Exception):  # noqa: N818  (no error)
+    """Stopped on request with everything saved; the same command goes on."""
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -30,6 +35,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        code = EXIT_INTERRUPTED
     except KeyboardInterrupt:
         code = 130
     sys.exit(code or 0)

@@ -19,8 +19,9 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from bert_jax import hardware, hlo, input_pipeline, records, sharding, train
+from bert_jax import hardware, hlo, input_pipeline, optimizer, records, sharding, train
 from bert_jax.cli import UserError
+from bert_jax.phases import Phase
 
 LOG = logging.getLogger(__name__)
 CACHE_VERSION = 1  # to be raised when what is cached changes
@@ -163,22 +164,47 @@ def needed_bytes(message: str) -> int:
     return int(float(match[1]) * 2 ** (10 * (1 + "KMGT".index(match[2]))))
 
 
+def lower_step(
+    phase: Phase, mesh: jax.sharding.Mesh, max_seq_length: int, max_predictions_per_seq: int
+) -> tuple[jax.stages.Lowered, train.TrainState, train.Batch]:
+    """The step that pretraining runs in `phase`, ready to compile, and its arguments as shapes."""
+    config = phase.config
+    model = train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    # The key is made inside: outside, it would be an array on a device.
+    state = jax.eval_shape(
+        lambda: train.new_state(train.init_params(model, jax.random.key(config.seed)), tx)
+    )
+    state = sharding.abstract(state, sharding.shardings_of(state, mesh))
+    batch = input_pipeline.batch_shapes(config.batch_size, max_seq_length, max_predictions_per_seq)
+    batch = sharding.abstract(batch, {name: sharding.batch_sharding(mesh) for name in batch})
+    step = train.make_train_step(
+        train.pretraining_objective(model),
+        tx,
+        phase.schedule,
+        mesh,
+        config.seed,
+        config.accumulate_steps,
+        config.guard.max_loss_ratio,
+    )
+    return step.lower(state, batch), state, batch
+
+
 def make_plan(
-    config: ml_collections.ConfigDict,
+    phase: Phase,
     devices: Sequence[jax.Device],
     max_seq_length: int,
     max_predictions_per_seq: int,
     hardware_name: str = "",
 ) -> Plan:
-    """Compiles `config`'s step for `devices` and reads from it what training takes."""
+    """Compiles the step of `phase` for `devices` and reads from it what its training takes."""
+    config = phase.config
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     input_pipeline.check_batch(config, mesh)
     hosts = len({device.process_index for device in devices})
     chip = hardware.chip_of(devices[0])
     share = hardware.share_of_chip(devices[0], chip) if chip else 1.0
-    lowered, state, batch = train.lower_train_step(
-        config, mesh, max_seq_length, max_predictions_per_seq
-    )
+    lowered, state, batch = lower_step(phase, mesh, max_seq_length, max_predictions_per_seq)
     compiled = compile_step(lowered, f"{hardware_name} {devices[0].device_kind}")
 
     memory = _memory_by_kind(compiled, state, batch)
@@ -208,7 +234,7 @@ def make_plan(
         },
         max_seq_length=max_seq_length,
         max_predictions_per_seq=max_predictions_per_seq,
-        num_steps=config.num_steps,
+        num_steps=phase.stop - phase.start,
         memory=memory,
         memory_needed=needed,
         memory_available=available,
@@ -310,14 +336,14 @@ def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[st
 
 
 def lengths_of(
-    config: ml_collections.ConfigDict, max_seq_length: int, max_predictions_per_seq: int
+    config: ml_collections.ConfigDict, max_seq_length: int = 0, max_predictions_per_seq: int = 0
 ) -> dict[str, int]:
-    """Length and predictions: the flags', else the data set's, else as BERT was published."""
+    """Length and predictions: those given, else the data set's, else as BERT was published."""
     if config.data_dir and not (max_seq_length and max_predictions_per_seq):
         arguments = records.Manifest.read(config.data_dir).arguments
         max_seq_length = max_seq_length or arguments["max_seq_length"]
         max_predictions_per_seq = max_predictions_per_seq or arguments["max_predictions_per_seq"]
-    max_seq_length = max_seq_length or 128
+    max_seq_length = max_seq_length or config.get("max_seq_length", 0) or 128
     if max_seq_length > config.model.max_position_embeddings:
         raise UserError(
             f"--max_seq_length={max_seq_length} is beyond config.model.max_position_embeddings="

@@ -158,7 +158,8 @@ def finetune(
     # State: a checkpoint in workdir > the parameters of `init`.
     tx_config = ml_collections.ConfigDict(config.optimizer.to_dict())
     tx_config.warmup_steps = int(config.optimizer.warmup_fraction * num_steps)
-    tx, schedule = optimizer.make_optimizer(tx_config, num_steps)
+    tx = optimizer.make_optimizer(tx_config)
+    schedule = optimizer.make_schedule(tx_config, num_steps)
     module = tasks.make_module(config.task, model, len(task.labels))
     # One row, cut short: parameters depend neither on its length nor on its content.
     ids = np.zeros((1, *np.shape(features[0].arrays["input_ids"])[:-1], 8), np.int32)
@@ -178,9 +179,12 @@ def finetune(
     )
     tokenizer = loaded.tokenizer
     del loaded, params  # the host's copy of the parameters
-    store = checkpoint.CheckpointStore(
-        workdir, resolved, tokenizer, data_fingerprint(task, features)
-    )
+    identity = {
+        "tokenizer": tokenizer.fingerprint,
+        "data": data_fingerprint(task, features),
+        "batch_size": config.batch_size,
+    }
+    store = checkpoint.CheckpointStore(workdir, resolved, tokenizer, identity)
     if store.latest_step is not None:
         state = store.restore(state)
     start_step = int(state.step)
@@ -205,7 +209,7 @@ def finetune(
         },
         weights=lambda batch: {"task_loss": task.loss_weight(batch)},
     )
-    train_step = train.make_train_step(objective, tx, mesh, config.seed)
+    train_step = train.make_train_step(objective, tx, schedule, mesh, config.seed)
     predict_step = jax.jit(lambda params, batch: apply(params, batch, None))
     placement = sharding.batch_sharding(mesh)
 
@@ -229,9 +233,9 @@ def finetune(
     def report(step: int, values: dict[str, Any]) -> None:
         """Reads a step's figures from the device (waits for it) and writes them."""
         nonlocal window
-        line = {name: float(values[name]) for name in ("loss", "gradient_norm")}
+        names = ("loss", "gradient_norm", "learning_rate")
+        line = {name: float(values[name]) for name in names}
         elapsed = max(time.monotonic() - window[1], 1e-9)
-        line["learning_rate"] = float(schedule(np.int32(step - 1)))
         line["epoch"] = step / steps_per_epoch
         line["sequences_per_second"] = (step - window[0]) * config.batch_size / elapsed
         window = (step, time.monotonic())
@@ -256,7 +260,7 @@ def finetune(
                     report(*pending)
             pending = (step, values)
             if checkpoint_every and step % checkpoint_every == 0 and step % steps_per_epoch:
-                store.save(state)
+                store.save(step, state)
         report(*pending)
         before = time.monotonic()
         figures, lines = evaluate(state.params)
@@ -265,7 +269,7 @@ def finetune(
             f"epoch {epoch + 1} of {config.num_epochs}: "
             + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         )
-        store.save(state)
+        store.save(step, state)
         # Evaluation is not training time.
         window = (window[0], window[1] + time.monotonic() - before)
     store.close()

@@ -360,7 +360,8 @@ def _first_group(instruction: Instruction) -> tuple[int, ...]:
     """The logical devices of the first replica group; all groups are of one size.
 
     Three notations: {{0,1},{2,3}}; [2,2]<=[4] or [2,2]<=[2,2]T(1,0), an iota reshaped; and
-    mesh['a'=2,'b'=2] {'b'}, the axes over which groups extend.
+    mesh['a'=2,'b'=2] {'b'}, the axes over which groups extend, the mesh perhaps a transposed iota:
+    mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}.
     """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", instruction.rest):
         return (int(pairs[1]), int(pairs[2]))
@@ -375,9 +376,15 @@ def _first_group(instruction: Instruction) -> tuple[int, ...]:
         if match[4]:
             ids = ids.transpose([int(d) for d in match[4].split(",")])
         return tuple(ids.reshape(int(match[1]), int(match[2]))[0].tolist())
-    if match := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if match := re.match(
+        r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", text
+    ):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-        ids = np.arange(math.prod(axes.values())).reshape(list(axes.values()))
-        chosen = re.findall(r"'(\w+)'", match[2])
+        dims = [int(d) for d in match[2].split(",")] if match[2] else list(axes.values())
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if match[3]:
+            ids = ids.transpose([int(d) for d in match[3].split(",")])
+        ids = ids.reshape(list(axes.values()))
+        chosen = re.findall(r"'(\w+)'", match[4])
         return tuple(ids[tuple(slice(None) if a in chosen else 0 for a in axes)].ravel().tolist())
     raise ValueError(f"replica groups of an unknown notation: {text[:100]}")

@@ -2,15 +2,15 @@
 
 The data position is the step: example n of the endless stream lies in epoch n // N, and each epoch
 visits the records in an order drawn from (seed, epoch). Step s takes examples [s·B, (s+1)·B) and
-each host reads its rows of them, so going on from a step is exact, costs nothing, and does not
-depend on the number of hosts.
+each host reads the rows that its devices need, from whichever shards hold them: going on from a
+step is exact, costs nothing, and does not depend on the number of hosts or shards.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -33,6 +33,7 @@ class PretrainingData:
     """One split of a DATA_DIR, and the batches made of it.
 
     Attributes:
+      data_dir: where it is.
       manifest: the contents of dataset.json.
       num_examples: of the split.
     """
@@ -48,14 +49,14 @@ class PretrainingData:
                 "rebuild it with --validation_fraction above 0, give --config.eval_data_dir, or "
                 "turn evaluation off with --config.eval_every=0"
             )
-        self._data_dir = epath.Path(data_dir)
+        self.data_dir = epath.Path(data_dir)
         self._batch_size = batch_size
         self._seed = seed
-        missing = [s.name for s in shards if not (self._data_dir / s.name).exists()]
+        missing = [s.name for s in shards if not (self.data_dir / s.name).exists()]
         if missing:
             raise UserError(f"{data_dir} is incomplete: {', '.join(missing)} missing; rebuild it")
         self._source = array_record_data_source.ArrayRecordDataSource(
-            [str(self._data_dir / s.name) for s in shards if s.num_examples]
+            [str(self.data_dir / s.name) for s in shards if s.num_examples]
         )
         # Number of examples of each record: all full, but for the last of each shard.
         self._sizes = np.concatenate(
@@ -67,13 +68,28 @@ class PretrainingData:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizer.Tokenizer:
-        return tokenizer.load(self._data_dir / "tokenizer")
+        return tokenizer.load(self.data_dir / "tokenizer")
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the hashes of the split's shards, in order."""
         hashes = [shard.sha256 for shard in self.manifest.splits[self.split]]
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+    @property
+    def token_ranks_V(self) -> np.ndarray | None:
+        """int32[V]: each token's rank by frequency in the data, the most frequent 0; None if lost.
+
+        Tokens that never occur rank last. The counts are made by data_prep.build.
+        """
+        path = self.data_dir / records.TOKEN_COUNTS
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            counts_V = np.load(file)
+        ranks_V = np.empty(len(counts_V), np.int32)
+        ranks_V[np.argsort(-counts_V, kind="stable")] = np.arange(len(counts_V))
+        return ranks_V
 
     @property
     def max_seq_length(self) -> int:
@@ -171,16 +187,17 @@ class PretrainingData:
         self, mesh: Mesh, start_step: int, stop_step: int
     ) -> contextlib.AbstractContextManager[Iterator[dict[str, jax.Array]]]:
         """Global batches of the steps after `start_step` up to `stop_step`, on the devices."""
-        steps = grain.MapDataset.range(start_step, max(stop_step, start_step)).map(self._local_rows)
+        rows = local_rows(mesh, self._batch_size)
+        steps = grain.MapDataset.range(start_step, max(stop_step, start_step)).map(
+            lambda step: self._read_rows(step * self._batch_size, rows)
+        )
         options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCH)
         iterator = iter(steps.to_iter_dataset(options))
         return contextlib.closing(_on_devices(iterator, mesh, self._batch_size))
 
-    def _local_rows(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of the batch after `step` steps."""
-        local = self._batch_size // jax.process_count()
-        start = step * self._batch_size + jax.process_index() * local
-        return self.read(start, start + local)
+    def _read_rows(self, start: int, rows: Sequence[slice]) -> dict[str, np.ndarray]:
+        """The given rows of the batch that starts with example `start`."""
+        return _concatenated([self.read(start + r.start, start + r.stop) for r in rows])
 
     def eval_batches(self, mesh: Mesh, limit: int) -> Iterator[dict[str, jax.Array]]:
         """The split in order, once, with fixed masks; the last batch is filled with zero weights.
@@ -189,17 +206,64 @@ class PretrainingData:
           limit: at most so many batches; 0 takes all.
         """
         count = -(-self.num_examples // self._batch_size)
-        local = self._batch_size // jax.process_count()
         for index in range(min(count, limit) if limit else count):
-            start = index * self._batch_size + jax.process_index() * local
-            stop = min(start + local, self.num_examples)
-            rows = self.read(start, stop) if stop > start else self.read(0, 1)
-            missing = local - max(stop - start, 0)
-            if missing:
-                kept = local - missing
-                rows = {k: _padded(v[:kept], local) for k, v in rows.items()}
-                rows["next_sentence_labels"][kept:] = -1
-            yield to_devices(rows, mesh, self._batch_size)
+            start = index * self._batch_size
+            parts = []
+            for rows in local_rows(mesh, self._batch_size):
+                stop = min(start + rows.stop, self.num_examples)
+                kept = max(stop - start - rows.start, 0)
+                part = self.read(stop - kept, stop) if kept else self.read(0, 1)
+                part = {k: _padded(v[:kept], rows.stop - rows.start) for k, v in part.items()}
+                part["next_sentence_labels"][kept:] = -1
+                parts.append(part)
+            yield to_devices(_concatenated(parts), mesh, self._batch_size)
+
+    def origin(self, start: int, stop: int) -> dict[str, Any]:
+        """Where examples [start, stop) of the endless stream lie, for people to look at them.
+
+        Returns: data_dir; epoch; examples, the range asked for; records, the shard and number of
+        each record (of up to 64 examples) with any of them; and out_of_vocabulary, the examples of
+        them with a token id that the vocabulary does not have, as they come from a damaged shard.
+        """
+        names = [
+            (shard.name, number)
+            for shard in self.manifest.splits[self.split]
+            for number in range(-(-shard.num_examples // EXAMPLES_PER_RECORD))
+        ]
+        chosen, position = [], start
+        while position < stop:
+            epoch, first = divmod(position, self.num_examples)
+            last = min(first + stop - position, self.num_examples)
+            order, starts = self._epoch(epoch)
+            low = np.searchsorted(starts, first, side="right") - 1
+            chosen += order[low : np.searchsorted(starts, last, side="left")].tolist()
+            position += last - first
+        batch = self.read(start, stop)
+        largest_B = np.maximum(batch["input_ids"].max(1), batch["masked_lm_ids"].max(1))
+        bad = np.flatnonzero(largest_B >= self.manifest.vocab_size)
+        return {
+            "data_dir": str(self.data_dir),
+            "epoch": start // self.num_examples,
+            "examples": [start, stop],
+            "records": ["{}#{}".format(*names[i]) for i in chosen],
+            "out_of_vocabulary": [
+                {"example": int(start + i), "token_id": int(largest_B[i])} for i in bad
+            ],
+        }
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[slice]:
+    """The rows of a batch that this process's devices need, without overlap, in order.
+
+    Usually one range. Processes that share rows (a tensor axis across hosts) each read them.
+    """
+    indices = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    ranges = {index[0].indices(batch_size)[:2] for index in indices.values()}
+    return [slice(start, stop) for start, stop in sorted(ranges)]
+
+
+def _concatenated(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
 
 def batch_shapes(
@@ -223,12 +287,21 @@ def _padded(x: np.ndarray, rows: int) -> np.ndarray:
 
 
 def to_devices(rows: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
-    """This host's rows -> the global batch, split over the mesh."""
+    """This process's rows (`local_rows`, one after another) -> the global batch on the mesh."""
     layout = sharding.batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(layout, x, (batch_size, *x.shape[1:]))
-        for name, x in rows.items()
-    }
+    offsets, offset = {}, 0  # where each range of rows starts among this process's
+    for wanted in local_rows(mesh, batch_size):
+        offsets[wanted.start] = offset
+        offset += wanted.stop - wanted.start
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return x[offsets[start] : offsets[start] + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), layout, part)
+
+    return {name: place(x) for name, x in rows.items()}
 
 
 def _on_devices(iterator: Any, mesh: Mesh, batch_size: int) -> Iterator[dict[str, jax.Array]]:
@@ -267,16 +340,58 @@ def open_data(data_dir: str, split: str, config: ml_collections.ConfigDict) -> P
             f"config.model.max_position_embeddings={config.model.max_position_embeddings}: build "
             "the data with a smaller --max_seq_length, or raise the model's positions"
         )
+    if config.get("max_seq_length") and data.max_seq_length != config.max_seq_length:
+        raise UserError(
+            f"{data_dir} has sequences of {data.max_seq_length} tokens, but this phase of the "
+            f"config wants {config.max_seq_length}: give the phase's own data set, "
+            "--config.phases[N].data_dir=DATA_DIR (N counts from 0)"
+        )
+    _check_ids(data)
     return data
 
 
+def _check_ids(data: PretrainingData) -> None:
+    """Raises UserError if an example among the first thousand has impossible contents.
+
+    XLA clamps or poisons what is out of range without a word, so it must be seen here.
+    """
+    sample = data.read(0, min(data.num_examples, 1024))
+    largest = max(sample["input_ids"].max(), sample["masked_lm_ids"].max())
+    if largest >= data.manifest.vocab_size:
+        raise UserError(
+            f"{data.data_dir} holds token id {largest}, but its vocabulary has "
+            f"{data.manifest.vocab_size} tokens: python -m data_prep.check tells which shards are "
+            "damaged; build it again"
+        )
+    lengths_B1 = sample["attention_mask"].sum(1, keepdims=True)
+    if (sample["masked_lm_positions"] >= lengths_B1).any():
+        raise UserError(
+            f"{data.data_dir} predicts tokens behind an example's end: python -m data_prep.check "
+            "tells which shards are damaged; build it again"
+        )
+
+
+def open_eval_data(config: ml_collections.ConfigDict) -> dict[str, PretrainingData]:
+    """The validation splits to evaluate on: prefix of their metrics -> data.
+
+    "eval_" is that of `eval_data_dir` or, without one, `data_dir`; "eval_NAME_" those of
+    `extra_eval_data_dirs`, NAME being the directory's.
+
+    Raises:
+      UserError: a directory has no validation split or does not fit the model.
+    """
+    directories = {"eval_": config.eval_data_dir or config.data_dir}
+    for directory in filter(None, config.extra_eval_data_dirs.split(",")):
+        directories[f"eval_{epath.Path(directory).name}_"] = directory
+    return {prefix: open_data(d, "validation", config) for prefix, d in directories.items()}
+
+
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError unless the batch divides over devices, hosts and accumulation."""
+    """Raises UserError unless the batch divides over devices and accumulation."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = rows * config.accumulate_steps
-    if config.batch_size % parts or config.batch_size % jax.process_count():
+    if config.batch_size < 1 or config.batch_size % parts:
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of {parts} "
-            f"(data × fsdp = {rows} device groups, × accumulate_steps={config.accumulate_steps}) "
-            f"and of the {jax.process_count()} host(s)"
+            f"(data × fsdp = {rows} device groups, × accumulate_steps={config.accumulate_steps})"
         )

@@ -1,44 +1,71 @@
 """Where training figures go: metrics.jsonl, TensorBoard, the progress line; command: curves."""
 
 import argparse
+import contextlib
+import hashlib
 import importlib.util
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import jax
 from etils import epath
 
+from bert_jax import distributed
 from bert_jax.cli import UserError, run
 
 METRICS_FILE = "metrics.jsonl"
+STARTS_FILE = "starts.jsonl"  # one object a start of the run: when, from which step, on what
 
 
 class MetricWriter:
-    """Appends one JSON object a line to WORKDIR/metrics.jsonl, and TensorBoard events.
+    """Appends one JSON object a line to WORKDIR/metrics.jsonl, TensorBoard events, and W&B.
 
-    TensorBoard events are written when the extra `tensorboard` is installed. Opened on a step, it
-    first drops lines of later steps: a resumed run computes those anew.
+    TensorBoard events are written when the extra `tensorboard` is installed, Weights & Biases when
+    a project is given. Opened on a step, it first drops lines of later steps: a resumed run
+    computes those anew. Only the first process of a run writes.
+
+    Args:
+      wandb_project: of Weights & Biases, "" for none; the run goes on there after an interruption.
+      config: shown there.
+
+    Raises:
+      UserError: a project is given and wandb is not installed.
     """
 
-    def __init__(self, workdir: epath.PathLike, step: int = 0):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        step: int = 0,
+        wandb_project: str = "",
+        config: Mapping[str, Any] = types.MappingProxyType({}),
+    ):
+        self._writes = distributed.is_first()
+        self._events = self._wandb = None
+        if not self._writes:
+            return
         self._path = epath.Path(workdir) / METRICS_FILE
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in map(_parsed, lines) if line and line["step"] <= step]
+        kept = [line for line in read(workdir) if line["step"] <= step]
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         partial = self._path.with_name(METRICS_FILE + ".partial")
         partial.write_text(self._text)
         partial.replace(self._path)
-        self._events = None
         if importlib.util.find_spec("tensorboardX"):
             import tensorboardX
 
             self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+        if wandb_project:
+            self._wandb = _wandb_run(wandb_project, workdir, config)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes figures of a step; non-finite ones as null, since JSON has no NaN."""
+        if not self._writes:
+            return
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         line = json.dumps({"step": step, **finite}) + "\n"
         if str(self._path).startswith("gs://"):  # object stores can't append
@@ -50,10 +77,31 @@ class MetricWriter:
         if self._events:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(metrics), step=step)
 
     def close(self) -> None:
         if self._events:
             self._events.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _wandb_run(project: str, workdir: epath.PathLike, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("config.wandb_project needs wandb: pip install 'bert_jax[wandb]'") from None
+    name = str(epath.Path(workdir).resolve())
+    # The same workdir is the same run, however often it was interrupted.
+    run_id = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project,
+        id=run_id,
+        name=epath.Path(workdir).name,
+        resume="allow",
+        config=dict(config),
+    )
 
 
 def _parsed(line: str) -> dict | None:
@@ -66,8 +114,7 @@ def _parsed(line: str) -> dict | None:
 
 def read(workdir: epath.PathLike) -> list[dict]:
     """The objects of WORKDIR/metrics.jsonl in order; empty if there is no such file."""
-    path = epath.Path(workdir) / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = _text_of(epath.Path(workdir) / METRICS_FILE).splitlines()
     return [line for line in map(_parsed, lines) if line]
 
 
@@ -78,16 +125,155 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+class Telemetry:
+    """How fast a run trains, and which share of the machines' time it uses well.
+
+    Time that evaluating and starting to save take is no training time. Cumulated training seconds
+    are carried over interruptions in metrics.jsonl, where the lines of lost steps are dropped; so
+
+        goodput = training seconds of the steps that count / seconds since the first start.
+
+    Args:
+      step: the run starts with the step after this one.
+      wall_clock: seconds since the epoch; for tests.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        step: int,
+        wall_clock: Callable[[], float] = time.time,
+    ):
+        self._wall_clock = wall_clock
+        self._step = step
+        kept = [line["training_seconds"] for line in read(workdir) if "training_seconds" in line]
+        self._training_seconds = kept[-1] if kept else 0.0
+        starts = epath.Path(workdir) / STARTS_FILE
+        lines = [line for line in map(_parsed, _text_of(starts).splitlines()) if line]
+        now = wall_clock()
+        self._first_start = lines[0]["time"] if lines else now
+        if distributed.is_first():
+            lines.append(
+                {
+                    "time": now,
+                    "step": step,
+                    "processes": jax.process_count(),
+                    "devices": jax.device_count(),
+                    "device_kind": jax.devices()[0].device_kind,
+                    "jax": jax.__version__,
+                }
+            )
+            starts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._reset()
+
+    def _reset(self) -> None:
+        self._window_start = time.monotonic()
+        self._not_training = self._waiting = 0.0
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is no training."""
+        before = time.monotonic()
+        yield
+        self._not_training += time.monotonic() - before
+
+    def waited(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """`batches`, with the time spent waiting for each counted."""
+        while True:
+            before = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waiting += time.monotonic() - before
+            yield batch
+
+    def figures(
+        self, step: int, batch_size: int, seq_length: int, flops: float, peak: float | None
+    ) -> dict[str, float]:
+        """Figures since the last call, and the run's goodput.
+
+        Args:
+          step: steps finished.
+          flops: model FLOPs of an optimizer step.
+          peak: FLOP/s of all devices together at bfloat16; None if unknown.
+
+        Returns:
+          sequences_per_second, tokens_per_second (padding counted), model_flops_utilization (with a
+          known peak), data_wait (share of the time in which the host waited for data),
+          training_seconds since the run's first step, and goodput.
+        """
+        seconds = max(time.monotonic() - self._window_start - self._not_training, 1e-9)
+        steps = step - self._step
+        self._training_seconds += seconds
+        alive = max(self._wall_clock() - self._first_start, seconds)
+        result = {
+            "sequences_per_second": steps * batch_size / seconds,
+            "tokens_per_second": steps * batch_size * seq_length / seconds,
+            "data_wait": min(self._waiting / seconds, 1.0),
+            "training_seconds": self._training_seconds,
+            "goodput": min(self._training_seconds / alive, 1.0),
+        }
+        if peak:
+            result["model_flops_utilization"] = steps * flops / seconds / peak
+        self._step = step
+        self._reset()
+        return result
+
+
+class Profiler:
+    """Writes a trace of some steps into WORKDIR/profile, for TensorBoard or xprof.
+
+    Args:
+      steps: (first, last), both traced; () for none.
+    """
+
+    def __init__(self, workdir: epath.PathLike, steps: Sequence[int]):
+        if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
+            raise UserError(
+                f"config.profile_steps={tuple(steps)}: expected () or (first, last), as in (10, 12)"
+            )
+        self._directory = str(epath.Path(workdir) / "profile")
+        self._steps = steps
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """To be called before a step starts."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int) -> None:
+        """To be called when a step has ended."""
+        if self._steps and step == self._steps[1]:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+def _text_of(path: epath.Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 class Progress:
-    """One line about the run: rewritten in place on a terminal, a new line elsewhere."""
+    """One line about the run: rewritten in place on a terminal, a new line elsewhere.
+
+    Of several processes only the first prints.
+    """
 
     def __init__(self, num_steps: int):
         self._num_steps = num_steps
+        self._prints = distributed.is_first()
         self._start: tuple[int, float] | None = None  # set by the first update: compiling is over
         self._in_place = sys.stderr.isatty()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows step, the figures given and the time left at the average speed so far."""
+        if not self._prints:
+            return
         now = time.monotonic()
         first_step, started = self._start = self._start or (step, now)
         left = (now - started) / max(step - first_step, 1) * (self._num_steps - step)
@@ -105,10 +291,12 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Prints a line of its own, leaving the progress line whole."""
+        if not self._prints:
+            return
         print(("\n" if self._in_place else "") + text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self._in_place:
+        if self._in_place and self._prints:
             print(file=sys.stderr)
 
 

@@ -1,6 +1,12 @@
-"""Learning-rate schedules and the optimizer, as optax chains."""
+"""Learning-rate schedules, and the optimizers as optax chains.
+
+A chain turns gradients into the direction of the update; the step multiplies it by the learning
+rate, which depends on the step alone. So moments can be kept or dropped, and a schedule restarted,
+without one touching the other.
+"""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,27 +19,50 @@ from bert_jax.sharding import path_of
 
 # No weight decay on biases and LayerNorm (google-research/bert, optimization.py).
 NO_DECAY = re.compile(r"(bias|layer_norm/scale)$")
+SCHEDULES = ("linear", "polynomial", "cosine", "wsd")
+OPTIMIZERS = ("adamw", "lamb")
 
 
 def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 over `warmup_steps`, then linear decay to 0 at `num_steps`.
+    """Warm-up from 0 to the peak over `warmup_steps`, then down to `end_factor` × peak.
 
     The learning rate of step s (counted from 0) is peak × (s + 1) / warmup_steps while warming up,
-    so the first step already moves.
+    so the first step already moves. After it, by `config.schedule`:
+
+      linear: straight to the end (google-research/bert, optimization.py);
+      polynomial: (1 - progress) ** power (LAMB's large batches: 0.5, in NVIDIA's recipe);
+      cosine: half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts);
+      wsd: the peak until `decay_steps` before the end, then linear (warm-up–stable–decay).
+
+    Raises:
+      UserError: an unknown schedule, or one that does not fit into `num_steps`.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup, name = config.learning_rate, config.warmup_steps, config.schedule
+    if name not in SCHEDULES:
+        raise UserError(f"optimizer.schedule={name!r} is not one of {', '.join(SCHEDULES)}")
     if warmup >= num_steps:
         raise UserError(
-            f"optimizer.warmup_steps={warmup} must be less than num_steps={num_steps}: it "
-            f"would never reach its peak; add --config.optimizer.warmup_steps={num_steps // 10}"
+            f"optimizer.warmup_steps={warmup} must be less than the {num_steps} steps it is for: "
+            "it would never reach its peak; add "
+            f"--config.optimizer.warmup_steps={num_steps // 10}"
         )
-
-    def schedule(step: jax.Array) -> jax.Array:
-        warming = (step + 1) / max(warmup, 1)
-        decaying = (num_steps - step) / (num_steps - warmup)
-        return peak * jnp.clip(jnp.minimum(warming, decaying), 0.0, 1.0)
-
-    return schedule
+    rest, end = num_steps - warmup, config.end_factor * peak
+    if name == "cosine":
+        falling = optax.cosine_decay_schedule(peak, rest, alpha=config.end_factor)
+    elif name == "wsd":
+        if not 0 < config.decay_steps <= rest:
+            raise UserError(
+                f"optimizer.decay_steps={config.decay_steps} must be from 1 to {rest} (the steps "
+                "after the warm-up): it is the length of the decay at the end"
+            )
+        falling = optax.linear_schedule(
+            peak, end, config.decay_steps, transition_begin=rest - config.decay_steps
+        )
+    else:
+        power = config.power if name == "polynomial" else 1.0
+        falling = optax.polynomial_schedule(peak, end, power, rest)
+    warming = lambda step: peak * (step + 1) / warmup  # noqa: E731
+    return optax.join_schedules([warming, falling], [warmup]) if warmup else falling
 
 
 def decay_mask(params: Any) -> Any:
@@ -41,6 +70,36 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: NO_DECAY.search(path_of(path)) is None, params
     )
+
+
+def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: Any) -> Any:
+    """A pytree like `params` with each array's value of a (path regex, value) table.
+
+    Args:
+      rules: the first whose regex is found in the path counts, as in sharding.RULES.
+      default: of arrays that no rule matches; a value, or a function of the path.
+
+    Raises:
+      UserError: a rule is the first match of no array: mistyped, or never reached.
+    """
+    unused = {pattern for pattern, _ in rules}
+
+    def value(key_path: tuple[Any, ...], _: Any) -> float:
+        path = path_of(key_path)
+        for pattern, result in rules:
+            if re.search(pattern, path):
+                unused.discard(pattern)
+                return result
+        return default(path) if callable(default) else default
+
+    result = jax.tree_util.tree_map_with_path(value, params)
+    if unused:
+        first = path_of(jax.tree_util.tree_leaves_with_path(params)[0][0])
+        raise UserError(
+            f"optimizer rule(s) {', '.join(map(repr, sorted(unused)))} apply to no parameter (the "
+            f"first match counts); paths look like {first!r}"
+        )
+    return result
 
 
 def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -63,21 +122,81 @@ def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, num_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with decoupled weight decay, clipping at a global norm, warm-up and linear decay.
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+    """LAMB's layer-wise scaling: update × ‖parameter‖ / ‖update‖ (You et al. 2020, algorithm 2).
+
+    Arrays without weight decay are left as they are, as in the authors' code. The layers of a
+    scanned encoder lie stacked in one array and each has a ratio of its own, which is why optax's
+    function of this name does not do.
+    """
+
+    def update(updates: Any, state: optax.EmptyState, params: Any):
+        def scaled(key_path: tuple[Any, ...], u: jax.Array, p: jax.Array) -> jax.Array:
+            path = path_of(key_path)
+            if NO_DECAY.search(path):
+                return u
+            axes = tuple(range(1 if "/layers/" in path else 0, u.ndim))
+            norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))  # noqa: E731
+            norm_u, norm_p = norm(u), norm(p)
+            return u * jnp.where((norm_u > 0) & (norm_p > 0), norm_p / norm_u, 1.0)
+
+        return jax.tree_util.tree_map_with_path(scaled, updates, params), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _add_decayed_weights(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """update + decay × parameter, the decay by the rules, else by `decay_mask`."""
+
+    def default(path: str) -> float:
+        return 0.0 if NO_DECAY.search(path) else config.weight_decay
+
+    def update(updates: Any, state: optax.EmptyState, params: Any):
+        decays = values_of_rules(config.weight_decay_rules, params, default)
+        return jax.tree.map(lambda u, p, d: u + d * p if d else u, updates, params, decays), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _scale_by_rules(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """update × the factor on the learning rate that the rules give an array; 0 freezes it."""
+
+    def update(updates: Any, state: optax.EmptyState, params: Any):
+        factors = values_of_rules(rules, params, 1.0)
+        return jax.tree.map(
+            lambda u, f: u if f == 1 else u * f if f else jnp.zeros_like(u), updates, factors
+        ), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW or LAMB with decoupled weight decay and clipping at a global norm.
 
     Args:
       config: the `optimizer` part of a config.
-      num_steps: length of the schedule in optimizer steps.
+
+    Returns:
+      gradients -> directions, to be multiplied by minus the learning rate (see `apply_updates`).
+
+    Raises:
+      UserError: an unknown optimizer.
     """
-    schedule = make_schedule(config, num_steps)
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"optimizer.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
     adam = optax.scale_by_adam if config.bias_correction else scale_by_adam_uncorrected
-    optimizer = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.scale_by_learning_rate(schedule),
+        _add_decayed_weights(config),
+        scale_by_trust_ratio() if config.name == "lamb" else optax.identity(),
+        _scale_by_rules(config.learning_rate_rules),
     )
-    return optimizer, schedule
+
+
+def apply_updates(params: Any, directions: Any, learning_rate: jax.Array) -> Any:
+    """Parameters after a step against `directions`."""
+    return jax.tree.map(lambda p, u: p - learning_rate * u, params, directions)
+
+
+Schedule = Callable[[Any], Any]

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 
 from bert_jax import config as config_lib
-from bert_jax import estimate
+from bert_jax import estimate, phases
 from bert_jax.cli import UserError, run
 from bert_jax.estimate import Plan
+from bert_jax.phases import Phase
 
 USAGE = """\
 usage: python -m bert_jax.plan --config=configs/bert_base.py --topology=v5e:16x16 \\
@@ -51,9 +51,9 @@ SWEPT = {
 
 
 def what_would_fit(
-    config: ml_collections.ConfigDict, plan: Plan, devices: Sequence[jax.Device], **lengths: Any
+    phase: Phase, plan: Plan, devices: Sequence[jax.Device], **lengths: Any
 ) -> list[str]:
-    """Single fields that make `config` fit, each compiled to be sure, as flags."""
+    """Single fields that make `phase` fit, each compiled to be sure, as flags."""
     state = plan.memory["parameters"] + plan.memory["optimizer state"]
     rest = plan.memory_needed - state
     room = plan.memory_available - state
@@ -74,18 +74,16 @@ def what_would_fit(
         if any(flag.partition("=")[0] == flags.partition("=")[0] for flag in fitting):
             continue  # the smaller of two values was enough
         LOG.info("does not fit; trying %s", flags)
-        changed = estimate.make_plan(_changed(config, change), devices, **lengths)
+        changed = estimate.make_plan(_changed(phase, change), devices, **lengths)
         if changed.fits:
             fitting.append(flags)
     return fitting
 
 
-def _changed(
-    config: ml_collections.ConfigDict, change: dict[str, Any]
-) -> ml_collections.ConfigDict:
-    config = config.copy_and_resolve_references()
+def _changed(phase: Phase, change: dict[str, Any]) -> Phase:
+    config = phase.config.copy_and_resolve_references()
     config.update_from_flattened_dict({SWEPT[name]: value for name, value in change.items()})
-    return config
+    return dataclasses.replace(phase, config=config)
 
 
 def _as_flags(change: dict[str, Any]) -> str:
@@ -93,7 +91,7 @@ def _as_flags(change: dict[str, Any]) -> str:
 
 
 def sweep(
-    config: ml_collections.ConfigDict,
+    phase: Phase,
     grid: dict[str, list[Any]],
     devices: Sequence[jax.Device],
     **lengths: Any,
@@ -121,7 +119,7 @@ def sweep(
             continue
         LOG.info("trying %s", _as_flags(change))
         try:
-            plan = estimate.make_plan(_changed(config, change), devices, **lengths)
+            plan = estimate.make_plan(_changed(phase, change), devices, **lengths)
         except UserError as error:  # a mesh or batch that does not divide
             LOG.info("  left out: %s", error)
             continue
@@ -133,7 +131,7 @@ def sweep(
     )
 
 
-def parse_grid(text: str, config: ml_collections.ConfigDict, devices: int) -> dict[str, list[Any]]:
+def parse_grid(text: str, devices: int) -> dict[str, list[Any]]:
     """'batch_size,fsdp=1:16' -> {'batch_size': [...], 'fsdp': [1, 16]}, remat last."""
     defaults: dict[str, list[Any]] = {
         "batch_size": [devices * n for n in (32, 64, 128, 256)],
@@ -249,28 +247,37 @@ def main(argv: Sequence[str]) -> None:
     flags, rest = parser.parse_known_args(argv)
     config, _ = config_lib.parse(rest, USAGE)
     devices = estimate.open_devices(flags.topology)
-    lengths = estimate.lengths_of(config, flags.max_seq_length, flags.max_predictions_per_seq)
-    lengths["hardware_name"] = flags.topology
-    tried = []
-    if flags.sweep:
-        tried = sweep(config, parse_grid(flags.sweep, config, len(devices)), devices, **lengths)
-        change, plan = tried[0]
-    else:
-        LOG.info("compiling for %d devices; minutes, the first time", len(devices))
-        plan = estimate.make_plan(config, devices, **lengths)
-        if plan.fits is False:
-            would_fit = what_would_fit(config, plan, devices, **lengths)
-            plan = dataclasses.replace(plan, would_fit=would_fit)
+    LOG.info("compiling for %d devices; minutes, the first time", len(devices))
+    plans, text = [], ""
+    for number, phase in enumerate(phases.resolve(config)):
+        lengths = estimate.lengths_of(
+            phase.config, flags.max_seq_length, flags.max_predictions_per_seq
+        )
+        arguments = {"devices": devices, **lengths, "hardware_name": flags.topology}
+        if flags.sweep:
+            tried = sweep(phase, parse_grid(flags.sweep, len(devices)), **arguments)
+            change, plan = tried[0]
+            text += f"{describe_sweep(tried)}\n\n"
+            text += f"best: {_as_flags(change)}\n\n" if plan.fits is not False else "none fits\n\n"
+        else:
+            plan = estimate.make_plan(phase, **arguments)
+            if plan.fits is False:
+                would_fit = what_would_fit(phase, plan, **arguments)
+                plan = dataclasses.replace(plan, would_fit=would_fit)
+        plans.append(plan)
+        text += f"phase {number + 1}: {describe(plan)}\n\n"
+    hours = sum(plan.hours for plan in plans) if all(plan.hours for plan in plans) else None
+    chip_hours = hours and hours * plans[0].chips
     if flags.json:
-        result = dataclasses.asdict(plan)
-        if tried:
-            result["tried"] = [{"change": c, **dataclasses.asdict(p)} for c, p in tried]
+        # The first phase's figures, and the hours of all.
+        total = {"hours": hours, "chip_hours": chip_hours}
+        result = dataclasses.asdict(plans[0]) | total
+        result["phases"] = [dataclasses.asdict(plan) for plan in plans]
         print(json.dumps(result, indent=1))
         return
-    if tried:
-        print(describe_sweep(tried))
-        print(f"\nbest: {_as_flags(change)}\n" if plan.fits is not False else "\nnone fits\n")
-    print(describe(plan))
+    if hours:
+        text += f"whole schedule: {hours:,.1f} hours, {chip_hours:,.0f} chip-hours\n"
+    print(text.rstrip())
 
 
 def cli() -> None:

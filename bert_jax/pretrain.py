@@ -11,15 +11,25 @@ usage: python -m bert_jax.pretrain --config=configs/bert_base.py[:laptop] --work
 
 Pretrains BERT on a data set made by data_prep.build. WORKDIR receives config.json, checkpoints/,
 tokenizer/, metrics.jsonl and TensorBoard events. The same command again goes on where the last
-checkpoint left off. Add --config=FILE to this help to see the config's fields.
+checkpoint left off. SIGTERM saves and ends with exit code 75. Add --config=FILE to this help to see
+the config's fields.
 """
+
+DISTRIBUTED = {
+    "coordinator": "host:port of process 0, where no cluster (TPU, Slurm, MPI) says it",
+    "num_processes": "how many processes the run has, together with --coordinator",
+    "process_id": "which of them this is, from 0, together with --coordinator",
+}
 
 
 def main(argv: Sequence[str]) -> None:
-    config, values = config_lib.parse(argv, USAGE, workdir="directory of this run, local or gs://")
-    from bert_jax import train  # after parsing: JAX takes seconds to import
+    config, values = config_lib.parse(
+        argv, USAGE, workdir="directory of this run, local or gs://", optional=DISTRIBUTED
+    )
+    from bert_jax import distributed, loop  # after parsing: JAX takes seconds to import
 
-    train.train_and_evaluate(config, values["workdir"])
+    distributed.initialize(**{name: values[name] for name in DISTRIBUTED})
+    loop.train_and_evaluate(config, values["workdir"])
 
 
 def cli() -> None:

@@ -18,6 +18,7 @@ from bert_jax.cli import UserError
 EXAMPLES_PER_RECORD = 64
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
+TOKEN_COUNTS = "token_counts.npy"  # int64[V]: occurrences of each token id in the examples
 NO_NEXT_SENTENCE_LABEL = 255  # objectives without a sentence-pair label (full_sentences, …)
 
 

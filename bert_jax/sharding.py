@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,10 +44,14 @@ def make_mesh(
 ) -> Mesh:
     """A mesh over `devices` (all by default); one axis may be -1 and takes what the others leave.
 
+    TPU slices that are joined by the data-centre network alone divide the data axis among them:
+    only the gradients' sum crosses that network, once a step.
+
     Raises:
-      UserError: the axes do not multiply up to the number of devices.
+      UserError: the axes do not multiply up to the number of devices, or `data` does not divide
+        among the slices.
     """
-    devices = devices or jax.devices()
+    devices = jax.devices() if devices is None else devices
     shape, count = [data, fsdp, tensor], len(devices)
     sizes = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
@@ -58,8 +63,20 @@ def make_mesh(
             "set one of config.mesh.data, .fsdp, .tensor to -1 to fill up"
         )
     shape = [count // known if size == -1 else size for size in shape]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh data={shape[0]} does not divide among the {slices} slices: only the data axis "
+            f"may span slices; make config.mesh.data a multiple of {slices}"
+        )
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices)
     # Auto: Linen's modules leave the layout of intermediates to the compiler.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:

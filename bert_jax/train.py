@@ -1,10 +1,10 @@
-"""The training step and the pretraining loop.
+"""The training step: what is minimised, and how a batch changes the state.
 
 B is the global batch, M the masked positions an example, V the padded vocabulary.
 """
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,23 +14,32 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax import checkpoint, input_pipeline, metrics, optimizer, sharding
+from bert_jax import sharding
 from bert_jax.models.bert import BertConfig, stack_layers
 from bert_jax.models.heads import BertForPreTraining
+from bert_jax.optimizer import apply_updates
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a checkpoint holds: int32 step (optimizer updates made), float32 params, moments."""
+    """All that a checkpoint holds, and nothing random.
+
+    Attributes:
+      step: int32, batches taken, which is the position in the data.
+      params: float32.
+      opt_state: moments, laid out as the parameters.
+      loss_average: float32, moving average of the loss, 0 before the first step; what a spike is
+        measured against.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    loss_average: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,45 @@ class Objective:
     weights: Callable[[Batch], Scalars]
 
 
-def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True) -> Objective:
-    """Mean MLM loss over masked tokens + mean NSP loss over pairs (paper, appendix A.2)."""
+# Of the loss's moving average: about the last hundred steps.
+LOSS_MEMORY = 0.99
+# Ends of the bands of tokens, by rank of frequency in the training data, that evaluation tells
+# apart: a model that guesses by frequency alone is right in the first and nowhere else.
+FREQUENCY_BANDS = (100, 1_000, 10_000)
+
+
+def pretraining_objective(
+    model: BertForPreTraining,
+    next_sentence: bool = True,
+    mask_id: int | None = None,
+    token_ranks_V: np.ndarray | None = None,
+) -> Objective:
+    """Mean MLM loss over masked tokens + mean NSP loss over pairs (paper, appendix A.2).
+
+    Args:
+      next_sentence: whether the examples have next-sentence labels.
+      mask_id: given (for evaluation), MLM accuracy is also told apart by what stood at the
+        position: [MASK], a random token, or the token itself (mlm_accuracy_mask, _random, _kept).
+      token_ranks_V: given (for evaluation), also by how frequent the token is: its rank in the
+        training data, from 0 (mlm_accuracy_rank_1_100, …).
+    """
+
+    def groups(batch: Batch) -> dict[str, jax.Array]:
+        """The masked positions that each further accuracy counts: name -> float[B, M]."""
+        labels_BM, weights_BM = batch["masked_lm_ids"], batch["masked_lm_weights"]
+        result = {}
+        if mask_id is not None:
+            read_BM = jnp.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], axis=1)
+            kinds = {"mask": read_BM == mask_id, "kept": read_BM == labels_BM}
+            kinds["random"] = ~(kinds["mask"] | kinds["kept"])
+            result |= {f"mlm_accuracy_{kind}": where * weights_BM for kind, where in kinds.items()}
+        if token_ranks_V is not None:
+            ranks_BM = jnp.asarray(token_ranks_V)[labels_BM]
+            for low, high in zip((0, *FREQUENCY_BANDS), (*FREQUENCY_BANDS, None), strict=True):
+                inside = (ranks_BM >= low) & (high is None or ranks_BM < high)
+                name = f"mlm_accuracy_rank_{low + 1}_{high or 'up'}"
+                result[name] = inside * weights_BM
+        return result
 
     def sums(params: Any, batch: Batch, keys_B: jax.Array | None) -> Scalars:
         output = model.apply(
@@ -70,6 +116,7 @@ def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True)
         result = {
             "mlm_loss": jnp.sum(loss_BM * weights_BM),
             "mlm_accuracy": jnp.sum(right_BM * weights_BM),
+            **{name: jnp.sum(right_BM * where) for name, where in groups(batch).items()},
         }
         if next_sentence:
             logits_B2, labels_B = output.nsp_logits_B2, batch["next_sentence_labels"]
@@ -84,6 +131,7 @@ def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True)
     def weights(batch: Batch) -> Scalars:
         masked = jnp.sum(batch["masked_lm_weights"])
         result = {"mlm_loss": masked, "mlm_accuracy": masked}
+        result |= {name: jnp.sum(where) for name, where in groups(batch).items()}
         if next_sentence:
             pairs = jnp.sum(batch["next_sentence_labels"] >= 0).astype(jnp.float32)
             result |= {"nsp_loss": pairs, "nsp_accuracy": pairs}
@@ -94,7 +142,8 @@ def pretraining_objective(model: BertForPreTraining, next_sentence: bool = True)
 
 def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+    zero = jnp.zeros([], jnp.float32)
+    return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero)
 
 
 def init_state(
@@ -114,25 +163,58 @@ def init_state(
         return jax.jit(init, out_shardings=shardings)(key)
 
 
+def reset_moments(
+    state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """`state` with the optimizer's moments empty, as before its first step."""
+    shardings = sharding.shardings_of(state.opt_state, mesh)
+    with jax.set_mesh(mesh):
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(state.params)
+    return state.replace(opt_state=opt_state)
+
+
 def dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     """One key an example of the global batch, a function of (seed, step, row) alone."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch_size))
 
 
-def jit_train_step(
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """A jitted function that is called, or lowered, with the mesh set."""
+
+    function: Callable[..., Any]
+    mesh: Mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.function(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*args)
+
+
+def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     mesh: Mesh,
     seed: int,
     accumulate_steps: int = 1,
-) -> jax.stages.Wrapped:
-    """The jitted step (state, batch) -> (state, metrics), to be used where `mesh` is set.
+    max_loss_ratio: float = 0.0,
+) -> OnMesh:
+    """The jitted step (state, batch) -> (state, metrics); it takes the state's memory over.
 
-    It takes the state's memory over.
+    A batch whose loss or gradient is not finite, or whose loss is a spike, leaves parameters and
+    moments as they were; the step is counted, and the metric `accepted` is 0.
 
-    With `accumulate_steps` > 1 the batch is worked off in that many parts, one after the other, to
-    the same result with less memory.
+    Args:
+      optimizer: gradients -> directions (bert_jax.optimizer).
+      schedule: step -> learning rate.
+      accumulate_steps: the batch is worked off in that many parts, one after the other, to the same
+        result with less memory.
+      max_loss_ratio: a loss above this multiple of its moving average is a spike; 0 for no limit.
     """
 
     def loss_and_metrics(params: Any, batch: Batch, keys_B: jax.Array, weights: Scalars):
@@ -162,49 +244,45 @@ def jit_train_step(
         weights = objective.weights(batch)
         gradients = grad_fn if accumulate_steps == 1 else accumulated
         grads, means = gradients(state.params, batch, keys_B, weights)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new_state = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state
+        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        learning_rate = schedule(state.step)
+        params = apply_updates(state.params, directions, learning_rate)
+
+        loss = sum(means[name] for name in objective.losses)
+        norm = optax.tree.norm(grads)
+        average, is_first = state.loss_average, state.loss_average == 0
+        accepted = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if max_loss_ratio:
+            accepted &= is_first | (loss <= max_loss_ratio * average)
+        average = jnp.where(is_first, loss, LOSS_MEMORY * average + (1 - LOSS_MEMORY) * loss)
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.loss_average),
         )
+        new_state = TrainState(state.step + 1, params, opt_state, average)
         new_state = jax.lax.with_sharding_constraint(
             new_state, sharding.shardings_of(new_state, mesh)
         )
-        loss = sum(means[name] for name in objective.losses)
-        return new_state, {"loss": loss, **means, "gradient_norm": optax.tree.norm(grads)}
+        return new_state, {
+            "loss": loss,
+            **means,
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+            "accepted": accepted.astype(jnp.float32),
+        }
 
-    return jax.jit(step, donate_argnums=0)
-
-
-def make_train_step(
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    seed: int,
-    accumulate_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
-    """`jit_train_step` that sets the mesh by itself."""
-    jitted = jit_train_step(objective, optimizer, mesh, seed, accumulate_steps)
-
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        with jax.set_mesh(mesh):
-            return jitted(state, batch)
-
-    return run
+    return OnMesh(jax.jit(step, donate_argnums=0), mesh)
 
 
-def make_eval_step(
-    objective: Objective, mesh: Mesh
-) -> Callable[[Any, Batch], tuple[Scalars, Scalars]]:
+def make_eval_step(objective: Objective, mesh: Mesh) -> OnMesh:
     """The jitted (params, batch) -> (sums, weights), to be added up over batches."""
-    jitted = jax.jit(
-        lambda params, batch: (objective.sums(params, batch, None), objective.weights(batch))
+    return OnMesh(
+        jax.jit(
+            lambda params, batch: (objective.sums(params, batch, None), objective.weights(batch))
+        ),
+        mesh,
     )
-
-    def run(params: Any, batch: Batch) -> tuple[Scalars, Scalars]:
-        with jax.set_mesh(mesh):
-            return jitted(params, batch)
-
-    return run
 
 
 def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, ...]) -> dict:
@@ -215,8 +293,11 @@ def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, 
         for total, part in zip((sums, weights), eval_step(params, batch), strict=True):
             for name, value in jax.device_get(part).items():
                 total[name] = total.get(name, 0.0) + float(value)
-    means = {name: sums[name] / max(weights[name], 1.0) for name in sums}
-    return {"loss": sum(means[name] for name in losses), **means}
+    means = {name: sums[name] / weights[name] for name in sums if weights[name]}
+    result = {"loss": sum(means[name] for name in losses), **means}
+    if "mlm_loss" in means:
+        result["mlm_perplexity"] = math.exp(min(means["mlm_loss"], 100.0))
+    return result
 
 
 def make_model(config: ml_collections.ConfigDict) -> BertForPreTraining:
@@ -230,131 +311,3 @@ def init_params(model: BertForPreTraining, key: jax.Array) -> Any:
     ids = jnp.zeros((1, 8), jnp.int32)
     params = unrolled.init(key, ids, ids, ids)["params"]
     return stack_layers(params) if model.config.scan_layers else params
-
-
-def lower_train_step(
-    config: ml_collections.ConfigDict,
-    mesh: Mesh,
-    max_seq_length: int,
-    max_predictions_per_seq: int,
-    next_sentence: bool = True,
-) -> tuple[jax.stages.Lowered, TrainState, Batch]:
-    """The step that `train_and_evaluate` runs, ready to compile for devices that need not exist.
-
-    Returns:
-      The lowered step, and its arguments as shapes with their shardings.
-    """
-    model = make_model(config)
-    tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
-    # The key is made inside: outside, it would be an array on a device.
-    state = jax.eval_shape(lambda: new_state(init_params(model, jax.random.key(config.seed)), tx))
-    state = sharding.abstract(state, sharding.shardings_of(state, mesh))
-    batch = input_pipeline.batch_shapes(config.batch_size, max_seq_length, max_predictions_per_seq)
-    batch = sharding.abstract(batch, {name: sharding.batch_sharding(mesh) for name in batch})
-    objective = pretraining_objective(model, next_sentence)
-    step = jit_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
-    with jax.set_mesh(mesh):
-        return step.lower(state, batch), state, batch
-
-
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict:
-    """Pretrains as `config` says, going on from the last checkpoint in `workdir` if there is one.
-
-    Returns:
-      The last evaluation's figures (or the last training step's, with evaluation turned off).
-
-    Raises:
-      UserError: data, model, mesh and workdir do not fit each other.
-    """
-    # Data: the manifest says what the model must cope with.
-    mesh = sharding.make_mesh(**config.mesh)
-    model = make_model(config)
-    data = input_pipeline.open_data(config.data_dir, "train", config)
-    eval_data = None
-    if config.eval_every:
-        eval_data = input_pipeline.open_data(
-            config.eval_data_dir or config.data_dir, "validation", config
-        )
-    input_pipeline.check_batch(config, mesh)
-
-    # State: a checkpoint in workdir > config.init_from > fresh parameters.
-    tx, schedule = optimizer.make_optimizer(config.optimizer, config.num_steps)
-    store = checkpoint.CheckpointStore(workdir, config, data.tokenizer, data.fingerprint)
-    state = init_state(lambda key: init_params(model, key), tx, mesh, config.seed)
-    if store.latest_step is not None:
-        state = store.restore(state)
-    elif config.init_from:
-        state = checkpoint.warm_start(state, config.init_from, model.config, data.tokenizer)
-    start = int(state.step)
-
-    # Steps.
-    objective = pretraining_objective(model, next_sentence=data.has_next_sentence_labels)
-    train_step = make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
-    eval_step = make_eval_step(objective, mesh)
-    writer = metrics.MetricWriter(workdir, start)
-    progress = metrics.Progress(config.num_steps)
-    progress.note(
-        f"{data.num_examples:,} examples of {data.max_seq_length} tokens, batch "
-        f"{config.batch_size}: an epoch is {data.num_examples / config.batch_size:,.0f} steps; "
-        f"mesh {dict(mesh.shape)} on {jax.devices()[0].device_kind}; compiling the first step"
-    )
-    if start == config.num_steps:
-        progress.note(f"{workdir} is trained to the end already ({start:,} steps)")
-    elif start:
-        progress.note(f"going on from step {start:,} in {workdir}")
-
-    last: dict[str, float] = {}
-    pending: tuple[int, Scalars] | None = None  # metrics of a step that may still be running
-    window = (start, time.monotonic())
-
-    def report(step: int, values: Scalars) -> None:
-        """Reads a step's metrics from the device (waits for it) and writes them."""
-        nonlocal window, last
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
-        elapsed = max(time.monotonic() - window[1], 1e-9)
-        sequences = (step - window[0]) * config.batch_size / elapsed
-        window = (step, time.monotonic())
-        last = values | {
-            "learning_rate": float(schedule(np.int32(step - 1))),
-            "sequences_per_second": sequences,
-            "tokens_per_second": sequences * data.max_seq_length,
-        }
-        writer.write(step, last)
-        shown = {name: last[name] for name in ("loss", *objective.losses)}
-        progress.update(step, shown | {"sequences/s": sequences})
-
-    with data.batches(mesh, start, config.num_steps) as batches:
-        for step, batch in enumerate(batches, start + 1):
-            state, step_metrics = train_step(state, batch)
-            # One step late: the device is busy with this step while the host reads the one before.
-            if pending:
-                report(*pending)
-                pending = None
-            is_last = step == config.num_steps
-            if step % config.log_every == 0 or is_last or step == 1:
-                pending = (step, step_metrics)
-            if config.eval_every and (step % config.eval_every == 0 or is_last):
-                if pending:
-                    report(*pending)
-                    pending = None
-                before = time.monotonic()
-                results = evaluate(
-                    eval_step,
-                    state.params,
-                    eval_data.eval_batches(mesh, config.eval_batches),
-                    objective.losses,
-                )
-                last = {f"eval_{name}": value for name, value in results.items()}
-                writer.write(step, last)
-                shown = {f"eval_{name}": results[name] for name in ("mlm_loss", "mlm_accuracy")}
-                progress.update(step, shown)
-                # Evaluation is not training time.
-                window = (window[0], window[1] + time.monotonic() - before)
-            if step % config.checkpoint_every == 0 or is_last:
-                store.save(state)
-    if pending:
-        report(*pending)
-    store.close()
-    writer.close()
-    progress.close()
-    return last

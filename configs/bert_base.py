@@ -1,7 +1,7 @@
 """BERT-base, uncased, as published (Devlin et al. 2018): 12 layers, 768 wide, 110 M parameters.
 
     python -m bert_jax.pretrain --config=configs/bert_base.py --workdir=gs://BUCKET/bert_base \\
-        --config.data_dir=gs://BUCKET/data_128
+        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
 
 The published run took four days on 4 Cloud TPUs (16 chips); its MLM loss on held-out text ended
 near 1.4 nats a masked token. `:laptop` keeps the model and shortens the run to something that a
@@ -16,6 +16,22 @@ The other sizes (bert_tiny.py … bert_large.py) change the sizes alone.
 import ml_collections
 
 
+def phase(**fields) -> ml_collections.ConfigDict:
+    """A part of a run; fields that are left empty are the run's (see bert_jax.phases)."""
+    return ml_collections.ConfigDict(
+        {
+            "num_steps": 0,  # 0, for the last phase: up to the run's num_steps
+            "data_dir": "",
+            "eval_data_dir": "",
+            "max_seq_length": 0,  # given, data of another length is refused
+            "batch_size": 0,
+            "accumulate_steps": 0,
+            "reset_moments": False,  # start with an empty optimizer; the parameters stay
+            **fields,  # optimizer={…}: a schedule of its own, over the phase
+        }
+    )
+
+
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; `arg` is "" as published or "laptop"."""
     if arg not in ("", "laptop"):
@@ -25,18 +41,32 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # Data: a directory made by data_prep.build; its sequence length is the run's.
     config.data_dir = ""
     config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
+    config.extra_eval_data_dirs = ""  # further ones, with commas; metrics eval_NAME_… by directory
     config.batch_size = 256  # sequences an optimizer step, over all devices
     config.accumulate_steps = 1  # parts that a batch is worked off in, to save memory
     config.seed = 0  # of parameters, dropout, and the order of the data
 
     # Length, and what happens on the way (all in optimizer steps).
     config.num_steps = 1_000_000
+    # 90 % with sequences of 128 tokens, then 512 for the positions (paper, appendix A.2), under one
+    # schedule. The second phase needs data of its own; without, it goes on with data_dir.
+    config.phases = (phase(num_steps=900_000), phase(data_dir=""))
     config.log_every = 100
     config.eval_every = 10_000  # 0 turns evaluation off
     config.eval_batches = 0  # batches an evaluation reads; 0 takes the whole split
     config.checkpoint_every = 5_000
     config.keep_checkpoints = 3  # the newest that are kept
+    config.keep_best = True  # parameters of the best evaluation (least eval_loss) in WORKDIR/best
     config.init_from = ""  # WORKDIR[/checkpoints/STEP] or Hugging Face model to start from
+
+    config.profile_steps = ()  # (first, last): a trace of these steps in WORKDIR/profile
+    config.wandb_project = ""  # of Weights & Biases; metrics.jsonl is written always
+
+    # A batch whose loss or gradient is not finite, or whose loss is a spike, changes nothing.
+    config.guard = ml_collections.ConfigDict()
+    config.guard.max_loss_ratio = 0.0  # a spike: this many times the loss's moving average; 0: none
+    config.guard.action = "skip"  # or "rollback": back to the last checkpoint's parameters
+    config.guard.max_incidents = 10  # batches; one more ends the run
 
     # Devices: data × fsdp × tensor = number of devices; -1 fills up.
     config.mesh = ml_collections.ConfigDict()
@@ -63,19 +93,28 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.scan_layers = False  # one compiled loop over the layers: less to compile, slower
     config.model.remat = "none"  # recompute in the backward pass: "none", "dots" or "full"
 
-    # AdamW as google-research/bert has it (optimization.py; paper, appendix A.2).
+    # As google-research/bert has it (optimization.py; paper, appendix A.2).
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adamw"  # or "lamb"
     config.optimizer.learning_rate = 1e-4  # the peak
-    config.optimizer.warmup_steps = 10_000  # linear from 0; then linear to 0 at num_steps
+    config.optimizer.warmup_steps = 10_000  # linear from 0
+    config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
+    config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
+    config.optimizer.power = 1.0  # of "polynomial"
+    config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-6
     config.optimizer.bias_correction = False  # the original has none
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
     config.optimizer.clip_norm = 1.0  # global norm of the gradient
+    # (regex of parameter paths, value) tables; the first match counts, see bert_jax.optimizer.
+    config.optimizer.weight_decay_rules = ()  # in place of weight_decay
+    config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes
 
     if arg == "laptop":
         config.num_steps = 10_000
+        config.phases = ()
         config.batch_size = 32
         config.log_every = 20
         config.eval_every = 500

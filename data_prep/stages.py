@@ -14,7 +14,7 @@ from etils import epath
 
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
-from bert_jax.records import Manifest, Shard, shard_name
+from bert_jax.records import TOKEN_COUNTS, Manifest, Shard, shard_name
 from bert_jax.tokenizer import Tokenizer
 from data_prep import corpus, token_store, writers
 from data_prep.fast_encoder import FastEncoder
@@ -23,7 +23,6 @@ from data_prep.shards import ShardExamples, count_shards
 from data_prep.tfrecord import write_tfrecord
 from data_prep.token_store import SPLITS, Store
 
-TOKEN_COUNTS = "token_counts.npy"
 WORK = ".build"
 _WRITERS = {"array_record": writers.write_array_record, "tfrecord": write_tfrecord}
 _log = logging.getLogger(__name__)

@@ -32,10 +32,13 @@ def losses(config, axes) -> list[float]:
     mesh = sharding.make_mesh(*axes, devices=jax.devices()[:count])
     data = input_pipeline.open_data(config.data_dir, "train", config)
     model = train.make_model(config)
-    tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    tx = optimizer.make_optimizer(config.optimizer)
     state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
     objective = train.pretraining_objective(model)
-    step = train.make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
+    schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
+    step = train.make_train_step(
+        objective, tx, schedule, mesh, config.seed, config.accumulate_steps
+    )
     values = []
     with data.batches(mesh, 0, config.num_steps) as batches:
         for batch in batches:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from array_record.python import array_record_module
 
-from bert_jax import records, tokenizer
+from bert_jax import metrics, records, tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VOCAB_SIZE, LENGTH, PREDICTIONS = 100, 32, 5
@@ -52,6 +52,7 @@ def make_data_dir(directory: pathlib.Path, shards: dict[str, list[int]]) -> path
     directory.mkdir(parents=True, exist_ok=True)
     tok = make_tokenizer()
     tokenizer.save(tok, directory / "tokenizer")
+    np.save(directory / records.TOKEN_COUNTS, np.arange(VOCAB_SIZE)[::-1])
     splits = {}
     for split, counts in shards.items():
         splits[split] = []
@@ -83,6 +84,24 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
         text=True,
         timeout=300,
     )
+
+
+# Figures that depend on the clock.
+SPEEDS = {
+    "sequences_per_second",
+    "tokens_per_second",
+    "data_wait",
+    "training_seconds",
+    "goodput",
+}
+
+
+def numbers(workdir) -> list[dict]:
+    """The figures of metrics.jsonl that do not depend on the clock."""
+    return [
+        {name: value for name, value in line.items() if name not in SPEEDS}
+        for line in metrics.read(workdir)
+    ]
 
 
 def overrides(config) -> list[str]:

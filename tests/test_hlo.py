@@ -180,6 +180,8 @@ def test_bytes_to_and_from_memory(line, expected):
         ("mesh['data'=2,'fsdp'=2] {'fsdp'}", (0, 1)),
         ("mesh['data'=2,'fsdp'=2] {'data'}", (0, 2)),
         ("mesh['data'=2,'fsdp'=2] {'data','fsdp'}", (0, 1, 2, 3)),
+        ("mesh['a'=3,'b'=1,'c'=2], device_ids=([2,3]T(1,0)) {'a'}", (0, 1, 2)),
+        ("mesh['a'=3,'b'=1,'c'=2], device_ids=([2,3]T(1,0)) {'c'}", (0, 3)),
     ],
 )
 def test_groups_of_collectives(groups, first):

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from small_run import LENGTH, PREDICTIONS, make_data_dir
@@ -57,14 +56,26 @@ def test_batches_resume_at_any_step(data, mesh):
     assert whole[17:] == rest
 
 
-def test_hosts_read_disjoint_rows_of_the_same_batch(data, monkeypatch):
+def test_rows_of_a_process_are_those_of_its_devices(data, monkeypatch):
     whole = data.read(16 * 7, 16 * 8)["input_ids"]
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    parts = []
-    for host in range(4):
-        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        parts.append(data._local_rows(7)["input_ids"])
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+    class Layout:
+        def __init__(self, *ranges):
+            self._ranges = ranges
+
+        def addressable_devices_indices_map(self, shape):
+            return {i: (slice(*r),) for i, r in enumerate(self._ranges)}
+
+    def rows(*ranges):
+        monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: Layout(*ranges))
+        return input_pipeline.local_rows(None, 16)
+
+    assert rows((0, 8), (8, 16)) == [slice(0, 8), slice(8, 16)]
+    assert rows((8, 16), (8, 16)) == [slice(8, 16)]  # a tensor axis: both need the same rows
+    assert rows((None, None)) == [slice(0, 16)]
+    apart = rows((12, 16), (4, 8))
+    read = data._read_rows(16 * 7, apart)["input_ids"]
+    np.testing.assert_array_equal(read, np.concatenate([whole[4:8], whole[12:16]]))
 
 
 def test_batch_arrays_follow_from_the_record(data):

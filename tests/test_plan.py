@@ -10,13 +10,17 @@ import jax
 import pytest
 from small_run import LENGTH, PREDICTIONS, run_command
 
-from bert_jax import estimate, hardware, input_pipeline, optimizer, plan, sharding, train
+from bert_jax import estimate, hardware, input_pipeline, optimizer, phases, plan, sharding, train
 from bert_jax.cli import UserError
 from configs import bert_tiny
 
 LENGTHS = {"max_seq_length": 32, "max_predictions_per_seq": 5}
 TINY = ["--config=configs/bert_tiny.py", "--config.batch_size=8", "--max_seq_length=32"]
 TINY += ["--config.model.vocab_size=1024"]  # a small vocabulary compiles faster
+
+
+def first(config) -> phases.Phase:
+    return phases.resolve(config)[0]
 
 
 def plan_json(capsys, *flags: str) -> dict:
@@ -78,12 +82,12 @@ def test_collectives_and_memory_of_meshes(axes):
 
 def test_a_program_is_compiled_once(config, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    first = estimate.make_plan(config, jax.devices(), **LENGTHS)
+    once = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: pytest.fail("compiled again"))
-    assert estimate.make_plan(config, jax.devices(), **LENGTHS) == first
+    assert estimate.make_plan(first(config), jax.devices(), **LENGTHS) == once
     config.model.hidden_dropout_prob = 0.2
     with pytest.raises(pytest.fail.Exception, match="compiled again"):
-        estimate.make_plan(config, jax.devices(), **LENGTHS)
+        estimate.make_plan(first(config), jax.devices(), **LENGTHS)
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def slow_chip(monkeypatch):
 
 
 def test_times_and_hours_follow_from_the_chip(config, slow_chip):
-    result = estimate.make_plan(config, jax.devices(), **LENGTHS)
+    result = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
     assert result.estimate == "roofline" and result.fits
     assert result.step_seconds == pytest.approx(result.flops / 1e9, rel=0.01)
     assert result.utilisation == pytest.approx(result.model_flops / result.flops, rel=0.01)
@@ -107,15 +111,15 @@ def test_times_and_hours_follow_from_the_chip(config, slow_chip):
 
 def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch):
     config.batch_size = 512
-    roomy = estimate.make_plan(config, jax.devices(), **LENGTHS)
+    roomy = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
     activations = roomy.memory["activations and gradients"]
     # Room for a little more than half of the activations.
     small = roomy.memory_needed - activations + int(0.6 * activations)
     monkeypatch.setattr(hardware, "CHIPS", (dataclasses.replace(slow_chip, memory_bytes=small),))
-    result = estimate.make_plan(config, jax.devices(), **LENGTHS)
+    result = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
     assert result.fits is False
     assert "DOES NOT FIT" in plan.describe(result)
-    fields = plan.what_would_fit(config, result, jax.devices(), **LENGTHS)
+    fields = plan.what_would_fit(first(config), result, jax.devices(), **LENGTHS)
     assert any(flags.startswith("--config.accumulate_steps=") for flags in fields)
     shown = plan.describe(dataclasses.replace(result, would_fit=fields))
     assert fields[0] in shown
@@ -125,7 +129,8 @@ def fake_plans(monkeypatch, seconds, fits) -> list[dict]:
     """Replaces make_plan by functions of the config; returns what it is called with."""
     calls = []
 
-    def make_plan(config, devices, **lengths):
+    def make_plan(phase, devices, **lengths):
+        config = phase.config
         values = {
             "batch_size": config.batch_size,
             "remat": config.model.remat,
@@ -149,8 +154,8 @@ def test_sweep_finds_the_fastest_that_fits_without_trying_the_hopeless(config, m
         seconds=lambda v: v["batch_size"] + {"none": 10, "dots": 20, "full": 30}[v["remat"]],
         fits=lambda v: v["batch_size"] * {"none": 3, "dots": 2, "full": 1}[v["remat"]] <= 100,
     )
-    grid = plan.parse_grid("remat,fsdp=1:3,batch_size=16:32:64:128:256", config, devices=1)
-    tried = plan.sweep(config, grid, jax.devices())
+    grid = plan.parse_grid("remat,fsdp=1:3,batch_size=16:32:64:128:256", devices=1)
+    tried = plan.sweep(first(config), grid, jax.devices())
     # 64 fits with full remat alone; 32 fits as it is, and has less overhead than 64 with remat.
     assert tried[0][0] == {"fsdp": 1, "batch_size": 32, "remat": "none"}
     assert tried[0][1].fits and tried[-1][1].fits is False
@@ -256,9 +261,10 @@ def test_a_tpu_slice_that_is_too_small():
 
 def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     mesh = sharding.make_mesh(**config.mesh)
-    lowered, shapes, _ = train.lower_train_step(config, mesh, **LENGTHS)
+    phase = first(config)
+    lowered, shapes, _ = estimate.lower_step(phase, mesh, **LENGTHS)
     model = train.make_model(config)
-    tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    tx = optimizer.make_optimizer(config.optimizer)
 
     def fresh():
         return train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
@@ -269,7 +275,7 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     with data.batches(mesh, 0, 1) as batches:
         batch = next(iter(batches))
     objective = train.pretraining_objective(model)
-    step = train.make_train_step(objective, tx, mesh, config.seed, config.accumulate_steps)
+    step = train.make_train_step(objective, tx, phase.schedule, mesh, config.seed)
     _, trained = step(fresh(), batch)
     _, planned = lowered.compile()(fresh(), batch)
     assert jax.device_get(planned) == jax.device_get(trained)

@@ -16,11 +16,12 @@ def state_shapes(scan_layers: bool):
     config = bert_tiny.get_config()
     config.model.scan_layers = scan_layers
     model = train.make_model(config)
-    tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    tx = optimizer.make_optimizer(config.optimizer)
 
     def init(key):
         params = train.init_params(model, key)
-        return train.TrainState(jax.numpy.zeros([], "int32"), params, tx.init(params))
+        zero = jax.numpy.zeros([])
+        return train.TrainState(zero, params, tx.init(params), zero)
 
     return jax.eval_shape(init, jax.random.key(0))
 

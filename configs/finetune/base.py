@@ -32,8 +32,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.tensor = 1  # parts that heads, feed-forward width and vocabulary are split into
 
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adamw"  # or "lamb"
     config.optimizer.learning_rate = 3e-5  # the peak; models below base width bear 5e-5 to 3e-4
-    config.optimizer.warmup_fraction = 0.1  # of all steps, linear from 0; then linear to 0
+    config.optimizer.warmup_fraction = 0.1  # of all steps, linear from 0
+    config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
+    config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
+    config.optimizer.power = 1.0  # of "polynomial"
+    config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-6
@@ -41,4 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.bias_correction = True
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
     config.optimizer.clip_norm = 1.0  # global norm of the gradient
+    # (regex of parameter paths, value) tables; the first match counts, see bert_jax.optimizer.
+    config.optimizer.weight_decay_rules = ()  # in place of weight_decay
+    config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes
     return config

@@ -1,0 +1,173 @@
+"""Trains the same BERT here and with Hugging Face's in torch, and compares the loss of every step.
+
+    python benchmarks/loss_parity.py --data_dir=DATA_DIR
+
+Both start from the same weights, read the same batches, and take AdamW steps of the same settings;
+dropout is off, since the two draw it differently. Needs the extra `hf`. Ends with code 1 when a
+step's losses differ by more than the tolerance.
+"""
+
+import argparse
+import json
+import platform
+import sys
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from bert_jax import convert, hf_format, input_pipeline, optimizer, sharding, train
+from bert_jax.cli import UserError, run
+from configs import bert_base, bert_mini, bert_tiny
+
+CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base}
+IGNORED = -100  # Hugging Face's label of a position that is not predicted
+
+
+def make_config(options: argparse.Namespace):
+    """The laptop recipe with Adam as torch has it, and no dropout."""
+    config = CONFIGS[options.size].get_config("laptop")
+    config.data_dir = options.data_dir
+    config.num_steps = options.steps
+    config.batch_size = options.batch_size
+    config.seed = options.seed
+    config.model.hidden_dropout_prob = 0.0
+    config.model.attention_probs_dropout_prob = 0.0
+    config.optimizer.bias_correction = True
+    config.optimizer.warmup_steps = options.steps // 10
+    manifest = input_pipeline.records.Manifest.read(options.data_dir)
+    config.model.vocab_size = manifest.vocab_size
+    return config
+
+
+def torch_batch(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Our batch as BertForPreTraining wants it: a label at every position."""
+    labels = np.full(batch["input_ids"].shape, IGNORED)
+    rows, slots = np.nonzero(batch["masked_lm_weights"])
+    labels[rows, batch["masked_lm_positions"][rows, slots]] = batch["masked_lm_ids"][rows, slots]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    inputs |= {"labels": labels, "next_sentence_label": batch["next_sentence_labels"]}
+    return {name: torch.tensor(x, dtype=torch.long) for name, x in inputs.items()}
+
+
+def torch_losses(config, params, batches) -> list[float]:
+    """Losses of Hugging Face's model, trained with torch's AdamW."""
+    model_config = train.make_model(config).config
+    settings, tensors = config.optimizer, convert.to_tensors(params, model_config)
+    description = hf_format.config_json(
+        "BertForPreTraining", model_config, "float32", pad_token_id=0, task="pretraining"
+    )
+    model = transformers.BertForPreTraining(transformers.BertConfig(**description))
+    missing, extra = model.load_state_dict(
+        {name: torch.tensor(x) for name, x in tensors.items()}, strict=False
+    )
+    assert not extra and all("decoder" in name for name in missing), (missing, extra)  # tied
+    model.tie_weights()
+    model.train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]  # biases and LayerNorm
+    adamw = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=1.0,
+        betas=(settings.b1, settings.b2),
+        eps=settings.eps,
+    )
+    schedule = optimizer.make_schedule(settings, config.num_steps)
+    losses = []
+    for step, batch in enumerate(batches):
+        for group in adamw.param_groups:
+            group["lr"] = float(schedule(step))
+        adamw.zero_grad()
+        loss = model(**torch_batch(batch)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        adamw.step()
+        losses.append(loss.item())
+        progress("torch", step, losses[-1])
+    return losses
+
+
+def our_losses(config, mesh, tx, state, batches) -> list[float]:
+    """Losses of the step that `pretrain` runs."""
+    objective = train.pretraining_objective(train.make_model(config))
+    schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
+    step_fn = train.make_train_step(objective, tx, schedule, mesh, config.seed)
+    losses = []
+    for step, batch in enumerate(batches):
+        on_device = input_pipeline.to_devices(batch, mesh, config.batch_size)
+        state, values = step_fn(state, on_device)
+        losses.append(float(values["loss"]))
+        progress("bert_jax", step, losses[-1])
+    return losses
+
+
+def progress(side: str, step: int, loss: float) -> None:
+    print(f"\r{side}: step {step + 1}, loss {loss:.4f} ", end="", file=sys.stderr, flush=True)
+
+
+def main(argv) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data_dir", required=True, help="made by data_prep.build")
+    parser.add_argument("--size", default="mini", choices=sorted(CONFIGS), help="of the model")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps")
+    parser.add_argument("--batch_size", type=int, default=32, help="sequences a step")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and the order of data")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, at every step")
+    parser.add_argument("--json", action="store_true", help="print the losses as JSON")
+    options = parser.parse_args(argv)
+    if options.steps < 10:
+        raise UserError(f"--steps={options.steps}: expected at least 10")
+    config = make_config(options)
+
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batches = [
+        data.read(step * config.batch_size, (step + 1) * config.batch_size)
+        for step in range(config.num_steps)
+    ]
+    mesh = sharding.make_mesh()
+    model = train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
+    params = jax.tree.map(np.array, jax.device_get(state.params))  # the step takes the memory over
+    ours = our_losses(config, mesh, tx, state, batches)
+    theirs = torch_losses(config, params, batches)
+    differences = np.abs(np.array(ours) - theirs) / np.array(theirs)
+    worst = int(differences.argmax())
+    result = {
+        "size": options.size,
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "largest_relative_difference": float(differences[worst]),
+        "at_step": worst + 1,
+        "tolerance": options.tolerance,
+        "bert_jax": ours,
+        "torch": theirs,
+        "versions": {
+            "jax": jax.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+    }
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(f"\n{'step':>5} {'bert_jax':>10} {'torch':>10} {'difference':>11}")
+        shown = sorted({0, worst, *range(9, options.steps, 10), options.steps - 1})
+        for i in shown:
+            print(f"{i + 1:>5} {ours[i]:>10.5f} {theirs[i]:>10.5f} {differences[i]:>11.1e}")
+        print(
+            f"largest relative difference {differences[worst]:.1e} at step {worst + 1} "
+            f"(at most {options.tolerance:.0e} holds)"
+        )
+    return int(differences[worst] > options.tolerance)
+
+
+if __name__ == "__main__":
+    run(main)

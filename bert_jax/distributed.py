@@ -1,0 +1,90 @@
+"""Several hosts as one run: how the processes find each other and agree."""
+
+import logging
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from bert_jax.cli import UserError
+
+
+def initialize(coordinator: str = "", num_processes: str = "", process_id: str = "") -> None:
+    """Joins the processes of a run; does nothing for a run of one process.
+
+    Cloud TPU, Slurm (srun, a process a node), MPI and Kubernetes are recognised by JAX itself.
+    Elsewhere each process is told: `coordinator` is host:port of process 0, the same everywhere.
+    To be called before JAX touches a device.
+
+    Raises:
+      UserError: the three do not come together, or are no numbers.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(given):
+        try:
+            count, index = int(num_processes), int(process_id)
+        except ValueError:
+            count = index = -1
+        if ":" not in coordinator or not 0 <= index < count:
+            raise UserError(
+                f"--coordinator={coordinator} --num_processes={num_processes} "
+                f"--process_id={process_id}: expected all three, as in "
+                "--coordinator=10.0.0.1:8476 --num_processes=4 --process_id=0 (ids from 0)"
+            )
+        jax.distributed.initialize(coordinator, count, index)
+    else:
+        try:
+            jax.distributed.initialize()
+        except ValueError:  # no cluster was recognised: this process is the whole run
+            return
+    if jax.process_index():
+        logging.getLogger().setLevel(logging.WARNING)  # the first process speaks for all
+
+
+def is_first() -> bool:
+    """Whether this process writes what a run writes once: config, metrics, progress."""
+    return jax.process_index() == 0
+
+
+def agree(value: int) -> int:
+    """The first process's value, on all."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(value))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class StopSignal:
+    """Turns SIGTERM (preemption, a scheduler's time limit) into "stop after this step".
+
+    Several processes agree on the step through JAX's coordination service, which listens for the
+    signal itself and passes it on when any process gets it. A context manager: the signal's former
+    handler comes back at its end.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def __enter__(self) -> "StopSignal":
+        if jax.process_count() == 1:
+            self._former = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def after(self, step: int) -> bool:
+        """Whether all processes stop after `step`; each must ask after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received

@@ -1,0 +1,360 @@
+"""The pretraining loop: phases, evaluation, checkpoints, and what may go wrong on the way."""
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from bert_jax import (
+    checkpoint,
+    distributed,
+    hardware,
+    input_pipeline,
+    metrics,
+    optimizer,
+    phases,
+    sharding,
+    train,
+)
+from bert_jax.cli import Interrupted, UserError
+from bert_jax.input_pipeline import PretrainingData
+from bert_jax.phases import Phase
+from bert_jax.train import Scalars
+
+INCIDENTS_FILE = "incidents.jsonl"
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict:
+    """Pretrains as `config` says, going on from the last checkpoint in `workdir` if there is one.
+
+    Returns:
+      The last evaluation's figures (or the last training step's, with evaluation turned off).
+
+    Raises:
+      UserError: data, model, mesh and workdir do not fit each other; or the loss went wrong more
+        often than `config.guard` allows.
+      Interrupted: asked to stop by SIGTERM; the state is saved.
+    """
+    with distributed.StopSignal() as stop, contextlib.ExitStack() as closing:
+        return _Run(config, workdir, stop, closing).to_the_end()
+
+
+class _Run:
+    """One process's part of a run; opening it checks all that can be checked before compiling."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: epath.PathLike,
+        stop: distributed.StopSignal,
+        closing: contextlib.ExitStack,
+    ):
+        self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
+        self.mesh = sharding.make_mesh(**config.mesh)
+        self.model = train.make_model(config)
+        self.phases = phases.resolve(config)
+        check_guard(config.guard)
+        # All phases' data, so that the second does not fail after a week of the first.
+        self.data = [
+            input_pipeline.open_data(phase.config.data_dir, "train", phase.config)
+            for phase in self.phases
+        ]
+        self.eval_data = [
+            input_pipeline.open_eval_data(phase.config) if config.eval_every else {}
+            for phase in self.phases
+        ]
+        for phase in self.phases:
+            input_pipeline.check_batch(phase.config, self.mesh)
+        for before, after in itertools.pairwise(self.phases):
+            if before.config.data_dir == after.config.data_dir:
+                logging.warning(
+                    f"the phase from step {after.start:,} has no data of its own and goes on with "
+                    f"{after.config.data_dir}: set config.phases[N].data_dir for, say, sequences "
+                    "of 512 tokens"
+                )
+        tokenizer = self.data[0].tokenizer
+        for data in (*self.data, *(d for sets in self.eval_data for d in sets.values())):
+            if data.tokenizer.fingerprint != tokenizer.fingerprint:
+                raise UserError(
+                    f"{data.data_dir} was built with another vocabulary than "
+                    f"{self.data[0].data_dir}: build both with the same tokenizer"
+                )
+
+        # State: a checkpoint in workdir > config.init_from > fresh parameters.
+        self.optimizer = optimizer.make_optimizer(self.phases[0].config.optimizer)
+        identity = {
+            "tokenizer": tokenizer.fingerprint,
+            "phases": {
+                str(phase.start): {
+                    "batch_size": phase.config.batch_size,
+                    "data": data.fingerprint,
+                }
+                for phase, data in zip(self.phases, self.data, strict=True)
+            },
+        }
+        self.store = checkpoint.CheckpointStore(workdir, config, tokenizer, identity)
+        closing.callback(self.store.close)
+        self.state = train.init_state(
+            lambda key: train.init_params(self.model, key), self.optimizer, self.mesh, config.seed
+        )
+        if self.store.latest_step is not None:
+            self.state = self.store.restore(self.state)
+        elif config.init_from:
+            self.state = checkpoint.warm_start(
+                self.state, config.init_from, self.model.config, tokenizer
+            )
+        self.step = int(self.state.step)
+        self.writer = metrics.MetricWriter(
+            workdir, self.step, config.wandb_project, json.loads(config.to_json())
+        )
+        closing.callback(self.writer.close)
+        self.progress = metrics.Progress(config.num_steps)
+        closing.callback(self.progress.close)
+        self.telemetry = metrics.Telemetry(workdir, self.step)
+        self.profiler = metrics.Profiler(workdir, config.profile_steps)
+        closing.callback(self.profiler.stop)
+        self.guard = _Guard(config.guard, self.workdir, self.step)
+        self.last: dict[str, float] = {}
+
+    def to_the_end(self) -> dict[str, float]:
+        """All phases from the present step on; the last figures."""
+        if self.step >= self.config.num_steps:
+            self.progress.note(
+                f"{self.workdir} is trained to the end already ({self.step:,} steps)"
+            )
+        elif self.step:
+            self.progress.note(f"going on from step {self.step:,} in {self.workdir}")
+        for number, phase in enumerate(self.phases):
+            if self.step < phase.stop:
+                self.train_phase(number)
+        return self.last
+
+    def train_phase(self, number: int) -> None:
+        """Trains from the present step to the end of a phase."""
+        phase, data, config = self.phases[number], self.data[number], self.config
+        batch_size = phase.config.batch_size
+        self.optimizer = optimizer.make_optimizer(phase.config.optimizer)
+        if phase.reset_moments and self.step == phase.start:
+            self.state = train.reset_moments(self.state, self.optimizer, self.mesh)
+        objective = train.pretraining_objective(self.model, data.has_next_sentence_labels)
+        eval_step = train.make_eval_step(
+            train.pretraining_objective(
+                self.model,
+                data.has_next_sentence_labels,
+                data.tokenizer.mask_id,
+                data.token_ranks_V,
+            ),
+            self.mesh,
+        )
+        train_step = train.make_train_step(
+            objective,
+            self.optimizer,
+            phase.schedule,
+            self.mesh,
+            config.seed,
+            phase.config.accumulate_steps,
+            config.guard.max_loss_ratio,
+        )
+        flops = hardware.training_flops(
+            self.model.config,
+            data.max_seq_length,
+            data.manifest.arguments["max_predictions_per_seq"],
+            batch_size,
+        )
+        self.progress.note(
+            f"phase {number + 1} of {len(self.phases)}, to step {phase.stop:,}: "
+            f"{data.num_examples:,} examples of {data.max_seq_length} tokens, batch {batch_size}: "
+            f"an epoch is {data.num_examples / batch_size:,.0f} steps; "
+            f"mesh {dict(self.mesh.shape)} on {jax.devices()[0].device_kind}; compiling"
+        )
+
+        compiled = None
+        pending: tuple[int, Scalars] | None = None  # metrics of a step that may still be running
+        position = self.step - phase.start  # in the phase's data
+        with data.batches(self.mesh, position, phase.stop - phase.start) as batches:
+            for batch in self.telemetry.waited(batches):
+                if compiled is None:
+                    with self.telemetry.pause():
+                        compiled = self.compile(train_step, batch)
+                self.profiler.before(self.step + 1)
+                self.state, step_metrics = compiled(self.state, batch)
+                self.step += 1
+                # One step late: the device is busy with this step while the host reads the last.
+                if pending:
+                    self.report(*pending, phase, data, flops)
+                pending = (self.step, step_metrics)
+                is_last = self.step == config.num_steps
+                stopping = self.stop.after(self.step)
+                evaluating = bool(config.eval_every) and (
+                    self.step % config.eval_every == 0 or is_last
+                )
+                if evaluating or stopping or is_last or self.due_to_save():
+                    # What follows reads the state, so this step must have been looked at.
+                    self.report(*pending, phase, data, flops)
+                    pending = None
+                if evaluating:
+                    with self.telemetry.pause():
+                        self.evaluate(eval_step, self.eval_data[number], objective.losses)
+                if stopping or is_last or self.due_to_save():
+                    with self.telemetry.pause():
+                        self.store.save(self.step, self.state)
+                if stopping and not is_last:
+                    raise Interrupted(
+                        f"stopped by SIGTERM: step {self.step:,} is saved in {self.workdir}; the "
+                        "same command goes on from there"
+                    )
+        if pending:
+            self.report(*pending, phase, data, flops)
+
+    def due_to_save(self) -> bool:
+        return self.step % self.config.checkpoint_every == 0
+
+    def compile(self, train_step: train.OnMesh, batch: train.Batch) -> jax.stages.Compiled:
+        """The compiled step; raises UserError if it does not fit into the devices' memory."""
+        before = time.monotonic()
+        advice = (
+            "take a smaller config.batch_size or more config.accumulate_steps, set "
+            "config.model.remat=dots (or full), or split the parameters with config.mesh.fsdp"
+        )
+        try:
+            compiled = train_step.lower(self.state, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            cause = str(error).strip().splitlines()[0]
+            raise UserError(f"the step does not fit into memory ({cause}): {advice}") from None
+        needed = _bytes_needed(compiled)
+        available = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        if available and needed > available:
+            raise UserError(
+                f"the step needs {needed / 2**30:.1f} GiB a device, which has "
+                f"{available / 2**30:.1f}: {advice}"
+            )
+        self.progress.note(
+            f"compiled in {time.monotonic() - before:.0f} s; {needed / 2**30:.2f} GiB a device"
+        )
+        return compiled
+
+    def report(
+        self, step: int, values: Scalars, phase: Phase, data: PretrainingData, flops: float
+    ) -> None:
+        """Reads a step's metrics from the device (waits for it), judges and writes them."""
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        self.profiler.after(step)
+        if not values.pop("accepted"):
+            first = (step - 1 - phase.start) * phase.config.batch_size
+            origin = data.origin(first, first + phase.config.batch_size)
+            self.guard.incident(step, values, origin)
+            if self.guard.rolls_back and self.store.latest_step is not None:
+                saved = self.store.restore(self.state)
+                logging.warning(
+                    f"rolled back to the parameters of step {int(saved.step):,}; the batches since "
+                    "then are left out"
+                )
+                self.state = saved.replace(step=self.state.step)
+        if step % self.config.log_every == 0 or step in (1, self.config.num_steps):
+            peak = hardware.peak_flops(jax.devices()[0])
+            speed = self.telemetry.figures(
+                step,
+                phase.config.batch_size,
+                data.max_seq_length,
+                flops,
+                peak and peak * jax.device_count(),
+            )
+            self.last = values | speed
+            self.writer.write(step, self.last)
+            names = ("loss", "mlm_loss", "nsp_loss", "model_flops_utilization")
+            shown = {name: self.last[name] for name in names if name in self.last}
+            self.progress.update(step, shown | {"sequences/s": speed["sequences_per_second"]})
+
+    def evaluate(
+        self,
+        eval_step: train.OnMesh,
+        eval_data: dict[str, PretrainingData],
+        losses: tuple[str, ...],
+    ) -> None:
+        """Evaluates on every held-out set; keeps the parameters if they are the best so far."""
+        self.last = {}
+        for prefix, data in eval_data.items():
+            batches = data.eval_batches(self.mesh, self.config.eval_batches)
+            results = train.evaluate(eval_step, self.state.params, batches, losses)
+            self.last |= {f"{prefix}{name}": value for name, value in results.items()}
+        self.writer.write(self.step, self.last)
+        names = ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy")
+        self.progress.update(
+            self.step, {name: self.last[name] for name in names if name in self.last}
+        )
+        loss = self.last["eval_loss"]
+        if self.config.keep_best and math.isfinite(loss):
+            self.store.save_if_best(self.step, self.state.params, loss)
+
+
+def _bytes_needed(compiled: jax.stages.Compiled) -> int:
+    """Memory of a device that the compiled step takes: state, batch, results, temporaries."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def check_guard(guard: ml_collections.ConfigDict) -> None:
+    """Raises UserError unless the rule for bad losses is one of those there are."""
+    if guard.action not in ("skip", "rollback"):
+        raise UserError(f"config.guard.action={guard.action!r} is neither 'skip' nor 'rollback'")
+    if guard.max_loss_ratio and guard.max_loss_ratio <= 1:
+        raise UserError(
+            f"config.guard.max_loss_ratio={guard.max_loss_ratio}: a spike is more than 1 times "
+            "the average; 0 turns the limit off"
+        )
+
+
+class _Guard:
+    """Writes WORKDIR/incidents.jsonl, a line a batch that was not accepted, and counts them."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, step: int):
+        self._config, self._path = config, workdir / INCIDENTS_FILE
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        # Those of lost steps will happen again.
+        self._incidents = [i for i in map(json.loads, lines) if i["step"] <= step]
+
+    @property
+    def rolls_back(self) -> bool:
+        return self._config.action == "rollback"
+
+    def incident(self, step: int, values: dict[str, float], origin: dict[str, Any]) -> None:
+        """Records a batch that was not accepted.
+
+        Raises:
+          UserError: it is one more than the config allows.
+        """
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
+        reason = "spike" if finite else "not finite"
+        figures = {name: repr(values[name]) for name in ("loss", "gradient_norm")}
+        self._incidents.append({"step": step, "reason": reason, **figures, **origin})
+        if distributed.is_first():
+            self._path.write_text("".join(json.dumps(i) + "\n" for i in self._incidents))
+        bad = origin["out_of_vocabulary"]
+        logging.warning(
+            f"step {step:,}: the loss ({values['loss']:.4g}) or gradient "
+            f"({values['gradient_norm']:.4g}) is {'a spike' if finite else 'not finite'}; the "
+            f"batch changes nothing. It came from {', '.join(origin['records'])} of "
+            f"{origin['data_dir']}"
+            + "".join(f"; example {b['example']} has token id {b['token_id']}" for b in bad[:3])
+            + f" (recorded in {self._path})"
+        )
+        if len(self._incidents) > self._config.max_incidents:
+            raise UserError(
+                f"gave up at step {step:,}: {len(self._incidents)} batches were not accepted, "
+                f"config.guard.max_incidents={self._config.max_incidents}. {self._path} names "
+                "them. Lower the learning rate or mend the data, then run the same command"
+            )

@@ -1,0 +1,94 @@
+"""A run as a sequence of phases: 128 tokens then 512, each with its data, batch and schedule."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from bert_jax import optimizer
+from bert_jax.cli import UserError
+
+FIELDS = (
+    "num_steps",
+    "data_dir",
+    "eval_data_dir",
+    "extra_eval_data_dirs",
+    "max_seq_length",
+    "batch_size",
+    "accumulate_steps",
+    "optimizer",
+    "reset_moments",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps [start, stop) of a run.
+
+    Attributes:
+      config: the run's config with the phase's fields laid over it.
+      schedule: step of the run -> learning rate.
+      reset_moments: whether the optimizer starts with empty moments.
+    """
+
+    start: int
+    stop: int
+    config: ml_collections.ConfigDict
+    schedule: optax.Schedule
+    reset_moments: bool = False
+
+
+def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
+    """The phases that `config.phases` describes; without any the whole run is one.
+
+    An entry of the list is laid over the config: it lasts its `num_steps` (0, or the last: up to
+    the run's `num_steps`), and fields that it leaves out, or empty, are the run's. With `optimizer`
+    it has a schedule of its own, from its start over its steps; without, the run's goes on.
+
+    Raises:
+      UserError: an unknown field, or a length that leaves a phase nothing.
+    """
+    total = config.num_steps
+    if total < 1:
+        raise UserError(f"config.num_steps={total}, expected at least 1")
+    run_schedule = optimizer.make_schedule(config.optimizer, total)
+    if not config.phases:
+        return (Phase(0, total, config, run_schedule),)
+    result: list[Phase] = []
+    start = 0
+    for number, entry in enumerate(config.phases):
+        entry = {k: v for k, v in entry.items() if v not in ("", 0, None)}
+        if unknown := sorted(entry.keys() - set(FIELDS)):
+            raise UserError(
+                f"config.phases[{number}] has the field(s) {', '.join(unknown)}; a phase may have "
+                f"{', '.join(FIELDS)}"
+            )
+        is_last = number == len(config.phases) - 1
+        length = entry.pop("num_steps", 0)
+        if length < 0 or (not length and not is_last):
+            raise UserError(f"config.phases[{number}].num_steps={length}: expected at least 1")
+        # The run's num_steps is the limit, so a trial run needs that one flag alone.
+        stop = total if is_last else min(start + length, total)
+        reset = entry.pop("reset_moments", False)
+        own = entry.pop("optimizer", None)
+        overlaid = ml_collections.ConfigDict(config.to_dict() | {"max_seq_length": 0} | entry)
+        schedule = run_schedule
+        if own:
+            overlaid.optimizer.update(own)
+            schedule = _from(start, optimizer.make_schedule(overlaid.optimizer, stop - start))
+        result.append(Phase(start, stop, overlaid, schedule, reset))
+        start = stop
+        if start == total:
+            break
+    return tuple(result)
+
+
+def _from(start: int, schedule: optax.Schedule) -> optax.Schedule:
+    """`schedule`, counted from step `start` of the run."""
+
+    def shifted(step: jax.Array) -> jax.Array:
+        return schedule(jnp.asarray(step) - start)
+
+    return shifted

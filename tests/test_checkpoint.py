@@ -1,0 +1,140 @@
+"""Checkpoints: what they refuse, what they recognise as damaged, and what is loaded from them."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import checkpoint, loop
+from bert_jax.cli import UserError
+
+
+def test_workdir_of_another_model_is_refused_and_left_alone(config, tmp_path):
+    config.update(num_steps=3, eval_every=0)
+    loop.train_and_evaluate(config, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    config.model.hidden_size = 64
+    config.seed = 9
+    with pytest.raises(UserError, match=r"hidden_size is 32 there, 64 here.*seed is 0 there, 9"):
+        loop.train_and_evaluate(config, tmp_path)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_warm_start_takes_what_fits_and_names_the_rest(config, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config.update(num_steps=3, eval_every=0)
+    loop.train_and_evaluate(config, tmp_path / "first")
+    config.init_from = str(tmp_path / "first")
+    config.model.max_position_embeddings = 48
+    config.model.scan_layers = True
+    config.optimizer.learning_rate = 0.0
+    loop.train_and_evaluate(config, tmp_path / "second")
+    assert "position_embeddings/embedding ((32, 32) there, (48, 32) here)" in caplog.text
+    first, second = (checkpoint.load(tmp_path / name).params for name in ("first", "second"))
+    for params in (first, second):
+        params["bert"]["embeddings"].pop("position_embeddings")
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_checkpoint_can_be_chosen_and_a_missing_one_is_named(config, tmp_path):
+    config.update(num_steps=4, checkpoint_every=2, eval_every=0)
+    loop.train_and_evaluate(config, tmp_path)
+    assert checkpoint.load(tmp_path).step == 4
+    loaded = checkpoint.load(tmp_path / "checkpoints" / "2")
+    assert loaded.step == 2 and loaded.tokenizer.vocab_size == 100
+    with pytest.raises(UserError, match="holds the steps 2, 4"):
+        checkpoint.load(tmp_path / "checkpoints" / "3")
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def trained(config, tmp_path):
+    """A workdir with checkpoints of steps 2 and 4."""
+    config.update(num_steps=4, checkpoint_every=2, eval_every=0)
+    config.optimizer.end_factor = 1.0  # a learning rate that does not depend on num_steps
+    loop.train_and_evaluate(config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def largest_file(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    "harm, reason",
+    [
+        (flip_a_bit, "is not what was written"),
+        (truncate, "bytes, .* were written"),
+        (lambda path: path.unlink(), "is missing"),
+    ],
+)
+def test_damaged_checkpoint_is_passed_over_with_the_reason(config, trained, caplog, harm, reason):
+    whole = checkpoint.load(trained / "checkpoints" / "2").params
+    harm(largest_file(trained / "checkpoints" / "4" / "params"))
+    with pytest.raises(UserError, match="every checkpoint there is damaged"):
+        checkpoint.load(trained / "checkpoints" / "4")
+    loaded = checkpoint.load(trained)
+    assert loaded.step == 2
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, whole)
+    caplog.clear()
+    config.update(num_steps=6)
+    loop.train_and_evaluate(config, trained)
+    assert "checkpoint 4 is damaged: params/" in caplog.text
+    assert "going on from step 2" in caplog.text
+    assert re.search(reason, caplog.text)
+    assert (trained / "checkpoints" / "4.damaged").is_dir()
+    assert checkpoint.load(trained).step == 6
+
+
+def test_checkpoint_without_checksums_was_not_finished(trained):
+    (trained / "checkpoints" / "4" / "checksums.json").unlink()
+    assert checkpoint.load(trained).step == 2
+
+
+def test_layers_may_become_scanned_and_unrolled_again(config, trained, tmp_path):
+    config.update(num_steps=6)
+    config.model.scan_layers = True
+    loop.train_and_evaluate(config, trained)
+    config.update(num_steps=8)
+    config.model.scan_layers = False
+    loop.train_and_evaluate(config, trained)
+    loop.train_and_evaluate(config, tmp_path / "unrolled")
+    mixed, unrolled = checkpoint.load(trained).params, checkpoint.load(tmp_path / "unrolled").params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mixed, unrolled)
+
+
+def test_second_run_in_a_workdir_is_turned_away(config, trained):
+    store = checkpoint._lock(trained)
+    try:
+        with pytest.raises(UserError, match="is in use by a run that has not ended"):
+            loop.train_and_evaluate(config, trained)
+    finally:
+        store.close()
+    loop.train_and_evaluate(config, trained)
+
+
+def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatch):
+    config.update(num_steps=8, eval_every=2, checkpoint_every=4)
+    losses = iter([3.0, 1.0, 2.0, 1.0])
+    evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
+    monkeypatch.setattr(loop.train, "evaluate", evaluate)
+    loop.train_and_evaluate(config, tmp_path)
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 4, "loss": 1.0}
+    best = checkpoint.load(tmp_path / "best")
+    assert best.step == 4
+    there = checkpoint.load(tmp_path / "checkpoints" / "4").params
+    jax.tree.map(np.testing.assert_array_equal, best.params, there)
+    assert checkpoint.is_workdir(tmp_path / "best")

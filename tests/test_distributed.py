@@ -1,0 +1,81 @@
+"""Several processes as one run: the same losses, one stop, and other counts on going on."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from two_processes import finish, start
+
+from bert_jax import checkpoint, distributed, loop, metrics
+from bert_jax.cli import EXIT_INTERRUPTED, UserError
+
+
+def losses(workdir) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in metrics.read(workdir) if "loss" in line}
+
+
+def test_two_processes_train_as_one_and_only_the_first_speaks(config, tmp_path):
+    alone = tmp_path / "alone"
+    loop.train_and_evaluate(config, alone)
+    first, second = finish(start(config, tmp_path / "two", 2))
+    assert "step 20/20" in first
+    assert "step" not in second
+    expected, actual = losses(alone), losses(tmp_path / "two")
+    assert sorted(actual) == list(range(1, 21))
+    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
+    evaluations = [
+        [line["eval_loss"] for line in metrics.read(workdir) if "eval_loss" in line]
+        for workdir in (alone, tmp_path / "two")
+    ]
+    np.testing.assert_allclose(*evaluations, rtol=1e-5)
+    (line,) = (tmp_path / "two" / "starts.jsonl").read_text().splitlines()
+    assert json.loads(line)["processes"] == 2
+
+
+def test_sigterm_to_one_process_stops_both_at_one_step_and_another_count_goes_on(config, tmp_path):
+    config.update(num_steps=2000, eval_every=0, checkpoint_every=1000)
+    config.optimizer.end_factor = 1.0  # learning rates that do not depend on num_steps
+    processes = start(config, tmp_path, 2)
+    deadline = time.monotonic() + 120
+    while len(metrics.read(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    first, _ = finish(processes, EXIT_INTERRUPTED)
+    step = checkpoint.load(tmp_path).step
+    assert f"stopped by SIGTERM: step {step} is saved" in first
+    assert list(losses(tmp_path)) == list(range(1, step + 1))
+    # 2 processes -> 1 -> 2, against the same steps in one piece.
+    config.num_steps = step + 4
+    loop.train_and_evaluate(config, tmp_path)
+    config.num_steps = step + 8
+    finish(start(config, tmp_path, 2))
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    actual, expected = losses(tmp_path), losses(tmp_path / "whole")
+    assert list(actual) == list(expected) == list(range(1, step + 9))
+    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_in_two_processes_then_four_in_one(config, tmp_path):
+    config.mesh.update(data=2, fsdp=2, tensor=2)
+    config.num_steps = 10
+    config.optimizer.end_factor = 1.0
+    finish(start(config, tmp_path, 2, devices=4))
+    config.mesh.update(data=1, fsdp=2, tensor=2)
+    config.num_steps = 20
+    finish(start(config, tmp_path, 1, devices=4))
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    loop.train_and_evaluate(config, tmp_path / "alone")
+    np.testing.assert_allclose(
+        list(losses(tmp_path).values()),
+        list(losses(tmp_path / "alone").values()),
+        rtol=1e-5,
+    )
+
+
+def test_incomplete_coordinates_are_refused():
+    for given in (("host:1", "", ""), ("", "2", "0"), ("host", "2", "0"), ("host:1", "2", "2")):
+        with pytest.raises(UserError, match="expected all three"):
+            distributed.initialize(*given)
