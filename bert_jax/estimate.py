@@ -46,10 +46,12 @@ class Plan:
       mesh, settings: axes, and the fields that matter for speed and memory.
       memory: per device, by kind; they add up to memory_needed.
       collectives: kind -> how many run in a step, and bytes that a device sends.
-      estimate: "compiler", its cycles at the chip's clock, plus collectives as if nothing ran
-        meanwhile; "roofline", where the compiler gives no cycles: then a lower bound.
+      estimate: "compiler", its cycles at the chip's clock; "roofline", where the compiler gives no
+        cycles: then a lower bound.
       roofline_seconds: of each operation the longer of its FLOPs at peak and its bytes at full
         bandwidth, added up.
+      collective_seconds, hidden_collective_seconds: of those that nothing runs beside, which the
+        step's time includes; and of asynchronous ones.
       utilisation: model FLOPs over what the devices could do in the step's time.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     estimate: str | None = None
     compiler_seconds: float | None = None
     collective_seconds: float | None = None
+    hidden_collective_seconds: float | None = None
     roofline_seconds: float | None = None
     step_seconds: float | None = None
     sequences_per_second: float | None = None
@@ -126,11 +129,15 @@ def open_devices(topology: str) -> list[jax.Device]:
     return list(described.devices)
 
 
-def compile_step(lowered: jax.stages.Lowered, hardware_name: str) -> Compiled:
+def compile_step(
+    lowered: jax.stages.Lowered, hardware_name: str, options: dict[str, Any]
+) -> Compiled:
     """Compiles, or takes from the cache what the same program, compiler and flags gave before."""
     versions = [importlib.metadata.version("jaxlib"), hardware_name]
     if importlib.util.find_spec("libtpu"):
         versions.append(importlib.metadata.version("libtpu"))
+    # The lowered step is compiled with its own options, which its text does not show.
+    versions += [json.dumps(options)] if options else []
     versions += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     parts = (str(CACHE_VERSION), *versions, lowered.as_text())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -205,7 +212,9 @@ def make_plan(
     chip = hardware.chip_of(devices[0])
     share = hardware.share_of_chip(devices[0], chip) if chip else 1.0
     lowered, state, batch = lower_step(phase, mesh, max_seq_length, max_predictions_per_seq)
-    compiled = compile_step(lowered, f"{hardware_name} {devices[0].device_kind}")
+    compiled = compile_step(
+        lowered, f"{hardware_name} {devices[0].device_kind}", train.compiler_options(mesh)
+    )
 
     memory = _memory_by_kind(compiled, state, batch)
     needed = sum(memory.values())
@@ -294,7 +303,7 @@ def _traffic(
         if chip:
             roofline += max(f / (chip.peak_flops * share), b / (chip.memory_bandwidth * share))
     kinds: dict[str, dict[str, float]] = {}
-    seconds = 0.0
+    exposed = hidden = 0.0
     devices = list(mesh.devices.flat)
     for collective in hlo.collectives(program):
         sent = collective.sent(len(devices)) * collective.times
@@ -303,18 +312,24 @@ def _traffic(
         kind["bytes"] += sent
         if chip:
             group = [devices[i] for i in collective.group] or devices
-            seconds += sent / (hardware.group_bandwidth(chip, group, devices) * share)
-    cycles = hlo.cycles(program)
+            seconds = sent / (hardware.group_bandwidth(chip, group, devices) * share)
+            exposed += 0.0 if collective.hidden else seconds
+            hidden += seconds if collective.hidden else 0.0
+    if not chip:
+        return {"flops": flops, "hbm_bytes": hbm_bytes, "collectives": kinds}
     # Products in library calls (cuBLAS) are not in the text: the model needs so many at least.
-    if chip:
-        roofline = max(roofline, model_flops / (chip.peak_flops * share))
+    roofline = max(roofline, model_flops / (chip.peak_flops * share))
+    cycles = hlo.cycles(program)
+    compiler = cycles / chip.clock_hz if chip.clock_hz and cycles else None
     return {
         "flops": flops,
         "hbm_bytes": hbm_bytes,
         "collectives": kinds,
-        "collective_seconds": seconds if chip else None,
-        "roofline_seconds": roofline if chip else None,
-        "compiler_seconds": cycles / chip.clock_hz if chip and chip.clock_hz and cycles else None,
+        "roofline_seconds": roofline,
+        "compiler_seconds": compiler,
+        # Asynchronous ones cost what they take beyond the computation.
+        "collective_seconds": exposed + max(0.0, hidden - (compiler or roofline)),
+        "hidden_collective_seconds": hidden,
     }
 
 

@@ -109,12 +109,14 @@ class Collective:
       bytes: of a device's array at its largest: what an all-reduce takes and gives, an all-gather
         gives, a reduce-scatter takes.
       group: the logical devices of one group; empty for all devices.
+      hidden: whether it is asynchronous, so that computation may go on meanwhile.
     """
 
     kind: str
     bytes: int
     group: tuple[int, ...]
     times: int
+    hidden: bool = False
 
     def sent(self, devices: int) -> float:
         """Bytes a device sends in one execution, with ring algorithms, on `devices` devices."""
@@ -333,21 +335,29 @@ def _read(called: Computation, parameter: Instruction, operand: Shape) -> int:
 def collectives(program: Program) -> list[Collective]:
     """The collective operations, those inside fusions and asynchronous wrappers included."""
     found = []
+    channels = set()
 
-    def visit(instruction: Instruction, computation: Computation, times: int) -> None:
+    def visit(instruction: Instruction, computation: Computation, times: int, hidden: bool) -> None:
         if kind := _collective_kind(instruction):
+            # A TPU's asynchronous collective stands in every fusion that it runs beside.
+            channel = instruction.attribute("channel_id")
+            if hidden and channel in channels:
+                return
+            channels.add(channel)
+            started = instruction.opcode.endswith("-start")
             size = sum(computation[name].shapes[0].bytes for name in instruction.operands)
             if kind == "all-gather":  # asynchronous ones name the source among their results
                 results = sum(shape.bytes for shape in instruction.shapes)
-                size = results - (size if instruction.opcode.endswith("-start") else 0)
-            found.append(Collective(kind, size, _first_group(instruction), times))
+                size = results - (size if started else 0)
+            group = _first_group(instruction)
+            found.append(Collective(kind, size, group, times, hidden or started))
         elif instruction.opcode in ("fusion", "async-start"):
             called = program.computations[_CALLED.search(instruction.rest)[1]]
             for inner in called.values():
-                visit(inner, called, times)
+                visit(inner, called, times, hidden=True)
 
     for computation, instruction, times in executions(program):
-        visit(instruction, computation, times)
+        visit(instruction, computation, times, hidden=False)
     return found
 
 

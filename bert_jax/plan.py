@@ -209,7 +209,8 @@ def describe(plan: Plan) -> str:
         compute = f"at least {plan.roofline_seconds * 1e3:.1f} ms (roofline; no estimate given)"
     lines += [
         f"step {plan.step_seconds * 1e3:.1f} ms: {compute} + "
-        f"{plan.collective_seconds * 1e3:.1f} ms of collectives, not overlapped",
+        f"{plan.collective_seconds * 1e3:.1f} ms of collectives that nothing runs beside "
+        f"({plan.hidden_collective_seconds * 1e3:.1f} ms are asynchronous)",
         f"{plan.sequences_per_second:,.0f} sequences/s, {plan.tokens_per_second:,.0f} tokens/s, "
         f"utilisation {plan.utilisation:.1%}",
         f"{plan.num_steps:,} steps: {plan.hours:,.1f} hours, {plan.chip_hours:,.0f} chip-hours",

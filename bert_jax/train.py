@@ -272,7 +272,17 @@ def make_train_step(
             "accepted": accepted.astype(jnp.float32),
         }
 
-    return OnMesh(jax.jit(step, donate_argnums=0), mesh)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
+    return OnMesh(jitted, mesh)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """What XLA is asked for beyond its defaults when it compiles the training step."""
+    if mesh.devices.flat[0].platform == "tpu" and mesh.shape["fsdp"] > 1:
+        # No windowed einsums: gathered in pieces, a layer's parameters made its products half as
+        # fast (docs/performance.md); whole, they arrive while the layer before computes.
+        return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
+    return {}
 
 
 def make_eval_step(objective: Objective, mesh: Mesh) -> OnMesh:

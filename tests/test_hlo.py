@@ -222,6 +222,29 @@ def test_bytes_that_a_device_sends(line, sent):
     assert found.sent(devices=4) == sent
 
 
+FUSED = """\
+%start (a: f32[25]) -> f32[100] {
+  %a = f32[25]{0} parameter(0)
+  ROOT %g = f32[100]{0} all-gather(%a), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+}
+"""
+
+
+def test_an_asynchronous_collective_counts_once():
+    # It stands in the fusion that starts it and in those it runs beside.
+    program = entry(
+        "%a = f32[25]{0} parameter(0)",
+        "%f = f32[100]{0} fusion(%a), kind=kCustom, calls=%start",
+        "%g = f32[100]{0} fusion(%a), kind=kCustom, calls=%start",
+        "%r = f32[25]{0} all-reduce(%a), channel_id=8, replica_groups=[1,4]<=[4]",
+        others=FUSED,
+    )
+    assert [(c.kind, c.bytes, c.hidden) for c in hlo.collectives(program)] == [
+        ("all-gather", 400, True),
+        ("all-reduce", 100, False),
+    ]
+
+
 def test_what_is_not_hlo_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("module @jit_f {}")
