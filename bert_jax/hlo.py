@@ -346,8 +346,10 @@ def collectives(program: Program) -> list[Collective]:
             channels.add(channel)
             started = instruction.opcode.endswith("-start")
             size = sum(computation[name].shapes[0].bytes for name in instruction.operands)
-            if kind == "all-gather":  # asynchronous ones name the source among their results
-                results = sum(shape.bytes for shape in instruction.shapes)
+            results = sum(shape.bytes for shape in instruction.shapes)
+            if kind == "all-reduce":  # it may take float32 and reduce, and give, bfloat16
+                size = results
+            elif kind == "all-gather":  # asynchronous ones name the source among their results
                 size = results - (size if started else 0)
             group = _first_group(instruction)
             found.append(Collective(kind, size, group, times, hidden or started))

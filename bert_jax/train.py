@@ -279,8 +279,8 @@ def make_train_step(
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
     """What XLA is asked for beyond its defaults when it compiles the training step."""
     if mesh.devices.flat[0].platform == "tpu" and mesh.shape["fsdp"] > 1:
-        # No windowed einsums: gathered in pieces, a layer's parameters made its products half as
-        # fast (docs/performance.md); whole, they arrive while the layer before computes.
+        # No windowed einsums, which gather parameters piece by piece between small products: whole,
+        # they arrive while the layer before computes (docs/performance.md).
         return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
     return {}
 

@@ -197,6 +197,7 @@ def test_groups_of_collectives(groups, first):
     ("line", "sent"),
     [
         ("%r = f32[100]{0} all-reduce(%a), replica_groups=[1,4]<=[4]", 2 * 400 * 3 / 4),
+        ("%r = bf16[100]{0} all-reduce(%a), replica_groups=[1,4]<=[4]", 2 * 200 * 3 / 4),
         ("%r = f32[400]{0} all-gather(%a), replica_groups=[1,4]<=[4]", 1600 * 3 / 4),
         (
             "%r = (f32[100]{0}, f32[400]{0}) all-gather-start(%a), replica_groups=[1,4]<=[4]",
