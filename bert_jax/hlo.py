@@ -337,29 +337,33 @@ def collectives(program: Program) -> list[Collective]:
     found = []
     channels = set()
 
-    def visit(instruction: Instruction, computation: Computation, times: int, hidden: bool) -> None:
+    def visit(instruction: Instruction, computation: Computation, times: int, inside: str) -> None:
+        """`inside`: name of the computation of the fusion that holds the instruction, or ""."""
         if kind := _collective_kind(instruction):
-            # A TPU's asynchronous collective stands in every fusion that it runs beside.
-            channel = instruction.attribute("channel_id")
-            if hidden and channel in channels:
-                return
-            channels.add(channel)
             started = instruction.opcode.endswith("-start")
             size = sum(computation[name].shapes[0].bytes for name in instruction.operands)
             results = sum(shape.bytes for shape in instruction.shapes)
+            hidden = started or bool(inside)
             if kind == "all-reduce":  # it may take float32 and reduce, and give, bfloat16
                 size = results
             elif kind == "all-gather":  # asynchronous ones name the source among their results
                 size = results - (size if started else 0)
-            group = _first_group(instruction)
-            found.append(Collective(kind, size, group, times, hidden or started))
+            if inside.startswith("all-reduce-scatter"):  # how a TPU writes a reduce-scatter
+                kind, hidden = "reduce-scatter", False
+            elif inside:
+                # An asynchronous collective stands in every fusion that it runs beside.
+                channel = instruction.attribute("channel_id")
+                if channel in channels:
+                    return
+                channels.add(channel)
+            found.append(Collective(kind, size, _first_group(instruction), times, hidden))
         elif instruction.opcode in ("fusion", "async-start"):
-            called = program.computations[_CALLED.search(instruction.rest)[1]]
-            for inner in called.values():
-                visit(inner, called, times, hidden=True)
+            name = _CALLED.search(instruction.rest)[1]
+            for inner in program.computations[name].values():
+                visit(inner, program.computations[name], times, name)
 
     for computation, instruction, times in executions(program):
-        visit(instruction, computation, times, hidden=False)
+        visit(instruction, computation, times, "")
     return found
 
 

@@ -228,20 +228,31 @@ FUSED = """\
   %a = f32[25]{0} parameter(0)
   ROOT %g = f32[100]{0} all-gather(%a), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
 }
+%all-reduce-scatter.1 (b: f32[100]) -> f32[25] {
+  %b = f32[100]{0} parameter(0)
+  %r = f32[100]{0} all-reduce(%b), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%add
+  %z = s32[]{:T(128)} partition-id()
+  ROOT %d = f32[25]{0} dynamic-slice(%r, %z), dynamic_slice_sizes={25}
+}
 """
 
 
-def test_an_asynchronous_collective_counts_once():
-    # It stands in the fusion that starts it and in those it runs beside.
+def test_collectives_inside_fusions():
     program = entry(
         "%a = f32[25]{0} parameter(0)",
+        # An asynchronous one stands in the fusion that starts it and in those it runs beside.
         "%f = f32[100]{0} fusion(%a), kind=kCustom, calls=%start",
         "%g = f32[100]{0} fusion(%a), kind=kCustom, calls=%start",
+        # A TPU's reduce-scatter; many have the same channel.
+        "%s = f32[25]{0} fusion(%f), kind=kCustom, calls=%all-reduce-scatter.1",
+        "%t = f32[25]{0} fusion(%f), kind=kCustom, calls=%all-reduce-scatter.1",
         "%r = f32[25]{0} all-reduce(%a), channel_id=8, replica_groups=[1,4]<=[4]",
         others=FUSED,
     )
     assert [(c.kind, c.bytes, c.hidden) for c in hlo.collectives(program)] == [
         ("all-gather", 400, True),
+        ("reduce-scatter", 400, False),
+        ("reduce-scatter", 400, False),
         ("all-reduce", 100, False),
     ]
 
