@@ -31,7 +31,7 @@ CACHE_VERSION = 1  # to be raised when what is cached changes
 class Compiled:
     """What is kept of a compiled step: the text of its HLO and per-device memory, in bytes.
 
-    A step that does not fit has no text; `memory["needed"]` is what the compiler says it needs.
+    A step that does not fit has no text; `memory` is then `refused_memory`'s.
     """
 
     text: str
@@ -149,7 +149,7 @@ def compile_step(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        result = Compiled("", {"needed": needed_bytes(str(error))})
+        result = Compiled("", refused_memory(str(error)))
     else:
         stats = compiled.memory_analysis()
         kinds = ("argument", "output", "alias", "temp", "generated_code")
@@ -163,12 +163,22 @@ def compile_step(
     return result
 
 
-def needed_bytes(message: str) -> int:
-    """The bytes of "Ran out of memory … Used 20.60G of 15.75G hbm"; other errors are raised."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    if not match:
-        raise UserError(f"the compiler refuses the step: {message[:2000]}")
-    return int(float(match[1]) * 2 ** (10 * (1 + "KMGT".index(match[2]))))
+def refused_memory(message: str) -> dict[str, int]:
+    """What a step that does not fit needs, from the compiler's message.
+
+    "… Used 20.60G of 15.75G hbm" -> {"needed": …}, all together; "… required for HLO temporaries
+    (198.35G) exceeds available HBM …" -> {"temp": …}, beside the state.
+
+    Raises:
+      UserError: the message is of something else.
+    """
+    for kind, pattern in (
+        ("needed", r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
+        ("temp", r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM"),
+    ):
+        if match := re.search(pattern, message):
+            return {kind: int(float(match[1]) * 2 ** (10 * (1 + "KMGT".index(match[2]))))}
+    raise UserError(f"the compiler refuses the step: {message[:2000]}")
 
 
 def lower_step(
@@ -239,6 +249,7 @@ def make_plan(
             "batch_size": config.batch_size,
             "accumulate_steps": config.accumulate_steps,
             "remat": config.model.remat,
+            "dropout_rng": config.model.dropout_rng,
             "scan_layers": config.model.scan_layers,
         },
         max_seq_length=max_seq_length,
@@ -273,8 +284,8 @@ def _memory_by_kind(
     }
     sizes = compiled.memory
     if not compiled.text:
-        rest = sizes["needed"] - sum(memory.values())
-        return memory | {"activations, gradients, program": max(rest, 0)}
+        rest = sizes.get("temp") or max(sizes["needed"] - sum(memory.values()), 0)
+        return memory | {"activations and gradients": rest}
     return memory | {
         # Outputs take the place of the state; tiling pads some arrays.
         "padding and outputs": sizes["argument"]

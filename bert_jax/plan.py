@@ -33,9 +33,10 @@ time, throughput and hours. TPU slices need the `tpu` extra (on Linux), not a TP
   --max_seq_length, --max_predictions_per_seq: by default those of config.data_dir if that is
     given, else 128 tokens, and predictions for 15 % of them.
   --sweep: fields to try values of, from batch_size, accumulate_steps, data, fsdp, tensor, remat,
-    scan_layers; values of your own after "=": --sweep=batch_size=8192:16384,remat. Prints what
-    was tried and the fastest that fits.
-  --json: figures as one JSON object: bytes, seconds, hours.
+    dropout_rng, scan_layers; values of your own after "=":
+    --sweep=batch_size=8192:16384,remat. Prints what was tried and the fastest that fits.
+  --json: one object, in bytes, seconds and hours: the first phase's figures, hours and chip_hours
+    of the whole schedule, and `phases`, the figures of each.
 """
 LOG = logging.getLogger(__name__)
 # Short names of the fields that --sweep takes.
@@ -46,6 +47,7 @@ SWEPT = {
     "fsdp": "mesh.fsdp",
     "tensor": "mesh.tensor",
     "remat": "model.remat",
+    "dropout_rng": "model.dropout_rng",
     "scan_layers": "model.scan_layers",
 }
 
@@ -140,6 +142,7 @@ def parse_grid(text: str, devices: int) -> dict[str, list[Any]]:
         "fsdp": [n for n in (1, 16) if devices % n == 0],
         "tensor": [n for n in (1, 2, 4) if devices % n == 0],
         "remat": ["none", "dots", "full"],
+        "dropout_rng": ["threefry", "hash"],
         "scan_layers": [False, True],
     }
     grid = {}
@@ -249,12 +252,13 @@ def main(argv: Sequence[str]) -> None:
     config, _ = config_lib.parse(rest, USAGE)
     devices = estimate.open_devices(flags.topology)
     LOG.info("compiling for %d devices; minutes, the first time", len(devices))
-    plans, text = [], ""
+    plans, results, text = [], [], ""
     for number, phase in enumerate(phases.resolve(config)):
         lengths = estimate.lengths_of(
             phase.config, flags.max_seq_length, flags.max_predictions_per_seq
         )
         arguments = {"devices": devices, **lengths, "hardware_name": flags.topology}
+        tried = []
         if flags.sweep:
             tried = sweep(phase, parse_grid(flags.sweep, len(devices)), **arguments)
             change, plan = tried[0]
@@ -266,15 +270,16 @@ def main(argv: Sequence[str]) -> None:
                 would_fit = what_would_fit(phase, plan, **arguments)
                 plan = dataclasses.replace(plan, would_fit=would_fit)
         plans.append(plan)
+        results.append(dataclasses.asdict(plan))
+        if tried:
+            results[-1]["tried"] = [{"change": c, **dataclasses.asdict(p)} for c, p in tried]
         text += f"phase {number + 1}: {describe(plan)}\n\n"
     hours = sum(plan.hours for plan in plans) if all(plan.hours for plan in plans) else None
     chip_hours = hours and hours * plans[0].chips
     if flags.json:
         # The first phase's figures, and the hours of all.
-        total = {"hours": hours, "chip_hours": chip_hours}
-        result = dataclasses.asdict(plans[0]) | total
-        result["phases"] = [dataclasses.asdict(plan) for plan in plans]
-        print(json.dumps(result, indent=1))
+        total = {"hours": hours, "chip_hours": chip_hours, "phases": results}
+        print(json.dumps(results[0] | total, indent=1))
         return
     if hours:
         text += f"whole schedule: {hours:,.1f} hours, {chip_hours:,.0f} chip-hours\n"
