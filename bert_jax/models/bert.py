@@ -40,7 +40,7 @@ class BertConfig:
       scan_layers: run the layers as one compiled loop over stacked parameters: compiles faster,
         runs slower.
       dropout_rng: where dropout's bits come from: "threefry", JAX's generator; "hash", a mixing of
-        key and position in a tenth of the operations, which a TPU does beside its matrix products.
+        key and position, which a TPU computes inside the operations that use the bits.
       remat: what the backward pass recomputes instead of storing: "none"; "dots", all but matrix
         products; "full", each layer from its input.
     """
