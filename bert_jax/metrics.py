@@ -4,8 +4,10 @@ import argparse
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -300,13 +302,16 @@ class Progress:
             print(file=sys.stderr)
 
 
-# Panels of the figure: title, names in metrics.jsonl. Evaluation is drawn over training.
+# Panels of the figure: title, regex of the names in metrics.jsonl.
 _PANELS = (
-    ("MLM loss (nats a masked token)", "mlm_loss"),
-    ("MLM accuracy", "mlm_accuracy"),
-    ("NSP loss (nats a pair)", "nsp_loss"),
-    ("NSP accuracy", "nsp_accuracy"),
+    ("MLM loss (nats a masked token)", r"mlm_loss"),
+    ("MLM accuracy", r"mlm_accuracy"),
+    ("held-out MLM accuracy by rank of the token's frequency", r"mlm_accuracy_rank_(\w+)"),
+    ("NSP loss (nats a pair)", r"nsp_loss"),
+    ("NSP accuracy", r"nsp_accuracy"),
+    ("held-out MLM accuracy by what was read", r"mlm_accuracy_(mask|random|kept)"),
 )
+_MARKS = "os^vDP"  # of several held-out curves in a panel
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -324,8 +329,27 @@ def _lines_of_run(workdir: str) -> list[dict]:
     return lines
 
 
+def _series(lines: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric."""
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _held_out(lines: Sequence[dict], pattern: str) -> dict[str, str]:
+    """Names of the evaluation metrics that belong to a panel -> their label in it."""
+    labels = {}
+    for name in {name: None for line in lines for name in line}:
+        if match := re.fullmatch(rf"eval_(\w+_)?{pattern}", name):
+            data, *part = match.groups()
+            if not part:
+                labels[name] = f"held-out {data[:-1]}" if data else "held-out"
+            elif not data:  # the parts of further data sets would make it illegible
+                labels[name] = part[0].replace("_", " to ", 1) if part[0][0].isdigit() else part[0]
+    return labels
+
+
 def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
-    """Draws the curves of one or several runs together: training smoothed, evaluation dotted.
+    """Draws the curves of one or several runs together: training smoothed, evaluation marked.
 
     Raises:
       UserError: matplotlib is not installed, or a run has no metrics.
@@ -338,21 +362,23 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'bert_jax[plot]'") from None
     runs = {workdir: _lines_of_run(workdir) for workdir in workdirs}
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    for axis, (title, name) in zip(axes.flat, _PANELS, strict=True):
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
+    for axis, (title, pattern) in zip(axes.flat, _PANELS, strict=True):
         for number, (workdir, lines) in enumerate(runs.items()):
-            color = f"C{number}"
-            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-            if points:
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, smoothed(values, window), color, alpha=0.5, label=f"{workdir}")
-            held_out = f"eval_{name}"
-            points = [(p["step"], p[held_out]) for p in lines if p.get(held_out) is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), f"{color}o-", ms=3, label="held-out")
-        axis.set(title=title, xlabel="step")
+            run = f"{epath.Path(workdir).name}: " if len(runs) > 1 else ""
+            steps, values = _series(lines, pattern)
+            if steps:
+                smooth = smoothed(values, window)
+                axis.plot(steps, smooth, f"C{number}", alpha=0.5, label=f"{run}training")
+            curves = _held_out(lines, pattern)
+            for mark, (name, label) in zip(itertools.cycle(_MARKS), curves.items()):
+                color = f"C{number if len(runs) > 1 else _MARKS.index(mark)}"
+                axis.plot(*_series(lines, name), f"{color}{mark}-", ms=3, label=f"{run}{label}")
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+        if axis.lines:
+            axis.legend(fontsize="small")
     with epath.Path(target).open("wb") as file:
         figure.savefig(file, format=epath.Path(target).suffix.lstrip(".") or "png", dpi=110)
     pyplot.close(figure)

@@ -63,20 +63,27 @@ def make_mesh(
             "set one of config.mesh.data, .fsdp, .tensor to -1 to fill up"
         )
     shape = [count // known if size == -1 else size for size in shape]
+    grid = device_grid(shape, devices)
+    # Auto: Linen's modules leave the layout of intermediates to the compiler.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def device_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """`devices` as an array of shape (data, fsdp, tensor), neighbours of the network together.
+
+    Raises:
+      UserError: `data` does not divide among the slices.
+    """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
         raise UserError(
             f"mesh data={shape[0]} does not divide among the {slices} slices: only the data axis "
             f"may span slices; make config.mesh.data a multiple of {slices}"
         )
-    if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices
-        )
-    else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
-    # Auto: Linen's modules leave the layout of intermediates to the compiler.
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    inside = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:

@@ -93,7 +93,7 @@ def test_damaged_checkpoint_is_passed_over_with_the_reason(config, trained, capl
     config.update(num_steps=6)
     loop.train_and_evaluate(config, trained)
     assert "checkpoint 4 is damaged: params/" in caplog.text
-    assert "going on from step 2" in caplog.text
+    assert "taking that of step 2" in caplog.text
     assert re.search(reason, caplog.text)
     assert (trained / "checkpoints" / "4.damaged").is_dir()
     assert checkpoint.load(trained).step == 6
@@ -138,3 +138,12 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     there = checkpoint.load(tmp_path / "checkpoints" / "4").params
     jax.tree.map(np.testing.assert_array_equal, best.params, there)
     assert checkpoint.is_workdir(tmp_path / "best")
+
+
+def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monkeypatch):
+    config.update(num_steps=4, eval_every=2, checkpoint_every=4)
+    monkeypatch.setattr(loop.train, "evaluate", lambda *args: {"loss": 1.0, "mlm_loss": 0.0})
+    (tmp_path / "best").mkdir(parents=True)
+    (tmp_path / "best" / "best.json").write_text('{"step": 2, "loss": 1.0}')
+    loop.train_and_evaluate(config, tmp_path)
+    assert checkpoint.load(tmp_path / "best").step == 2

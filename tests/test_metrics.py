@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -60,6 +61,59 @@ def test_progress_shows_figures_and_the_time_left(capsys, monkeypatch):
     assert second == "step 20/100  loss 3  learning_rate 1.00e-04  ETA 0:01:20"
 
 
+def test_speeds_leave_out_what_is_no_training(tmp_path, monkeypatch):
+    clock = {"now": 0.0}
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock["now"])
+
+    def pass_time(seconds):
+        clock["now"] += seconds
+
+    telemetry = metrics.Telemetry(tmp_path, 0, wall_clock=lambda: 1000 + clock["now"])
+    pass_time(8)
+    with telemetry.pause():
+        pass_time(5)  # evaluating
+
+    def slow_data():
+        pass_time(2)
+        yield "batch"
+
+    assert list(telemetry.waited(slow_data())) == ["batch"]
+    figures = telemetry.figures(10, batch_size=4, seq_length=8, flops=6.0, peak=12.0)
+    assert figures == {
+        "sequences_per_second": 4.0,
+        "tokens_per_second": 32.0,
+        "data_wait": pytest.approx(0.2),
+        "training_seconds": 10.0,
+        "goodput": pytest.approx(10 / 15),
+        "model_flops_utilization": pytest.approx(0.5),
+    }
+    # Killed at second 20, started again at 30 from step 10, whose line survived.
+    writer = metrics.MetricWriter(tmp_path)
+    writer.write(10, figures)
+    writer.close()
+    pass_time(15)
+    telemetry = metrics.Telemetry(tmp_path, 10, wall_clock=lambda: 1000 + clock["now"])
+    pass_time(10)
+    figures = telemetry.figures(15, batch_size=4, seq_length=8, flops=6.0, peak=None)
+    assert figures["sequences_per_second"] == 2.0
+    assert figures["training_seconds"] == 20.0 and figures["goodput"] == pytest.approx(20 / 40)
+    assert "model_flops_utilization" not in figures
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["time"]) for s in starts] == [(0, 1000), (10, 1030)]
+
+
+@pytest.mark.parametrize("steps", [(1,), (3, 2), (0, 2)])
+def test_impossible_profile_steps_are_refused(tmp_path, steps):
+    with pytest.raises(UserError, match="expected \\(\\) or"):
+        metrics.Profiler(tmp_path, steps)
+
+
+def test_missing_wandb_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'bert_jax\[wandb\]'"):
+        metrics.MetricWriter(tmp_path, wandb_project="bert")
+
+
 def test_durations():
     assert metrics.duration(3725.4) == "1:02:05"
     assert metrics.duration(-1) == "0:00:00"
@@ -71,7 +125,8 @@ def test_curves_of_two_runs_are_drawn(tmp_path):
         writer = metrics.MetricWriter(tmp_path / name)
         for step in range(1, 20):
             writer.write(step, {"mlm_loss": level / step, "nsp_loss": 0.7, "nsp_accuracy": 0.5})
-        writer.write(20, {"eval_mlm_loss": level / 20})
+        accuracies = {f"eval_mlm_accuracy_{part}": 0.5 for part in ("mask", "rank_1_100")}
+        writer.write(20, {"eval_mlm_loss": level / 20, "eval_other_mlm_loss": 2.0, **accuracies})
         writer.close()
     runs = [str(tmp_path / name) for name in "ab"]
     metrics.main([*runs, f"--plot={tmp_path / 'curves.png'}"])

@@ -81,3 +81,26 @@ def test_unknown_path_is_an_error():
 def test_mesh_that_does_not_fit_is_refused(axes):
     with pytest.raises(UserError, match="mesh data="):
         sharding.make_mesh(*axes)
+
+
+class FakeTpu:
+    """A device of a TPU slice, as far as laying out a mesh looks at it."""
+
+    platform = "cpu"  # no ICI coordinates to order by
+    device_kind = "fake"
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index, self.process_index = number, slice_index, slice_index
+
+    def __repr__(self):
+        return f"slice {self.slice_index} device {self.id}"
+
+
+def test_data_axis_spans_slices_and_the_others_stay_inside():
+    devices = [FakeTpu(i, slice_index=i // 8) for i in range(16)]
+    grid = sharding.device_grid([4, 2, 2], devices)
+    assert grid.shape == (4, 2, 2)
+    slices = [[device.slice_index for device in row.flat] for row in grid]
+    assert slices == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+    with pytest.raises(UserError, match="data=1 does not divide among the 2 slices"):
+        sharding.device_grid([1, 4, 4], devices)

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Pretraining on the GPU nodes of a Slurm cluster: run this on a login node.
+#
+#   launch/slurm.sh FILE.toml up [--dry_run]
+#
+# installs the project at its commit on the shared file system, submits the job and shows its log.
+# The job requeues itself before its time limit, after preemptions and after crashes, up to
+# max_restarts times. Single steps: install, start, watch, stop. --dry_run prints the commands.
+set -euo pipefail
+COMMANDS='up install start watch stop'
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+parse_arguments slurm "$@"
+
+project=$INSTALL_DIR/bert_jax-$SHA # a commit of its own: running jobs keep theirs
+log=$INSTALL_DIR/$NAME.log
+
+install() {
+  archive
+  run mkdir -p "$project"
+  run tar -xzf "$ARCHIVE" -C "$project"
+  run bash "$project/launch/worker.sh" install cuda12,gcs
+}
+
+start() {
+  local flags=(--job-name="$NAME" --nodes="$NODES" --gpus-per-node="$GPUS_PER_NODE")
+  flags+=(--cpus-per-task="$CPUS_PER_NODE" --time="$TIME" --output="$log")
+  local variables=("SECRETS=$SECRETS_FILE")
+  if [[ ${CREATE_FLAGS[*]+x} ]]; then flags+=("${CREATE_FLAGS[@]}"); fi
+  if [[ ${ENV[*]+x} ]]; then variables+=("${ENV[@]}"); fi
+  # sbatch hands its environment on to the job.
+  run env "${variables[@]}" sbatch "${flags[@]}" "$project/launch/slurm.sbatch" \
+    "$project/launch/worker.sh" "$MAX_RESTARTS" "${PRETRAIN[@]}"
+}
+
+watch() {
+  run squeue --name="$NAME" --me
+  run tail -n 100 -F "$log"
+}
+
+stop() { run scancel --name="$NAME" --me; }
+
+up() {
+  install
+  start
+  say "To end it: $0 $FILE stop. Its log (Ctrl-C leaves the job alone):"
+  watch
+}
+
+"$COMMAND"

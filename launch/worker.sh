@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# What happens on each worker. Keeps its files beside the project (PROJECT-venv, PROJECT-run), so
+# that unpacking another commit leaves them alone.
+#
+#   worker.sh install EXTRAS   packages for the project: worker.sh install tpu,gcs
+#   worker.sh run FLAG…        pretrains, with the flags of bert_jax.pretrain and its exit code
+#   worker.sh start FLAG…      the same, detached: it survives the connection that started it
+#   worker.sh status           one line: running, exited CODE, or lost; the log's last line
+#   worker.sh stop SECONDS     asks it to save and exit; kills it after so many seconds
+#   worker.sh log              the log, as it grows
+#
+# From the environment: COORDINATOR (HOST:PORT), NUM_PROCESSES and PROCESS_ID, where JAX cannot
+# find out about the other workers by itself; SECRETS, a file of NAME=value lines.
+set -euo pipefail
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$project-venv
+state=$project-run
+python=${PYTHON:-$venv/bin/python}
+secrets=${SECRETS:-$project-secrets}
+
+install() {
+  cd "$project"
+  if [[ ! -x $venv/bin/python ]]; then
+    # 3.11, since constraints.txt has the versions for it. The VMs of Cloud TPU come with 3.10.
+    if command -v python3.11 >/dev/null; then
+      python3.11 -m venv "$venv"
+    else
+      command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+      PATH=$HOME/.local/bin:$PATH uv venv --seed --python=3.11 "$venv"
+    fi
+  fi
+  "$venv/bin/python" -m pip install --quiet -c constraints.txt -e ".[$1]"
+}
+
+run() {
+  cd "$project"
+  if [[ -f $secrets ]]; then
+    while IFS='=' read -r name value || [[ $name ]]; do
+      [[ -z $name || $name = \#* ]] || export "$name=$value"
+    done <"$secrets"
+  fi
+  # A process that was killed leaves its lock, and the next one hears that the TPU is in use.
+  local lock=${LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
+  if [[ -e $lock ]] && ! fuser -s "$lock" 2>/dev/null; then rm -f "$lock" || true; fi
+  # Under Slurm JAX gives a process one GPU; here a node has one process.
+  if [[ ${SLURM_GPUS_ON_NODE:-} && ! ${JAX_LOCAL_DEVICE_IDS:-} ]]; then
+    JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
+    export JAX_LOCAL_DEVICE_IDS
+  fi
+  if [[ ${COORDINATOR:-} ]]; then
+    set -- "$@" --coordinator="$COORDINATOR" --num_processes="$NUM_PROCESSES" \
+      --process_id="$PROCESS_ID"
+  fi
+  # exec: signals (preemption, a scheduler's time limit) are for Python.
+  exec "$python" -m bert_jax.pretrain "$@"
+}
+
+is_running() { [[ -s $state/pid ]] && kill -0 "$(<"$state/pid")" 2>/dev/null; }
+
+start() {
+  mkdir -p "$state"
+  if is_running; then return; fi
+  rm -f "$state/pid" "$state/exit_code"
+  setsid bash "$0" supervise "$@" >>"$state/log" 2>&1 </dev/null &
+  until [[ -s $state/pid ]]; do sleep 0.1; done
+}
+
+# Runs pretrain and leaves its exit code behind.
+supervise() {
+  local code=0
+  trap '' TERM # a shutdown asks every process to end: this one waits for pretrain
+  (
+    trap - TERM
+    exec bash "$0" run "$@"
+  ) &
+  echo "$!" >"$state/pid"
+  wait "$!" || code=$?
+  echo "$code" >"$state/exit_code"
+}
+
+status() {
+  local word=lost last=''
+  if [[ -s $state/exit_code ]]; then
+    word="exited $(<"$state/exit_code")"
+  elif is_running; then
+    word=running
+  fi
+  # Progress lines end in carriage returns.
+  [[ ! -f $state/log ]] || last=$(tail -c 2000 "$state/log" | tr '\r' '\n' | grep . | tail -n 1)
+  printf '%s\t%s\t%s\n' "$word" "$(hostname)" "$last"
+}
+
+stop() {
+  local waited
+  is_running || return 0
+  kill -TERM "$(<"$state/pid")"
+  for ((waited = 0; waited < $1; waited++)); do
+    is_running || return 0
+    sleep 1
+  done
+  kill -KILL "$(<"$state/pid")" 2>/dev/null || true
+}
+
+log() { tail -n 100 -F "$state/log"; }
+
+"$@"
