@@ -33,10 +33,10 @@ def draw(plans: Sequence[estimate.Plan], title: str, path: str) -> None:
     chips = [p.chips for p in plans]
     compute = [(p.step_seconds - p.collective_seconds) * 1e3 for p in plans]
     collective = [p.collective_seconds * 1e3 for p in plans]
-    names = [str(count) for count in chips]
+    names = [p.hardware for p in plans]
     times.bar(names, compute, label="computation")
     times.bar(names, collective, bottom=compute, label="collectives, not overlapped")
-    times.set(xlabel="chips", ylabel="ms a step", title=title)
+    times.set(ylabel="ms a step", title=title)
     times.legend(loc="lower right")
     speed.plot(chips, [p.sequences_per_second for p in plans], "o-", label="planned")
     first = plans[0].sequences_per_second / chips[0]
