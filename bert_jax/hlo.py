@@ -256,21 +256,22 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
     result = instruction.shapes[0].dims
     window = re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute("window") or "")
     values = {key: [int(v.split("_")[0]) for v in value.split("x")] for key, value in window}
-    products = 1
-    for d in range(len(left) - 2):
+    counts = [0] * (len(left) - 2)
+    for d in range(len(counts)):
         stride, lhs_dilate, rhs_dilate = (
             values[key][d] if key in values else 1 for key in ("stride", "lhs_dilate", "rhs_dilate")
         )
         pad = values["pad"][d] if "pad" in values else 0
         end = (lhs[left.index(str(d))] - 1) * lhs_dilate
-        positions = (
-            o * stride + k * rhs_dilate - pad
-            for o in range(result[out.index(str(d))])
-            for k in range(rhs[right.index(str(d))])
-        )
-        products *= sum(0 <= at <= end and at % lhs_dilate == 0 for at in positions)
+        kernel = rhs[right.index(str(d))] if rhs_dilate == 1 else 1
+        # Input position o × stride + k - pad must lie within 0 … end on a multiple of lhs_dilate:
+        # how many k there are for each o, without trying all (a batch may be a window of 32,768).
+        for k in range(0, rhs[right.index(str(d))] * rhs_dilate, kernel * rhs_dilate):
+            start = np.arange(result[out.index(str(d))], dtype=np.int64) * stride + k - pad
+            low, high = np.maximum(start, 0), np.minimum(start + kernel - 1, end)
+            counts[d] += int(np.maximum(high // lhs_dilate - (low - 1) // lhs_dilate, 0).sum())
     depth = rhs[right.index("i")]
-    return 2 * products * depth * result[out.index("b")] * result[out.index("f")]
+    return 2 * math.prod(counts) * depth * result[out.index("b")] * result[out.index("f")]
 
 
 def hbm_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:

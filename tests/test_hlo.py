@@ -108,6 +108,12 @@ def test_flops_of_compiled_loops():
             "dim_labels=b0f_0io->b0f",
             2 * (3 * 10 - 2) * 5 * 2,
         ),
+        # The same, dilated: two positions at each end.
+        (
+            "%c = f32[1,10,2]{2,1,0} convolution(%s, %k), window={size=3 pad=2_2 rhs_dilate=2}, "
+            "dim_labels=b0f_0io->b0f",
+            2 * (3 * 10 - 4) * 5 * 2,
+        ),
     ],
 )
 def test_flops_of_convolutions(line, expected):

@@ -253,7 +253,7 @@ def test_a_tpu_slice_that_is_too_small():
     result = run_command(
         "bert_jax.plan",
         *TINY,
-        "--config.batch_size=131072",
+        "--config.batch_size=524288",
         "--config.model.num_hidden_layers=1",
         "--max_seq_length=128",
         "--topology=v5e:2x2",
