@@ -77,6 +77,7 @@ setup(
             "bert-jax-vocab=data_prep.vocab:cli",
             "bert-jax-build=data_prep.build:cli",
             "bert-jax-check=data_prep.check:cli",
+            "bert-jax-plan=bert_jax.plan:cli",
             "bert-jax-pretrain=bert_jax.pretrain:cli",
             "bert-jax-convert=bert_jax.convert:cli",
             "bert-jax-finetune=bert_jax.finetune:cli",

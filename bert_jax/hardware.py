@@ -1,6 +1,7 @@
 """What accelerators can do, and how many FLOPs a training step of BERT needs."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 
@@ -19,6 +20,8 @@ class Chip:
       cores: compute cores that XLA may treat as devices of their own.
       clock_hz: of the matrix units, to turn XLA's cycle estimates into time; None on GPUs, for
         which XLA gives none.
+      torus: dimensions of a TPU's interconnect, two links each; 0 where a switch joins all.
+      ring: a slice's dimension is closed to a ring if its extent is a multiple of this.
     """
 
     name: str
@@ -29,6 +32,8 @@ class Chip:
     interconnect_bandwidth: float
     cores: int = 1
     clock_hz: float | None = None
+    torus: int = 0
+    ring: int = 0
 
 
 # TPUs: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e ("key chip specifications"); GB of HBM are GiB.
@@ -36,10 +41,12 @@ class Chip:
 # Clocks: peak / (2 × multipliers); each TensorCore has four 128 × 128 units, v6e's 256 × 256.
 # GPUs: NVIDIA's data sheets of A100, H100 and H200; NVLink: half of the 600 and 900 GB/s.
 CHIPS = (
-    Chip("v4", ("TPU v4",), 275e12, 32 * 2**30, 1228e9, 300e9, cores=2, clock_hz=1.05e9),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 819e9, 200e9, clock_hz=1.5e9),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * 2**30, 2765e9, 600e9, cores=2, clock_hz=1.75e9),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * 2**30, 1640e9, 400e9, clock_hz=1.75e9),
+    Chip("v4", ("TPU v4",), 275e12, 32 * 2**30, 1228e9, 300e9, 2, 1.05e9, torus=3, ring=4),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 819e9, 200e9, 1, 1.5e9, 2, ring=16),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * 2**30, 2765e9, 600e9, 2, 1.75e9, 3, ring=4),
+    Chip(
+        "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * 2**30, 1640e9, 400e9, 1, 1.75e9, 2, ring=16
+    ),
     Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40e9, 1555e9, 300e9),
     Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9),
     Chip("H100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9),
@@ -55,6 +62,30 @@ def chip_of(device: jax.Device) -> Chip | None:
 def share_of_chip(device: jax.Device, chip: Chip) -> float:
     """The part of `chip` that is this JAX device: half, where each of two cores is a device."""
     return getattr(device, "num_cores", chip.cores) / chip.cores
+
+
+def group_bandwidth(
+    chip: Chip, group: Sequence[jax.Device], devices: Sequence[jax.Device]
+) -> float:
+    """Bytes/s that each device of `group` can send to the others by the links between them.
+
+    On a torus those are the links of the dimensions in which the group extends: two where it spans
+    a closed ring, else one.
+
+    Args:
+      group: devices of one collective.
+      devices: all of the slice.
+    """
+    if not chip.torus or not hasattr(devices[0], "coords"):
+        return chip.interconnect_bandwidth
+    links = 0
+    for d in range(len(devices[0].coords)):
+        extent = len({device.coords[d] for device in devices})
+        spanned = len({device.coords[d] for device in group})
+        if spanned > 1:
+            links += 2 if spanned == extent and extent % chip.ring == 0 else 1
+    # A group of one chip's two cores needs no link: on-chip traffic is not the bottleneck.
+    return chip.interconnect_bandwidth * (links or 2 * chip.torus) / (2 * chip.torus)
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -266,6 +266,22 @@ def _concatenated(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
 
+def batch_shapes(
+    batch_size: int, max_seq_length: int, max_predictions_per_seq: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch as `PretrainingData.read` makes it."""
+    bl, bm = (batch_size, max_seq_length), (batch_size, max_predictions_per_seq)
+    return {
+        "input_ids": jax.ShapeDtypeStruct(bl, np.int32),
+        "attention_mask": jax.ShapeDtypeStruct(bl, np.int32),
+        "token_type_ids": jax.ShapeDtypeStruct(bl, np.int32),
+        "masked_lm_positions": jax.ShapeDtypeStruct(bm, np.int32),
+        "masked_lm_ids": jax.ShapeDtypeStruct(bm, np.int32),
+        "masked_lm_weights": jax.ShapeDtypeStruct(bm, np.float32),
+        "next_sentence_labels": jax.ShapeDtypeStruct((batch_size,), np.int32),
+    }
+
+
 def _padded(x: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1))
 

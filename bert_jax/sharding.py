@@ -126,6 +126,13 @@ def _extent(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Shapes and NamedShardings -> what `jax.jit(…).lower` takes in place of arrays."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of the batch are split over data × fsdp; tensor-parallel devices see the same rows."""
     return NamedSharding(mesh, P(BATCH_AXES))

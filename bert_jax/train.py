@@ -140,6 +140,12 @@ def pretraining_objective(
     return Objective(("mlm_loss", "nsp_loss") if next_sentence else ("mlm_loss",), sums, weights)
 
 
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros([], jnp.float32)
+    return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero)
+
+
 def init_state(
     init_params: Callable[[jax.Array], Any],
     optimizer: optax.GradientTransformation,
@@ -149,9 +155,7 @@ def init_state(
     """A fresh state, born sharded: no device ever holds more than its part."""
 
     def init(key: jax.Array) -> TrainState:
-        params = init_params(key)
-        zero = jnp.zeros([], jnp.float32)
-        return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero)
+        return new_state(init_params(key), optimizer)
 
     key = jax.random.key(seed)
     shardings = sharding.shardings_of(jax.eval_shape(init, key), mesh)
@@ -268,7 +272,17 @@ def make_train_step(
             "accepted": accepted.astype(jnp.float32),
         }
 
-    return OnMesh(jax.jit(step, donate_argnums=0), mesh)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
+    return OnMesh(jitted, mesh)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """What XLA is asked for beyond its defaults when it compiles the training step."""
+    if mesh.devices.flat[0].platform == "tpu" and mesh.shape["fsdp"] > 1:
+        # No windowed einsums, which gather parameters piece by piece between small products: whole,
+        # they arrive while the layer before computes (docs/performance.md).
+        return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
+    return {}
 
 
 def make_eval_step(objective: Objective, mesh: Mesh) -> OnMesh:

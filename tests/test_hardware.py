@@ -4,6 +4,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bert_jax import hardware
@@ -75,3 +76,34 @@ def test_peak_flops(kind, cores, expected):
 def test_device_kinds_are_unambiguous():
     kinds = [kind for chip in hardware.CHIPS for kind in chip.device_kinds]
     assert len(kinds) == len(set(kinds))
+
+
+def slice_of(*extents: int) -> list[types.SimpleNamespace]:
+    """A TPU slice's devices, as far as their place goes; two dimensions or three."""
+    extents = (*extents, 1)[:3]
+    return [types.SimpleNamespace(coords=coords) for coords in np.ndindex(*extents)]
+
+
+@pytest.mark.parametrize(
+    ("name", "extents", "varying", "links"),
+    [
+        ("v5e", (16, 16), (0, 1), 4),  # all of a full pod: two rings of two links
+        ("v5e", (16, 16), (0,), 2),  # a row of it
+        ("v5e", (4, 4), (0, 1), 2),  # lines, not rings: only 16 close
+        ("v5p", (8, 8, 8), (0, 1, 2), 6),
+        ("v5p", (8, 8, 8), (2,), 2),
+        ("v5p", (2, 2, 1), (0, 1), 2),
+    ],
+)
+def test_bandwidth_of_a_group_is_that_of_its_links(name, extents, varying, links):
+    chip = next(chip for chip in hardware.CHIPS if chip.name == name)
+    devices = slice_of(*extents)
+    group = [d for d in devices if all(d.coords[i] == 0 for i in range(3) if i not in varying)]
+    link = chip.interconnect_bandwidth / (2 * chip.torus)
+    assert hardware.group_bandwidth(chip, group, devices) == links * link
+
+
+def test_bandwidth_behind_a_switch_is_the_chip_s():
+    chip = next(chip for chip in hardware.CHIPS if chip.name == "H100")
+    devices = [types.SimpleNamespace() for _ in range(8)]
+    assert hardware.group_bandwidth(chip, devices[:2], devices) == 450e9

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_run import LENGTH, make_data_dir
+from small_run import LENGTH, PREDICTIONS, make_data_dir
 
 from bert_jax import input_pipeline, records, sharding
 from bert_jax.cli import UserError
@@ -92,6 +92,14 @@ def test_batch_arrays_follow_from_the_record(data):
         masked = batch["masked_lm_positions"][i][batch["masked_lm_weights"][i] > 0]
         np.testing.assert_array_equal(masked, np.flatnonzero(ids == 4))
     assert set(batch["next_sentence_labels"]) == {0, 1}
+
+
+def test_batch_shapes_are_those_of_batches(data):
+    shapes = input_pipeline.batch_shapes(7, LENGTH, PREDICTIONS)
+    batch = data.read(0, 7)
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in shapes.items()
+    }
 
 
 def test_evaluation_reads_the_split_once_with_empty_rows_at_the_end(config, mesh):

@@ -132,21 +132,41 @@ def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, varia
         np.testing.assert_allclose(values, reference, rtol=1e-5, err_msg=variant)
 
 
-def test_dropout_drops_at_its_rate_and_keeps_the_mean():
+@pytest.mark.parametrize("rng", ["threefry", "hash"])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rng):
     x = np.ones((64, 33, 40), np.float32)
     keys = train.dropout_keys(0, np.int32(3), 64)
-    y = np.asarray(bert.dropout(x, keys, 0.1, site=5))
+    y = np.asarray(bert.dropout(x, keys, 0.1, site=5, rng=rng))
     dropped = (y == 0).mean()
     assert abs(dropped - 0.1) < 4 * np.sqrt(0.09 / x.size)  # four standard errors
     assert np.unique(y).size == 2 and y.max() == pytest.approx(1 / 0.9, rel=1e-4)
     for other in (
-        bert.dropout(x, keys, 0.1, site=6),
-        bert.dropout(x, train.dropout_keys(0, np.int32(4), 64), 0.1, site=5),
-        bert.dropout(x, train.dropout_keys(1, np.int32(3), 64), 0.1, site=5),
+        bert.dropout(x, keys, 0.1, site=6, rng=rng),
+        bert.dropout(x, train.dropout_keys(0, np.int32(4), 64), 0.1, site=5, rng=rng),
+        bert.dropout(x, train.dropout_keys(1, np.int32(3), 64), 0.1, site=5, rng=rng),
     ):
         agree = (np.asarray(other) == y).mean()
         assert abs(agree - 0.82) < 0.01  # independent draws agree with 0.9² + 0.1²
-    np.testing.assert_array_equal(bert.dropout(x, None, 0.1, site=5), x)
+    np.testing.assert_array_equal(bert.dropout(x, None, 0.1, site=5, rng=rng), x)
+
+
+@pytest.mark.parametrize("rng", ["threefry", "hash"])
+def test_dropout_s_draws_are_independent(rng):
+    keys = train.dropout_keys(0, np.int32(3), 64)
+    dropped = (
+        np.asarray(bert.dropout(np.ones((64, 12, 128, 128), np.float32), keys, 0.1, 5, rng)) == 0
+    )
+    x = (dropped - 0.1) / 0.3  # mean 0, variance 1
+    pairs = {f"{lag} along axis 3": x[..., lag:] * x[..., :-lag] for lag in (1, 2, 3, 13, 55)}
+    for axis in (0, 1, 2):
+        y = np.moveaxis(x, axis, 0)
+        pairs[f"1 along axis {axis}"] = y[1:] * y[:-1]
+    pairs["three in a row"] = x[..., 2:] * x[..., 1:-1] * x[..., :-2]
+    for name, products in pairs.items():
+        z = products.mean() / products.std() * np.sqrt(products.size)
+        assert abs(z) < 4.5, name  # standard errors
+    # Sums over rows spread as those of independent draws do.
+    assert x.sum(3).var() / 128 == pytest.approx(1, abs=0.03)
 
 
 def test_bfloat16_stays_near_float32(config):

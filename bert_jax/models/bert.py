@@ -39,6 +39,8 @@ class BertConfig:
         LayerNorm statistics and losses are float32 always.
       scan_layers: run the layers as one compiled loop over stacked parameters: compiles faster,
         runs slower.
+      dropout_rng: where dropout's bits come from: "threefry", JAX's generator; "hash", a mixing of
+        key and position, which a TPU computes inside the operations that use the bits.
       remat: what the backward pass recomputes instead of storing: "none"; "dots", all but matrix
         products; "full", each layer from its input.
     """
@@ -56,6 +58,7 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     dtype: str = "float32"
+    dropout_rng: str = "threefry"
     scan_layers: bool = False
     remat: str = "none"
 
@@ -69,6 +72,7 @@ class BertConfig:
         for field, allowed in (
             ("hidden_act", tuple(ACTIVATIONS)),
             ("dtype", ("float32", "bfloat16")),
+            ("dropout_rng", ("threefry", "hash")),
             ("remat", ("none", "dots", "full")),
         ):
             if getattr(self, field) not in allowed:
@@ -86,7 +90,9 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: int) -> jax.Array:
+def dropout(
+    x: jax.Array, keys_B: jax.Array | None, rate: float, site: int, rng: str = "threefry"
+) -> jax.Array:
     """Zeroes elements of `x` [B, …, even] with probability `rate` and rescales the rest.
 
     The rate is rounded to 1/65,536: sixteen random bits an element halve the generator's work.
@@ -94,18 +100,39 @@ def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: int) -> j
     Args:
       keys_B: one key an example, or None for no dropout.
       site: which dropout of the model this is; distinct sites draw independently.
+      rng: see `BertConfig.dropout_rng`.
     """
     threshold = round(rate * 2**16)
     if keys_B is None or threshold == 0:
         return x
-    half = (*x.shape[1:-1], x.shape[-1] // 2)
-
-    def draw(key: jax.Array) -> jax.Array:
-        bits = jax.random.bits(jax.random.fold_in(key, site), half, jnp.uint32)
-        return jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(x.shape[1:])
-
-    keep = jax.vmap(draw)(keys_B) >= threshold
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
+    if rng == "hash":
+        keep = _hashed_bits(keys_B, x.shape[1:]) >= jnp.uint32(threshold << 16)
+    else:
+        half = (*x.shape[1:-1], x.shape[-1] // 2)
+        words = jax.vmap(lambda key: jax.random.bits(key, half, jnp.uint32))(keys_B)
+        keep = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape) >= threshold
     return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
+
+
+def _hashed_bits(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """uint32[B, *shape]: the position in `shape`, mixed with the example's key.
+
+    Rounds of MurmurHash3's finaliser over a Weyl sequence, one half of the key before each. The
+    upper bits alone are good. Elementwise, so it runs inside the operation that uses the bits, no
+    mask is stored, and the mesh does not matter. Threefry's bits are stored and reshaped: a quarter
+    of BERT-base's step on TPU v5e.
+    """
+    words_B2 = jax.random.key_data(keys_B)
+    first, second = (words_B2[:, i].reshape(-1, *(1 for _ in shape)) for i in (0, 1))
+    x, stride = first, 0x9E3779B1  # 2³² over the golden ratio
+    for axis in reversed(range(len(shape))):
+        position = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1)
+        x = x + position * jnp.uint32(stride)
+        stride = stride * shape[axis] % 2**32
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = x ^ second
+    return (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
 
 
 def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
@@ -153,7 +180,8 @@ class Embeddings(nn.Module):
             + self.token_type_embeddings(token_type_ids_BL)
         )
         x_BLD = constrain(x_BLD, "batch", None, None)
-        return dropout(self.layer_norm(x_BLD), keys_B, self.config.hidden_dropout_prob, site=0)
+        x_BLD = self.layer_norm(x_BLD)
+        return dropout(x_BLD, keys_B, self.config.hidden_dropout_prob, 0, self.config.dropout_rng)
 
     def attend(self, x_BMD: jax.Array) -> jax.Array:
         """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
@@ -191,7 +219,9 @@ class SelfAttention(nn.Module):
         )
         scores_BHLL = jnp.where(attention_mask_BL[:, None, None, :] > 0, scores_BHLL, -1e30)
         probs_BHLL = jax.nn.softmax(scores_BHLL, axis=-1).astype(x_BLD.dtype)
-        probs_BHLL = dropout(probs_BHLL, keys_B, config.attention_probs_dropout_prob, site)
+        probs_BHLL = dropout(
+            probs_BHLL, keys_B, config.attention_probs_dropout_prob, site, config.dropout_rng
+        )
         y_BLHK = jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
         return dense(config, config.hidden_size, "output")(y_BLHK.reshape(x_BLD.shape))
 
@@ -212,12 +242,12 @@ class Layer(nn.Module):
         config = self.config
         site = 3 * index + 1  # site 0 is the embeddings'
         y_BLD = SelfAttention(config, name="attention")(x_BLD, attention_mask_BL, keys_B, site)
-        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 1)
+        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 1, config.dropout_rng)
         x_BLD = layer_norm(config, "attention_layer_norm")(x_BLD + y_BLD)
         y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
         y_BLF = ACTIVATIONS[config.hidden_act](constrain(y_BLF, "batch", None, "tensor"))
         y_BLD = dense(config, config.hidden_size, "output")(y_BLF)
-        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 2)
+        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 2, config.dropout_rng)
         x_BLD = layer_norm(config, "output_layer_norm")(x_BLD + y_BLD)
         return constrain(x_BLD, "batch", None, None), None  # None: nothing collected by a scan
 

@@ -115,7 +115,7 @@ class BertForSequenceClassification(nn.Module):
             input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
         )
         site = 3 * config.num_hidden_layers + 1
-        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site)
+        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
         return dense(config, self.num_labels, "classifier")(pooled_BD).astype(jnp.float32)
 
 
@@ -138,7 +138,7 @@ class BertForTokenClassification(nn.Module):
             input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
         )
         site = 3 * config.num_hidden_layers + 1
-        x_BLD = dropout(x_BLD, keys_B, config.hidden_dropout_prob, site)
+        x_BLD = dropout(x_BLD, keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
         return dense(config, self.num_labels, "classifier")(x_BLD).astype(jnp.float32)
 
 
@@ -193,7 +193,7 @@ class BertForMultipleChoice(nn.Module):
             keys_B,
         )
         site = 3 * config.num_hidden_layers + 1
-        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site)
+        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
         logits = dense(config, 1, "classifier")(pooled_BD).astype(jnp.float32)
         return logits.reshape(batch, choices)
 

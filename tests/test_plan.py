@@ -1,0 +1,288 @@
+"""The planner on this machine's devices; for TPU slices where libtpu is installed (slow)."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+
+import jax
+import pytest
+from small_run import LENGTH, PREDICTIONS, run_command
+
+from bert_jax import estimate, hardware, input_pipeline, optimizer, phases, plan, sharding, train
+from bert_jax.cli import UserError
+from configs import bert_tiny
+
+LENGTHS = {"max_seq_length": 32, "max_predictions_per_seq": 5}
+TINY = ["--config=configs/bert_tiny.py", "--config.batch_size=8", "--max_seq_length=32"]
+TINY += ["--config.model.vocab_size=1024"]  # a small vocabulary compiles faster
+
+
+def first(config) -> phases.Phase:
+    return phases.resolve(config)[0]
+
+
+def plan_json(capsys, *flags: str) -> dict:
+    plan.main([*TINY, "--json", *flags])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_plan_of_this_machine_s_devices(capsys):
+    result = plan_json(capsys)
+    assert (result["chips"], result["devices"], result["hosts"]) == (1, 1, 1)
+    assert (result["max_seq_length"], result["max_predictions_per_seq"]) == (32, 4)
+    # The program's matrix products are the model's, and not more.
+    assert result["flops"] == pytest.approx(result["model_flops"], rel=0.01)
+    # Two moments a parameter.
+    memory = result["memory"]
+    assert memory["optimizer state"] == pytest.approx(2 * memory["parameters"], rel=1e-4)
+    assert memory["batch"] == 8 * (3 * 32 + 3 * 4 + 1) * 4
+    assert result["collectives"] == {}
+    # Nothing is known of the speed of a CPU, and nothing is made up.
+    assert result["step_seconds"] is result["hours"] is result["fits"] is None
+
+
+def test_text_says_what_is_not_known(capsys):
+    plan.main(TINY)
+    text = capsys.readouterr().out
+    assert "no time: the speed of 'cpu' is not known" in text
+    assert "GiB  parameters" in text
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}])
+def test_collectives_and_memory_of_meshes(axes):
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
+    result = run_command(
+        "bert_jax.plan",
+        *TINY,
+        "--json",
+        *flags,
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        JAX_PLATFORMS="cpu",
+    )
+    assert result.returncode == 0, result.stderr
+    result = json.loads(result.stdout)
+    config = bert_tiny.get_config()
+    config.model.vocab_size = 1024
+    model = train.make_model(config)
+    params = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+    whole = sum(4 * x.size for x in jax.tree.leaves(params))
+    sent = {kind: figures["bytes"] for kind, figures in result["collectives"].items()}
+    assert result["devices"] == 8
+    if axes == {"data": 8}:
+        assert result["memory"]["parameters"] == whole
+        # Each gradient once, and that of the tied embedding at most twice.
+        embedding = 4 * 1024 * 128
+        assert 0.99 < sent["all-reduce"] / (2 * 7 / 8 * whole) < 1.01 + embedding / whole
+    else:
+        # All but biases, LayerNorm and position embeddings are split.
+        assert result["memory"]["parameters"] < whole / 4
+        assert sent["all-gather"] > 0
+
+
+def test_a_program_is_compiled_once(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    once = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: pytest.fail("compiled again"))
+    assert estimate.make_plan(first(config), jax.devices(), **LENGTHS) == once
+    config.model.hidden_dropout_prob = 0.2
+    with pytest.raises(pytest.fail.Exception, match="compiled again"):
+        estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+
+
+@pytest.fixture
+def slow_chip(monkeypatch):
+    """Pretends that the CPU is a chip of 1 GFLOP/s, so that FLOPs decide the time."""
+    chip = hardware.Chip("slow", ("cpu",), 1e9, 2**30, 1e15, 1e9)
+    monkeypatch.setattr(hardware, "CHIPS", (chip,))
+    return chip
+
+
+def test_times_and_hours_follow_from_the_chip(config, slow_chip):
+    result = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    assert result.estimate == "roofline" and result.fits
+    assert result.step_seconds == pytest.approx(result.flops / 1e9, rel=0.01)
+    assert result.utilisation == pytest.approx(result.model_flops / result.flops, rel=0.01)
+    assert result.sequences_per_second == pytest.approx(16 / result.step_seconds)
+    assert result.tokens_per_second == pytest.approx(16 * 32 / result.step_seconds)
+    assert result.hours == pytest.approx(config.num_steps * result.step_seconds / 3600)
+    assert "1 chips" in plan.describe(result) and "roofline" in plan.describe(result)
+
+
+def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch):
+    config.batch_size = 512
+    roomy = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    activations = roomy.memory["activations and gradients"]
+    # Room for a little more than half of the activations.
+    small = roomy.memory_needed - activations + int(0.6 * activations)
+    monkeypatch.setattr(hardware, "CHIPS", (dataclasses.replace(slow_chip, memory_bytes=small),))
+    result = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    assert result.fits is False
+    assert "DOES NOT FIT" in plan.describe(result)
+    fields = plan.what_would_fit(first(config), result, jax.devices(), **LENGTHS)
+    assert any(flags.startswith("--config.accumulate_steps=") for flags in fields)
+    shown = plan.describe(dataclasses.replace(result, would_fit=fields))
+    assert fields[0] in shown
+
+
+def fake_plans(monkeypatch, seconds, fits) -> list[dict]:
+    """Replaces make_plan by functions of the config; returns what it is called with."""
+    calls = []
+
+    def make_plan(phase, devices, **lengths):
+        config = phase.config
+        values = {
+            "batch_size": config.batch_size,
+            "remat": config.model.remat,
+            "fsdp": config.mesh.fsdp,
+        }
+        calls.append(values)
+        if config.mesh.fsdp == 3:
+            raise UserError("does not divide")
+        names = [field.name for field in dataclasses.fields(estimate.Plan)]
+        blank = estimate.Plan(**dict.fromkeys(names))
+        speed = config.batch_size / seconds(values)
+        return dataclasses.replace(blank, fits=fits(values), sequences_per_second=speed)
+
+    monkeypatch.setattr(estimate, "make_plan", make_plan)
+    return calls
+
+
+def test_sweep_finds_the_fastest_that_fits_without_trying_the_hopeless(config, monkeypatch):
+    calls = fake_plans(
+        monkeypatch,
+        seconds=lambda v: v["batch_size"] + {"none": 10, "dots": 20, "full": 30}[v["remat"]],
+        fits=lambda v: v["batch_size"] * {"none": 3, "dots": 2, "full": 1}[v["remat"]] <= 100,
+    )
+    grid = plan.parse_grid("remat,fsdp=1:3,batch_size=16:32:64:128:256", devices=1)
+    tried = plan.sweep(first(config), grid, jax.devices())
+    # 64 fits with full remat alone; 32 fits as it is, and has less overhead than 64 with remat.
+    assert tried[0][0] == {"fsdp": 1, "batch_size": 32, "remat": "none"}
+    assert tried[0][1].fits and tried[-1][1].fits is False
+    chosen = [(c["batch_size"], c["remat"]) for c in calls if c["fsdp"] == 1]
+    assert chosen == [
+        (16, "none"),
+        (32, "none"),
+        (64, "none"),
+        (64, "dots"),
+        (64, "full"),
+        (128, "full"),
+    ]
+
+
+def test_sweep_on_this_machine(capsys):
+    plan.main([*TINY, "--sweep=batch_size=4:8"])
+    text = capsys.readouterr().out
+    assert "best: --config.batch_size=" in text
+    assert "batch_size 4" in text or "batch_size 8" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v9:4x4"], "v9:4x4.* is not known: expected CHIP:SHAPE .* v4, v5e, v5p, v6e"),
+        (["--topology=v5e"], "expected CHIP:SHAPE"),
+        (["--topology=v5e:4x4x4x4"], "expected CHIP:SHAPE"),
+        (["--config.mesh.data=3"], "mesh data=3 .* does not fit 1 device"),
+        (["--config.batch_size=9", "--config.accumulate_steps=2"], "must be a multiple of 2"),
+        (["--sweep=colour"], "cannot vary 'colour': it knows batch_size"),
+        (["--sweep=batch_size=many"], "'many' are not values of batch_size"),
+        (["--sweep=mesh"], "cannot vary 'mesh'"),
+        (["--sweep=fsdp=2:4"], "no combination of fsdp"),
+        (["--max_seq_length=1024"], "beyond config.model.max_position_embeddings=512"),
+        (["--config.modle=1"], "no field"),
+    ],
+)
+def test_mistakes_are_named(flags, message):
+    with pytest.raises(UserError, match=message):
+        plan.main([*TINY, *flags])
+
+
+def test_missing_libtpu_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu, which is not installed: pip install"):
+        estimate.open_devices("v5e:16x16")
+
+
+def test_lengths_come_from_flags_data_or_publication(config):
+    assert estimate.lengths_of(config, 0, 0) == {
+        "max_seq_length": LENGTH,
+        "max_predictions_per_seq": PREDICTIONS,
+    }
+    assert estimate.lengths_of(config, 16, 0)["max_predictions_per_seq"] == PREDICTIONS
+    config.data_dir, config.model.max_position_embeddings = "", 512
+    assert list(estimate.lengths_of(config, 0, 0).values()) == [128, 20]
+    assert list(estimate.lengths_of(config, 512, 0).values()) == [512, 76]
+    assert list(estimate.lengths_of(config, 512, 80).values()) == [512, 80]
+
+
+def test_memory_that_the_compiler_refuses_is_read_from_its_message():
+    message = "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G"
+    assert estimate.refused_memory(message) == {"needed": int(20.5 * 2**30)}
+    message = (
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (198.5G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert estimate.refused_memory(message) == {"temp": int(198.5 * 2**30)}
+    with pytest.raises(UserError, match="refuses the step: INTERNAL"):
+        estimate.refused_memory("INTERNAL: something else")
+
+
+@pytest.mark.slow
+def test_plan_of_a_tpu_slice():
+    pytest.importorskip("libtpu")
+    result = run_command(
+        "bert_jax.plan", *TINY, "--config.batch_size=256", "--topology=v5e:2x4", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    result = json.loads(result.stdout)
+    assert (result["chips"], result["hosts"], result["fits"]) == (8, 2, True)
+    assert result["estimate"] == "compiler"
+    assert result["flops"] == pytest.approx(result["model_flops"], rel=0.01)
+    # The compiler's estimate is never below what memory and matrix units allow.
+    assert result["roofline_seconds"] < result["compiler_seconds"] < 0.01
+    assert math.isclose(
+        result["step_seconds"], result["compiler_seconds"] + result["collective_seconds"]
+    )
+
+
+@pytest.mark.slow
+def test_a_tpu_slice_that_is_too_small():
+    pytest.importorskip("libtpu")
+    result = run_command(
+        "bert_jax.plan",
+        *TINY,
+        "--config.batch_size=524288",
+        "--config.model.num_hidden_layers=1",
+        "--max_seq_length=128",
+        "--topology=v5e:2x2",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    result = json.loads(result.stdout)
+    assert result["fits"] is False
+    assert result["memory_needed"] > result["memory_available"]
+    assert result["would_fit"]
+
+
+def test_the_planned_step_is_the_one_that_trains(config, data_dir):
+    mesh = sharding.make_mesh(**config.mesh)
+    phase = first(config)
+    lowered, shapes, _ = estimate.lower_step(phase, mesh, **LENGTHS)
+    model = train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+
+    def fresh():
+        return train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
+
+    layout = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)  # noqa: E731
+    assert layout(fresh()) == layout(shapes)
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    with data.batches(mesh, 0, 1) as batches:
+        batch = next(iter(batches))
+    objective = train.pretraining_objective(model)
+    step = train.make_train_step(objective, tx, phase.schedule, mesh, config.seed)
+    _, trained = step(fresh(), batch)
+    _, planned = lowered.compile()(fresh(), batch)
+    assert jax.device_get(planned) == jax.device_get(trained)
