@@ -87,8 +87,8 @@ class Plan:
     chip_hours: float | None = None
 
 
-def open_devices(topology: str) -> list[jax.Device]:
-    """The devices of a TPU slice, for compilation alone; this machine's for "".
+def open_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
+    """The devices of TPU slices, for compilation alone; this machine's for "".
 
     Raises:
       UserError: an unknown chip or shape, or libtpu is not installed.
@@ -118,9 +118,11 @@ def open_devices(topology: str) -> list[jax.Device]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(name, value)
-    one_chip = {"chips_per_host_bounds": (1, 1, 1)} if set(match[2]) <= {"1", "x"} else {}
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if set(match[2]) <= {"1", "x"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        described = topologies.get_topology_desc(topology, platform="tpu", **one_chip)
+        described = topologies.get_topology_desc(topology, platform="tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"libtpu refuses the topology {topology}: {error}. Slices have 2 dimensions for v5e "

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from bert_jax import config as config_lib
-from bert_jax import estimate, phases
+from bert_jax import estimate, launch_file, phases, records
 from bert_jax.cli import UserError, run
 from bert_jax.estimate import Plan
 from bert_jax.phases import Phase
@@ -24,12 +25,14 @@ from bert_jax.phases import Phase
 USAGE = """\
 usage: python -m bert_jax.plan --config=configs/bert_base.py --topology=v5e:16x16 \\
          [--sweep=batch_size,fsdp,remat] [--json] [--config.FIELD=VALUE …]
+       python -m bert_jax.plan --launch=launch/bert_base_v5e.toml [--config.FIELD=VALUE …]
 
 Compiles the config's training step for hardware that need not be there and prints memory, step
 time, throughput and hours. TPU slices need the `tpu` extra (on Linux), not a TPU.
 
   --topology: a TPU slice, v4, v5e, v5p or v6e: v5e:16x16, v5p:8x8x8; by default this machine's
     devices.
+  --launch: a launch file (docs/launch.md), which says config, overrides, topology and slices.
   --max_seq_length, --max_predictions_per_seq: by default those of config.data_dir if that is
     given, else 128 tokens, and predictions for 15 % of them.
   --sweep: fields to try values of, from batch_size, accumulate_steps, data, fsdp, tensor, remat,
@@ -241,23 +244,51 @@ def describe_sweep(tried: list[tuple[dict[str, Any], Plan]]) -> str:
     return "\n".join(lines)
 
 
+def _reachable(data_dir: str) -> bool:
+    """Whether the data set is there and can be read from this machine."""
+    try:
+        return (epath.Path(data_dir) / records.MANIFEST).exists()
+    except Exception as error:  # no package for gs://, no network, no permission
+        LOG.debug("%s: %s", data_dir, error)
+        return False
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--topology", default="")
+    parser.add_argument("--launch", default="")
     parser.add_argument("--max_seq_length", type=int, default=0)
     parser.add_argument("--max_predictions_per_seq", type=int, default=0)
     parser.add_argument("--sweep", default="")
     parser.add_argument("--json", action="store_true")
     flags, rest = parser.parse_known_args(argv)
+    num_slices = 1
+    if flags.launch:
+        launch = launch_file.read(flags.launch)
+        if not launch.config:
+            raise UserError(f"{flags.launch} launches {launch.target}, which trains nothing")
+        flags.topology = flags.topology or launch.topology
+        num_slices = launch.num_slices
+        rest = [*launch.config_flags, *rest]
     config, _ = config_lib.parse(rest, USAGE)
-    devices = estimate.open_devices(flags.topology)
+    if flags.launch and not _reachable(config.data_dir):
+        LOG.info(
+            "%s cannot be read from here: taking the lengths as published (--max_seq_length)",
+            config.data_dir,
+        )
+        config.data_dir = ""
+    devices = estimate.open_devices(flags.topology, num_slices)
+    hardware_name = flags.topology
+    if num_slices > 1:
+        hardware_name = f"{num_slices} slices of {flags.topology}"
+        LOG.info("what crosses between slices is timed as if they were one: the truth is slower")
     LOG.info("compiling for %d devices; minutes, the first time", len(devices))
     plans, results, text = [], [], ""
     for number, phase in enumerate(phases.resolve(config)):
         lengths = estimate.lengths_of(
             phase.config, flags.max_seq_length, flags.max_predictions_per_seq
         )
-        arguments = {"devices": devices, **lengths, "hardware_name": flags.topology}
+        arguments = {"devices": devices, **lengths, "hardware_name": hardware_name}
         tried = []
         if flags.sweep:
             tried = sweep(phase, parse_grid(flags.sweep, len(devices)), **arguments)

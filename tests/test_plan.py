@@ -286,3 +286,58 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     _, trained = step(fresh(), batch)
     _, planned = lowered.compile()(fresh(), batch)
     assert jax.device_get(planned) == jax.device_get(trained)
+
+
+def test_launch_file_says_what_is_planned(capsys, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        """
+        target = "slurm"
+        name = "mini"
+        config = "configs/bert_tiny.py:laptop"
+        data_dir = "/nowhere/data"
+        workdir = "/nowhere/run"
+        nodes = 1
+        gpus_per_node = 8
+        cpus_per_node = 8
+        time = "1:00:00"
+        install_dir = "/nowhere"
+
+        [overrides]
+        batch_size = 8
+        model.vocab_size = 1024
+        """
+    )
+    plan.main([f"--launch={path}", "--max_seq_length=32", "--json", "--config.num_steps=700"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["settings"]["batch_size"] == 8 and result["max_seq_length"] == 32
+    assert result["num_steps"] == 700  # flags go over the file
+
+
+def test_launch_file_without_training_is_refused(tmp_path):
+    path = tmp_path / "data.toml"
+    path.write_text(
+        'target = "dataflow"\nname = "d"\nproject = "p"\nregion = "r"\n'
+        'input = "gs://b/*.txt"\ntokenizer = "t"\ndata_dir = "gs://b/d"\n'
+    )
+    with pytest.raises(UserError, match="launches dataflow, which trains nothing"):
+        plan.main([f"--launch={path}"])
+
+
+@pytest.mark.slow
+def test_plan_of_a_launch_on_several_slices():
+    pytest.importorskip("libtpu")
+    result = run_command(
+        "bert_jax.plan",
+        "--launch=launch/bert_base_multislice.toml",
+        "--config.model.num_hidden_layers=1",
+        "--config.model.vocab_size=1024",
+        "--max_seq_length=128",
+        "--max_predictions_per_seq=20",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    planned = json.loads(result.stdout)
+    assert planned["hardware"].startswith("4 slices of v5e:8x8")
+    assert planned["chips"] == 4 * 64 == planned["mesh"]["data"]
+    assert planned["hours"] > 0 and planned["fits"]
