@@ -24,6 +24,8 @@ SLOW = {
     "8x1x1 accumulated": {"accumulate_steps": 2},
     "1x1x1 scanned": {"model.scan_layers": True},
     "1x2x4 dots remat": {"model.remat": "dots"},
+    "1x1x1 threefry": {"model.dropout_rng": "threefry"},
+    "2x2x2 threefry": {"model.dropout_rng": "threefry"},
 }
 
 

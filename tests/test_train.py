@@ -127,9 +127,11 @@ def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, varia
     losses = json.loads(result.stdout)
     reference = losses.pop("1x1x1")
     assert len(set(reference)) == 20
-    assert len(losses) == {"quick": 3, "all": 9}[variants]
+    assert len(losses) == {"quick": 3, "all": 11}[variants]
+    threefry = losses.pop("1x1x1 threefry", None)
     for variant, values in losses.items():
-        np.testing.assert_allclose(values, reference, rtol=1e-5, err_msg=variant)
+        expected = threefry if "threefry" in variant else reference
+        np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=variant)
 
 
 @pytest.mark.parametrize("rng", ["threefry", "hash"])

@@ -39,8 +39,8 @@ class BertConfig:
         LayerNorm statistics and losses are float32 always.
       scan_layers: run the layers as one compiled loop over stacked parameters: compiles faster,
         runs slower.
-      dropout_rng: where dropout's bits come from: "threefry", JAX's generator; "hash", a mixing of
-        key and position, which a TPU computes inside the operations that use the bits.
+      dropout_rng: where dropout's bits come from: "hash", a mixing of key and position, which runs
+        inside the operations that use the bits; "threefry", JAX's own generator.
       remat: what the backward pass recomputes instead of storing: "none"; "dots", all but matrix
         products; "full", each layer from its input.
     """
@@ -58,7 +58,7 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     dtype: str = "float32"
-    dropout_rng: str = "threefry"
+    dropout_rng: str = "hash"
     scan_layers: bool = False
     remat: str = "none"
 
@@ -91,7 +91,7 @@ class BertConfig:
 
 
 def dropout(
-    x: jax.Array, keys_B: jax.Array | None, rate: float, site: int, rng: str = "threefry"
+    x: jax.Array, keys_B: jax.Array | None, rate: float, site: int, rng: str = "hash"
 ) -> jax.Array:
     """Zeroes elements of `x` [B, …, even] with probability `rate` and rescales the rest.
 
