@@ -19,7 +19,7 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from bert_jax import hardware, hlo, input_pipeline, optimizer, records, sharding, train
+from bert_jax import hardware, hlo, input_pipeline, records, sharding, train
 from bert_jax.cli import UserError
 from bert_jax.phases import Phase
 
@@ -189,7 +189,7 @@ def lower_step(
     """The step that pretraining runs in `phase`, ready to compile, and its arguments as shapes."""
     config = phase.config
     model = train.make_model(config)
-    tx = optimizer.make_optimizer(config.optimizer)
+    tx = phase.make_optimizer()
     # The key is made inside: outside, it would be an array on a device.
     state = jax.eval_shape(
         lambda: train.new_state(train.init_params(model, jax.random.key(config.seed)), tx)
@@ -197,15 +197,7 @@ def lower_step(
     state = sharding.abstract(state, sharding.shardings_of(state, mesh))
     batch = input_pipeline.batch_shapes(config.batch_size, max_seq_length, max_predictions_per_seq)
     batch = sharding.abstract(batch, {name: sharding.batch_sharding(mesh) for name in batch})
-    step = train.make_train_step(
-        train.pretraining_objective(model),
-        tx,
-        phase.schedule,
-        mesh,
-        config.seed,
-        config.accumulate_steps,
-        config.guard.max_loss_ratio,
-    )
+    step = phase.make_train_step(model, mesh)
     return step.lower(state, batch), state, batch
 
 

@@ -18,7 +18,6 @@ from bert_jax import (
     hardware,
     input_pipeline,
     metrics,
-    optimizer,
     phases,
     sharding,
     train,
@@ -88,7 +87,6 @@ class _Run:
                 )
 
         # State: a checkpoint in workdir > config.init_from > fresh parameters.
-        self.optimizer = optimizer.make_optimizer(self.phases[0].config.optimizer)
         identity = {
             "tokenizer": tokenizer.fingerprint,
             "phases": {
@@ -102,7 +100,10 @@ class _Run:
         self.store = checkpoint.CheckpointStore(workdir, config, tokenizer, identity)
         closing.callback(self.store.close)
         self.state = train.init_state(
-            lambda key: train.init_params(self.model, key), self.optimizer, self.mesh, config.seed
+            lambda key: train.init_params(self.model, key),
+            self.phases[0].make_optimizer(),
+            self.mesh,
+            config.seed,
         )
         if self.store.latest_step is not None:
             self.state = self.store.restore(self.state)
@@ -140,28 +141,16 @@ class _Run:
         """Trains from the present step to the end of a phase."""
         phase, data, config = self.phases[number], self.data[number], self.config
         batch_size = phase.config.batch_size
-        self.optimizer = optimizer.make_optimizer(phase.config.optimizer)
         if phase.reset_moments and self.step == phase.start:
-            self.state = train.reset_moments(self.state, self.optimizer, self.mesh)
-        objective = train.pretraining_objective(self.model, data.has_next_sentence_labels)
-        eval_step = train.make_eval_step(
-            train.pretraining_objective(
-                self.model,
-                data.has_next_sentence_labels,
-                data.tokenizer.mask_id,
-                data.token_ranks_V,
-            ),
-            self.mesh,
+            self.state = train.reset_moments(self.state, phase.make_optimizer(), self.mesh)
+        train_step = phase.make_train_step(self.model, self.mesh, data.has_next_sentence_labels)
+        objective = train.pretraining_objective(
+            self.model,
+            data.has_next_sentence_labels,
+            data.tokenizer.mask_id,
+            data.token_ranks_V,
         )
-        train_step = train.make_train_step(
-            objective,
-            self.optimizer,
-            phase.schedule,
-            self.mesh,
-            config.seed,
-            phase.config.accumulate_steps,
-            config.guard.max_loss_ratio,
-        )
+        eval_step = train.make_eval_step(objective, self.mesh)
         flops = hardware.training_flops(
             self.model.config,
             data.max_seq_length,

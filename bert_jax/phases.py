@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.sharding import Mesh
 
-from bert_jax import optimizer
+from bert_jax import optimizer, train
 from bert_jax.cli import UserError
+from bert_jax.models.heads import BertForPreTraining
 
 FIELDS = (
     "num_steps",
@@ -38,6 +40,24 @@ class Phase:
     config: ml_collections.ConfigDict
     schedule: optax.Schedule
     reset_moments: bool = False
+
+    def make_optimizer(self) -> optax.GradientTransformation:
+        """The phase's optimizer; the moments of all phases are laid out alike."""
+        return optimizer.make_optimizer(self.config.optimizer)
+
+    def make_train_step(
+        self, model: BertForPreTraining, mesh: Mesh, next_sentence: bool = True
+    ) -> train.OnMesh:
+        """The step that pretraining runs, and that the planner compiles."""
+        return train.make_train_step(
+            train.pretraining_objective(model, next_sentence),
+            self.make_optimizer(),
+            self.schedule,
+            mesh,
+            self.config.seed,
+            self.config.accumulate_steps,
+            self.config.guard.max_loss_ratio,
+        )
 
 
 def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
