@@ -3,9 +3,11 @@
     python -m bert_jax.pretrain --config=configs/bert_medium.py --workdir=gs://BUCKET/bert_medium \\
         --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
 
-One TPU chip or GPU; faster on a host of 4 or 8. A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like
-BERT-base; google-research/bert gives its checkpoint a GLUE score of 73.5. `:laptop` shortens the
-run, for a CPU; see bert_base.py, which explains every field.
+One TPU chip or GPU; faster on a host of 4 or 8.
+
+A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like BERT-base;
+google-research/bert gives its checkpoint a GLUE score of 73.5. `:laptop` shortens the run, for a CPU;
+see bert_base.py, which explains every field.
 """
 
 import ml_collections

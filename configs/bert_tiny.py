@@ -3,9 +3,11 @@
     python -m bert_jax.pretrain --config=configs/bert_tiny.py --workdir=gs://BUCKET/bert_tiny \\
         --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
 
-One TPU chip or GPU, or a laptop. A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like
-BERT-base; google-research/bert gives its checkpoint a GLUE score of 64.2. `:laptop` shortens the
-run, for a CPU; see bert_base.py, which explains every field.
+One TPU chip or GPU, or a laptop.
+
+A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like BERT-base;
+google-research/bert gives its checkpoint a GLUE score of 64.2. `:laptop` shortens the run, for a CPU;
+see bert_base.py, which explains every field.
 """
 
 import ml_collections
