@@ -6,7 +6,7 @@
 One TPU chip or GPU; a laptop for a trial.
 
 A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like BERT-base;
-google-research/bert gives its checkpoint a GLUE score of 65.8. `:laptop` shortens the run, for a CPU;
+google-research/bert gives its checkpoint a GLUE score of 65.8. `:laptop` is a short run for a CPU;
 see bert_base.py, which explains every field.
 """
 

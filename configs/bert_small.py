@@ -6,7 +6,7 @@
 One TPU chip or GPU.
 
 A size of Turc et al. 2019 ("Well-Read Students Learn Better"), pretrained like BERT-base;
-google-research/bert gives its checkpoint a GLUE score of 71.2. `:laptop` shortens the run, for a CPU;
+google-research/bert gives its checkpoint a GLUE score of 71.2. `:laptop` is a short run for a CPU;
 see bert_base.py, which explains every field.
 """
 
