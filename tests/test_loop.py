@@ -109,8 +109,9 @@ def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path):
 def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
     """With a checkpoint after every other step, many of them fall into a save."""
     config.update(num_steps=400, eval_every=50, checkpoint_every=2, keep_checkpoints=2)
-    process = start(config, tmp_path / "whole")
-    assert process.wait() == 0
+    whole = start(config, tmp_path / "whole")
+    _, error = whole.communicate()
+    assert whole.returncode == 0, error
     rng = np.random.default_rng(0)
     steps = []
     for _ in range(10):
