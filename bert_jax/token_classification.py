@@ -17,7 +17,7 @@ import optax
 
 from bert_jax import scores, tables
 from bert_jax.cli import UserError
-from bert_jax.tasks import Batch, Feature, class_names, parse_labels
+from bert_jax.tasks import Batch, Feature, class_names, class_weights, parse_labels
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -39,6 +39,7 @@ class TokenClassification:
         self._config = config
         self._tokenizer = tokenizer
         self._names = parse_labels(config.labels)
+        self._class_weights_C = np.ones(1)
 
     def read(self, source: str) -> list[TaggedSentence]:
         sentences = read_sentences(
@@ -68,6 +69,11 @@ class TokenClassification:
             raise UserError(
                 f"the training set has the label {class_names(self.labels)} alone: two are needed"
             )
+        self._class_weights_C = class_weights(
+            self._config.class_weights,
+            self.labels,
+            (label for example in examples for label in example.labels),
+        )
 
     def features(self, examples: list[TaggedSentence]) -> list[Feature]:
         index = {label: i for i, label in enumerate(self.labels)}
@@ -122,10 +128,16 @@ class TokenClassification:
         loss_BL = optax.softmax_cross_entropy_with_integer_labels(
             logits_BLC, jnp.maximum(batch["token_labels"], 0)
         )
-        return jnp.sum(loss_BL * _scored(batch))
+        return jnp.sum(loss_BL * self._weights(batch))
 
     def loss_weight(self, batch: Batch) -> jax.Array:
-        return jnp.sum(_scored(batch))
+        return jnp.sum(self._weights(batch))
+
+    def _weights(self, batch: Batch) -> jax.Array:
+        """float32[B, L]: the class's weight on words' first pieces, 0 elsewhere and in padding."""
+        labels_BL = batch["token_labels"]
+        weights_BL = jnp.asarray(self._class_weights_C)[jnp.maximum(labels_BL, 0)]
+        return (labels_BL >= 0) * weights_BL * batch["weights"][:, None]
 
     def evaluate(
         self,
@@ -156,11 +168,6 @@ class TokenClassification:
             for example, prediction in zip(examples, predictions, strict=True)
         ]
         return figures, lines
-
-
-def _scored(batch: Batch) -> jax.Array:
-    """float32[B, L]: 1 on the first pieces of words, 0 elsewhere and in rows of padding."""
-    return (batch["token_labels"] >= 0) * batch["weights"][:, None]
 
 
 def to_iob2(labels: Sequence[str]) -> list[str]:

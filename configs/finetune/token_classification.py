@@ -26,4 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The labels in order, each "value in the file=name" or the value alone, separated by commas.
     # "" takes those of the training file, O first. IOB1 becomes IOB2.
     config.labels = ""
+    # What each class counts in the training loss: "" alike, "balanced" by the inverse of its
+    # frequency, or one number a label in their order, separated by commas.
+    config.class_weights = ""
     return config
