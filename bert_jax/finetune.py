@@ -28,9 +28,9 @@ usage: python -m bert_jax.finetune --config=configs/finetune/text_classification
          --config.train_file=FILE --config.validation_file=FILE [--config.FIELD=VALUE …]
 
 Fine-tunes a pretrained BERT and exports it to DIR/hf, which transformers' pipelines load. The same
-command again goes on from the last checkpoint. --config.seeds='(0,1,2)' and
---config.learning_rates='(2e-5,3e-5)' make all these runs and compare them. Add --config=FILE to
-this help to see the config's fields.
+command again goes on from the last checkpoint. --config.seeds=0,1,2 and
+--config.learning_rates=2e-5,3e-5 make all these runs and compare them. Add --config=FILE to this
+help to see the config's fields.
 """
 
 
@@ -232,8 +232,8 @@ def finetune(
 
     Returns:
       the validation figures of the selected epoch ("accuracy", "f1", "majority_share", … by task),
-      "epoch", "examples", "seconds" of training and evaluation, and "parity" of the export (NaN
-      without torch).
+      "epoch", "examples", "seconds" of this call without the export, and "parity" of the export
+      (NaN without torch).
 
     Raises:
       UserError: data, model, config and workdir do not fit each other.
@@ -409,6 +409,7 @@ def finetune(
     if step != last_step or not figures:
         placed = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
         figures, lines = evaluate(placed)
+    seconds = time.monotonic() - started
     parity = convert.write_hf(selected, workdir, workdir / "hf")
     with (workdir / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -416,7 +417,7 @@ def finetune(
     results = figures | {
         "epoch": step // steps_per_epoch,
         "examples": len(inputs.train_examples),
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
         "parity": parity.largest,
     }
     # Last: its presence says that the run is finished.

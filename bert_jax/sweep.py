@@ -28,13 +28,17 @@ def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.C
     rates = tuple(config.learning_rates) or (config.optimizer.learning_rate,)
     seeds = tuple(config.seeds) or (config.seed,)
     for field, values, valid, expected in (
-        ("seeds", seeds, lambda x: type(x) is int and x >= 0, "whole numbers from 0"),
-        ("learning_rates", rates, lambda x: type(x) in (int, float) and x > 0, "numbers above 0"),
+        ("seeds", seeds, lambda x: type(x) is int and x >= 0, "whole numbers from 0, as in 0,1,2"),
+        (
+            "learning_rates",
+            rates,
+            lambda x: type(x) in (int, float) and x > 0,
+            "numbers above 0, as in 2e-5,3e-5",
+        ),
     ):
         if not all(map(valid, values)) or len(set(values)) < len(values):
             raise UserError(
-                f"config.{field}={values!r}: expected different {expected}, such as "
-                f"--config.{field}='{'(0,1,2)' if field == 'seeds' else '(2e-5,3e-5)'}'"
+                f"config.{field}={values!r}: expected different {expected} (--config.{field}=…)"
             )
     configs = {}
     for rate in map(float, rates):

@@ -195,7 +195,7 @@ def read_sentences(
     """Reads tagged sentences.
 
     Args:
-      source: a .jsonl file or "hf:NAME[/CONFIG]:SPLIT" with a list of words and a list of labels a
+      source: a .jsonl file or a data set (hf:, tfds:) with a list of words and a list of labels a
         row (the columns named); any other file is read as CoNLL: a word a line, its columns
         separated by blanks, the word first and its label in column `tag_index`, sentences separated
         by empty lines, -DOCSTART- lines skipped.
@@ -203,8 +203,8 @@ def read_sentences(
     Raises:
       UserError: nothing there, columns missing, a word without a label.
     """
-    if source.startswith("hf:"):
-        sentences = list(_from_hf(source, words_column, tags_column))
+    if tables.is_data_set(source):
+        sentences = list(_from_data_set(source, words_column, tags_column))
     elif source.endswith(".jsonl"):
         sentences = list(_from_jsonl(source, words_column, tags_column))
     else:
@@ -248,11 +248,10 @@ def _from_jsonl(source: str, words_column: str, tags_column: str):
         yield _sentence(place, row, words_column, tags_column)
 
 
-def _from_hf(source: str, words_column: str, tags_column: str):
-    data = tables.load_hf(source)
-    feature = getattr(data.features.get(tags_column), "feature", None)
-    names = getattr(feature, "names", None)  # of a ClassLabel
-    for number, row in enumerate(data):
+def _from_data_set(source: str, words_column: str, tags_column: str):
+    rows, classes = tables.load(source)
+    names = classes.get(tags_column)
+    for number, row in enumerate(rows):
         row = dict(row)
         if names and row.get(tags_column):
             row[tags_column] = [names[tag] for tag in row[tags_column]]

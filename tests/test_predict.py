@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import pathlib
+import re
 import sys
 import types
 
 import jax
 import ml_collections
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -154,6 +158,44 @@ def test_embed(pooling, models, tmp_path):
     }[pooling]
     expected = torch.nn.functional.normalize(expected).numpy()
     np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
+
+
+def test_embed_to_parquet(models, tmp_path, monkeypatch):
+    workdir, _ = models["pretraining"]
+    path = tmp_path / "input.jsonl"
+    path.write_text('{"text": "the film", "id": 7}\n\n{"text": "good"}\n')
+    flags = ["embed", f"--model={workdir}", f"--input={path}"]
+    for name in ("vectors.parquet", "vectors.npy"):
+        predict.main([*flags, f"--output={tmp_path / name}"])
+    read = pyarrow.parquet.read_table(tmp_path / "vectors.parquet").to_pydict()
+    assert read["row"] == [0, 1] and read["id"] == ["7", None]
+    np.testing.assert_array_equal(read["embedding"], np.load(tmp_path / "vectors.npy"))
+    path.write_text('{"text": "the film"}\n')
+    predict.main([*flags, f"--output={tmp_path / 'vectors.parquet'}"])
+    read = pyarrow.parquet.read_table(tmp_path / "vectors.parquet")
+    assert read.column_names == ["row", "embedding"]
+    path.write_text("\n")
+    with pytest.raises(UserError, match="has no texts"):
+        predict.main([*flags, f"--output={tmp_path / 'none.parquet'}"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"none\.parquet needs pyarrow: pip install"):
+        predict.main([*flags, f"--output={tmp_path / 'none.parquet'}"])
+    assert not (tmp_path / "none.parquet").exists()
+
+
+def test_the_guides_logistic_regression(models, tmp_path, monkeypatch, capsys):
+    """The example of docs/finetuning.md, as it stands there."""
+    guide = pathlib.Path(__file__).resolve().parent.parent / "docs" / "finetuning.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "LogisticRegression" in block)
+    rows = [f"{text},{stars}" for text, stars in zip(TEXTS * 4, "135" * 4, strict=True)]
+    for name in ("train.csv", "dev.csv"):
+        (tmp_path / name).write_text("\n".join(["review,stars", *rows]) + "\n")
+    monkeypatch.setenv("PYTHONPATH", str(guide.parent.parent))
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("MODEL", str(models["pretraining"][0])), {})
+    assert float(capsys.readouterr().out) == 1.0
 
 
 def test_answer(models, tmp_path):

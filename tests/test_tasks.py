@@ -1,6 +1,9 @@
 """Reading, joining, batching and scoring, against transformers and scikit-learn where they can."""
 
+import functools
 import json
+import sys
+import types
 
 import datasets
 import numpy as np
@@ -345,6 +348,61 @@ def test_hugging_face_data_sets(monkeypatch):
         tables.read("hf:nowhere:train", ["x"])
     with pytest.raises(UserError, match=r"name a split, e\.g\. hf:squad:train"):
         tables.read("hf:squad", ["x"])
+
+
+def test_tensorflow_data_sets(monkeypatch):
+    """tfds: sources, with the library replaced by data sources of the same structure."""
+    label = types.SimpleNamespace(names=["negative", "positive"])
+    tags = types.SimpleNamespace(feature=types.SimpleNamespace(names=["O", "B-PER"]))
+    text = types.SimpleNamespace()
+    bytes_array = functools.partial(np.array, dtype=object)
+    data = {
+        ("glue/sst2:2.0.0", "train[:1%]"): (
+            [
+                {"idx": np.int32(0), "sentence": "schön".encode(), "label": np.int64(1)},
+                {"idx": np.int32(1), "sentence": b"?", "label": np.int64(-1)},
+            ],
+            {"idx": text, "sentence": text, "label": label},
+        ),
+        ("conll", "dev"): (
+            [{"tokens": bytes_array([b"Ann", b"sings"]), "ner": np.array([1, 0])}],
+            {"tokens": types.SimpleNamespace(feature=text), "ner": tags},
+        ),
+        ("squad", "train"): (
+            [
+                {
+                    "id": b"x",
+                    "question": b"who sings?",
+                    "context": b"Ann sings.",
+                    "answers": {"text": bytes_array([b"Ann"]), "answer_start": np.array([0])},
+                }
+            ],
+            {name: text for name in ("id", "question", "context", "answers")},
+        ),
+    }
+
+    class Source(list):
+        def __init__(self, rows, features):
+            super().__init__(rows)
+            self.dataset_info = types.SimpleNamespace(features=features)
+
+    fake = types.SimpleNamespace(data_source=lambda name, split: Source(*data[name, split]))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    rows = tables.read("tfds:glue/sst2:2.0.0:train[:1%]", ["sentence", "label", "idx"])
+    assert [tuple(row.values.values()) for row in rows] == [
+        ("schön", "positive", "0"), ("?", "", "1")
+    ]  # fmt: skip
+    sentences = token_classification.read_sentences("tfds:conll:dev", "tokens", "ner", -1)
+    assert [(x.words, x.labels) for x in sentences] == [(("Ann", "sings"), ("B-PER", "O"))]
+    question = question_answering.read_squad("tfds:squad:train")[0]
+    assert (question.id, question.answers, question.start) == ("x", ("Ann",), 0)
+    with pytest.raises(UserError, match=r"could not be loaded \(KeyError"):
+        tables.read("tfds:nowhere:train", ["x"])
+    with pytest.raises(UserError, match=r"name a split, e\.g\. tfds:squad:train"):
+        tables.read("tfds:squad", ["x"])
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=r"needs: pip install 'bert_jax\[tfds\]'"):
+        tables.read("tfds:squad:train", ["x"])
 
 
 def test_every_recipe_reads():
