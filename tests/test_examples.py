@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+import pytest
+import torch
 import transformers
 from small_finetune import make_pretrained, write_reviews
 
@@ -18,7 +20,16 @@ def load(name):
     return module
 
 
-def test_finetune_with_transformers(tmp_path):
+@pytest.fixture
+def one_thread():
+    """So small a model trains fastest so, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_finetune_with_transformers(tmp_path, one_thread):
     convert.to_hf(make_pretrained(tmp_path / "workdir"), tmp_path / "export")
     for name, count in (("train", 600), ("dev", 101)):
         path = tmp_path / f"{name}.csv"
