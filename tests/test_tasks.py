@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
+import torch
 import transformers
 
 from bert_jax import (
@@ -23,6 +24,8 @@ from bert_jax import (
     tokenizer,
 )
 from bert_jax.cli import UserError
+from configs.finetune import text_classification as text_classification_recipe
+from configs.finetune import token_classification as token_classification_recipe
 
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
 
@@ -301,6 +304,39 @@ def test_bad_squad_files(content, message, tmp_path):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=message):
         question_answering.read_squad(str(tmp_path / "x.json"))
+
+
+def test_class_weights_as_torch_weighs():
+    rng = np.random.default_rng(0)
+    config = text_classification_recipe.get_config()
+    config.class_weights = "1,4,0.5"
+    task = tasks.TextClassification(config, TOKENIZER)
+    task.set_labels([tasks.TextExample("", ("w1",), label) for label in "abc"])
+    logits = rng.normal(0, 1, (5, 3)).astype("f4")
+    labels = np.array([0, 1, 2, 2, 1])
+    batch = {"labels": labels, "weights": np.array([1, 1, 1, 1, 0], "f4")}  # the last is padding
+    ours = task.loss_sum(logits, batch) / task.loss_weight(batch)
+    weights = torch.tensor([1, 4, 0.5])
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[:4]), torch.tensor(labels[:4]), weight=weights
+    )
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+
+    config = token_classification_recipe.get_config()
+    config.class_weights = "1,4,0.5"
+    task = token_classification.TokenClassification(config, TOKENIZER)
+    task.set_labels([token_classification.TaggedSentence("", ("w",) * 3, ("a", "b", "c"))])
+    logits = rng.normal(0, 1, (3, 4, 3)).astype("f4")
+    labels = np.array([[-1, 0, 1, -1], [-1, 2, 2, -1], [-1, 1, 1, -1]])
+    batch = {"token_labels": labels, "weights": np.array([1, 1, 0], "f4")}
+    ours = task.loss_sum(logits, batch) / task.loss_weight(batch)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[:2]).flatten(0, 1),
+        torch.tensor(labels[:2]).flatten(),
+        weight=weights,
+        ignore_index=-1,
+    )
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
 
 
 def test_hugging_face_data_sets(monkeypatch):
