@@ -170,11 +170,9 @@ def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.
         train_dataset=rows,
         eval_dataset=validation_rows,
     )
-    trainer.args.prediction_loss_only = True  # the evaluations on the way need no logits
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started
-    trainer.args.prediction_loss_only = False
     logits = trainer.predict(validation_rows).predictions
     if config.task == "question_answering":
         logits = np.stack(logits[:2], axis=-1)

@@ -100,12 +100,16 @@ class Inputs:
 
     def identity(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
         """What must not change when a run goes on: with other data it would be another run."""
-        rows = [list(self.task.labels), [sorted(f.arrays.items()) for f in self.features]]
         return {
             "tokenizer": self.loaded.tokenizer.fingerprint,
-            "data": hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest(),
+            "data": self._fingerprint(self.features),
             "batch_size": config.batch_size,
         }
+
+    def _fingerprint(self, features: list[Any]) -> str:
+        """SHA-256 of rows and labels."""
+        rows = [list(self.task.labels), [sorted(f.arrays.items()) for f in features]]
+        return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
 
     def resolved(
         self, config: ml_collections.ConfigDict, init: str | epath.PathLike
@@ -117,6 +121,7 @@ class Inputs:
                 "init": str(init),
                 "model": dataclasses.asdict(self.model),
                 "labels": list(self.task.labels),
+                "validation_data": self._fingerprint(self.validation_features),
                 "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
             }
         )

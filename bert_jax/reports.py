@@ -126,7 +126,7 @@ def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.P
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    size = max(4.0, 0.4 * len(labels) + 2)
+    size = min(max(4.0, 0.4 * len(labels) + 2), 40.0)  # inches
     figure, axis = pyplot.subplots(figsize=(size, size), layout="constrained")
     shares_CC = matrix_CC / np.maximum(matrix_CC.sum(1, keepdims=True), 1)
     axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
