@@ -277,7 +277,8 @@ def test_frozen_encoder(pretrained, config, tmp_path):
 
 def test_layerwise_learning_rates(config):
     config.layer_lr_decay = 0.5
-    config.optimizer.learning_rate_rules = (("classifier/bias", 0.25),)  # one's own come first
+    # One's own come first.
+    config.optimizer.learning_rate_rules = (("classifier/bias", 0.25), ("layer_1/output/", 0.75))
     model = BertConfig(**SIZES | {"num_hidden_layers": 2})
     module = heads.BertForSequenceClassification(model, 2)
     ids = np.zeros((1, 8), np.int32)
@@ -287,6 +288,7 @@ def test_layerwise_learning_rates(config):
     assert factors["classifier"] == {"kernel": 1.0, "bias": 0.25}
     assert set(jax.tree.leaves(factors["bert"]["pooler"])) == {1.0}
     encoder = factors["bert"]["encoder"]
+    assert set(jax.tree.leaves(encoder["layer_1"].pop("output"))) == {0.75}
     assert set(jax.tree.leaves(encoder["layer_1"])) == {0.5}
     assert set(jax.tree.leaves(encoder["layer_0"])) == {0.25}
     assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.125}
