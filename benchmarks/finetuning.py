@@ -173,6 +173,8 @@ def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started
+    # The Trainer sorts by length here too; the logits are wanted in the order of the rows.
+    trainer.args.train_sampling_strategy = "sequential"
     logits = trainer.predict(validation_rows).predictions
     if config.task == "question_answering":
         logits = np.stack(logits[:2], axis=-1)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from small_finetune import TOKENIZER, make_pretrained, write_reviews
 
-from bert_jax import convert
+from bert_jax import convert, finetune
 from bert_jax.cli import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -80,6 +80,21 @@ def test_finished_runs_are_stored_and_reused(benchmark, flags, tmp_path, monkeyp
         benchmark.main([*flags, "--num_epochs=4"])
     with pytest.raises(UserError, match="poems unknown"):
         benchmark.main([*flags, "--tasks=poems"])
+
+
+def test_the_trainers_predictions_are_those_of_its_rows(benchmark, flags, tmp_path):
+    pytest.importorskip("accelerate")
+    data = tmp_path / "data" / "sst2"
+    config = benchmark.TASKS["sst2"][0]()
+    config.train_file, config.validation_file = str(data / "train.tsv"), str(data / "train.tsv")
+    config.max_seq_length = 32
+    config.num_epochs = 40
+    config.batch_size = 8
+    config.optimizer.learning_rate = 1e-2
+    model = flags[0].removeprefix("--model=")
+    inputs = finetune.read_inputs(config, model)
+    lines, _ = benchmark.train_there(config, model, inputs, tmp_path / "trainer")
+    assert benchmark.quality(config.task, lines)["accuracy"] > 0.9
 
 
 def test_torch_rows_are_as_transformers_makes_them(benchmark, flags):
