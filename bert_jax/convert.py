@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from bert_jax import hub
 from bert_jax.cli import UserError, run
 
 # Imported where used, so that --help answers at once: bert_jax.checkpoint (Orbax), flax, jax.
@@ -457,6 +458,9 @@ def _parser() -> argparse.ArgumentParser:
     to.add_argument(
         "--max_shard_size", type=_size, default="5GB", help="split larger weights over files"
     )
+    to.add_argument(
+        "--push_to_hub", default="", metavar="REPO", help="upload it to that repository of the hub"
+    )
     back = commands.add_parser("from-hf", help="import a Hugging Face BERT as a WORKDIR")
     back.add_argument("--model", required=True, help="directory or hub name")
     back.add_argument("--output", required=True, help="WORKDIR to write")
@@ -466,11 +470,24 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.command == "to-hf":
+        repository = arguments.push_to_hub
+        client = None
+        if repository:  # before the export, which takes minutes for a large model
+            if "://" in arguments.output:
+                raise UserError(f"--push_to_hub needs a local --output, not {arguments.output}")
+            client = hub.client(repository)
         report = to_hf(
             arguments.checkpoint, arguments.output, arguments.dtype, arguments.max_shard_size
         )
         print(report)
         print(f"wrote {arguments.output}")
+        if client:
+            if not report.verified:
+                raise UserError(
+                    f"{arguments.output} was not compared with transformers, so it is not "
+                    "uploaded: pip install 'bert_jax[hf]'"
+                )
+            print(f"uploaded to {hub.push(client, arguments.output, repository)}")
     else:
         parts = from_hf(arguments.model, arguments.output)
         left_out = [part for part in PARTS if part not in parts]

@@ -1,12 +1,14 @@
 """Command: fine-tunes a pretrained BERT on a task, evaluates it, exports it for transformers.
 
-WORKDIR receives config.json, checkpoints/, metrics.jsonl, results.json,
-predictions.jsonl (of the validation file) and hf/, the fine-tuned model for transformers.
+WORKDIR receives config.json, checkpoints/, metrics.jsonl, results.json, predictions.jsonl and
+report.txt (of the validation file), and hf/, the fine-tuned model for transformers. With several
+seeds or learning rates each run has a directory of its own in WORKDIR: see bert_jax.sweep.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -26,8 +28,9 @@ usage: python -m bert_jax.finetune --config=configs/finetune/text_classification
          --config.train_file=FILE --config.validation_file=FILE [--config.FIELD=VALUE …]
 
 Fine-tunes a pretrained BERT and exports it to DIR/hf, which transformers' pipelines load. The same
-command again goes on from the last checkpoint. Add --config=FILE to this help to see the
-config's fields.
+command again goes on from the last checkpoint. --config.seeds=0,1,2 and
+--config.learning_rates=2e-5,3e-5 make all these runs and compare them. Add --config=FILE to this
+help to see the config's fields.
 """
 
 
@@ -78,12 +81,80 @@ def start_params(fresh: Any, loaded: Any, task: str, labels: Sequence[str], new_
     return traverse_util.unflatten_dict(started, sep="/"), sorted(flat.keys() - found.keys())
 
 
-def data_fingerprint(task: Any, features: Sequence[Any]) -> str:
-    """SHA-256 of the training rows: going on with other data would not be going on."""
-    text = json.dumps(
-        [list(task.labels), [sorted(f.arrays.items()) for f in features]], default=str
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the runs of a sweep share: the model to start from, and the data, read and checked.
+
+    Attributes:
+      loaded: the `checkpoint.Loaded` to start from.
+      model: its BertConfig, as it is fine-tuned.
+    """
+
+    loaded: Any
+    model: Any
+    task: Any
+    train_examples: list[Any]
+    validation_examples: list[Any]
+    features: list[Any]
+    validation_features: list[Any]
+
+    def identity(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """What must not change when a run goes on: with other data it would be another run."""
+        return {
+            "tokenizer": self.loaded.tokenizer.fingerprint,
+            "data": self._fingerprint(self.features),
+            "batch_size": config.batch_size,
+        }
+
+    def _fingerprint(self, features: list[Any]) -> str:
+        """SHA-256 of rows and labels."""
+        rows = [list(self.task.labels), [sorted(f.arrays.items()) for f in features]]
+        return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
+
+    def resolved(
+        self, config: ml_collections.ConfigDict, init: str | epath.PathLike
+    ) -> ml_collections.ConfigDict:
+        """`config` with what follows from model and data: WORKDIR/config.json."""
+        return ml_collections.ConfigDict(
+            config.to_dict()
+            | {
+                "init": str(init),
+                "model": dataclasses.asdict(self.model),
+                "labels": list(self.task.labels),
+                "validation_data": self._fingerprint(self.validation_features),
+                "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
+            }
+        )
+
+
+def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -> Inputs:
+    """Reads the model at `init` and the data of `config`; writes nothing.
+
+    Raises:
+      UserError: settings, model and data do not fit each other.
+    """
+    from bert_jax import tasks
+    from bert_jax.models.bert import BertConfig
+
+    loaded = load_init(init)
+    model = BertConfig(
+        **loaded.config.model.to_dict()
+        | {"dtype": config.dtype, "scan_layers": False, "remat": "none"}
     )
-    return hashlib.sha256(text.encode()).hexdigest()
+    check_config(config, model)
+    task = tasks.make_task(config, loaded.tokenizer)
+    train_examples = task.read(config.train_file)
+    validation_examples = task.read(config.validation_file)
+    task.set_labels(train_examples)
+    return Inputs(
+        loaded=loaded,
+        model=model,
+        task=task,
+        train_examples=train_examples,
+        validation_examples=validation_examples,
+        features=task.features(train_examples),
+        validation_features=task.features(validation_examples),
+    )
 
 
 def check_config(config: ml_collections.ConfigDict, model: Any) -> None:
@@ -99,20 +170,75 @@ def check_config(config: ml_collections.ConfigDict, model: Any) -> None:
         )
     if config.select not in ("last", "best"):
         raise UserError(f"config.select={config.select!r} is neither 'last' nor 'best'")
-    for field, least in (("max_seq_length", 8), ("batch_size", 1), ("num_epochs", 1)):
+    limits = {"max_seq_length": 8, "batch_size": 1, "num_epochs": 1, "early_stopping": 0}
+    for field, least in limits.items():
         if config[field] < least:
             raise UserError(f"config.{field}={config[field]}, expected at least {least}")
 
 
+def learning_rate_rules(
+    config: ml_collections.ConfigDict, num_layers: int
+) -> tuple[tuple[str, float], ...]:
+    """`optimizer.learning_rate_rules` with those of `freeze_encoder` and `layer_lr_decay` behind.
+
+    The head and the pooler learn at the full rate, the top layer at `layer_lr_decay` times it, each
+    layer below at that share of the one above, the embeddings at the least (Clark et al. 2020).
+
+    Raises:
+      UserError: settings that exclude each other, or a decay that is none.
+    """
+    rules = tuple(config.optimizer.learning_rate_rules)
+    decay = config.layer_lr_decay
+    if not 0 < decay <= 1:
+        raise UserError(
+            f"config.layer_lr_decay={decay}, expected more than 0 and at most 1 (1: off); to train "
+            "the head alone set --config.freeze_encoder=True"
+        )
+    if config.freeze_encoder:
+        if decay != 1:
+            raise UserError(
+                f"config.freeze_encoder=True leaves config.layer_lr_decay={decay} nothing to act "
+                "on: set one of them"
+            )
+        return (*rules, ("^bert/(embeddings|encoder)/", 0.0))
+    if decay == 1:
+        return rules
+    layers = ((f"^bert/encoder/layer_{i}/", decay ** (num_layers - i)) for i in range(num_layers))
+    return (*rules, *layers, ("^bert/embeddings/", decay ** (num_layers + 1)))
+
+
+def evaluations(workdir: epath.PathLike, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every evaluation of a run; a value that was not finite counts as lowest."""
+    from bert_jax import metrics
+
+    name = f"eval_{metric}"
+    lines = [line for line in metrics.read(workdir) if name in line]
+    return [(line["step"], -math.inf if line[name] is None else line[name]) for line in lines]
+
+
+def has_stalled(scores: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` evaluations brought nothing above the best before; 0: never.
+
+    has_stalled([0.5, 0.7, 0.7, 0.6], 2) -> True
+    """
+    return 0 < patience < len(scores) and max(scores[-patience:]) <= max(scores[:-patience])
+
+
 def finetune(
-    config: ml_collections.ConfigDict, init: str | epath.PathLike, workdir: str | epath.PathLike
+    config: ml_collections.ConfigDict,
+    init: str | epath.PathLike,
+    workdir: str | epath.PathLike,
+    inputs: Inputs | None = None,
 ) -> dict[str, float]:
     """Fine-tunes the model at `init` as `config` says; goes on if `workdir` has a checkpoint.
 
+    Args:
+      inputs: those of `config` and `init`, if they have been read already.
+
     Returns:
       the validation figures of the selected epoch ("accuracy", "f1", "majority_share", … by task),
-      "epoch", "examples", "seconds" of training and evaluation, and "parity" of the export (NaN
-      without torch).
+      "epoch", "examples", "seconds" of this call without the export, and "parity" of the export
+      (NaN without torch).
 
     Raises:
       UserError: data, model, config and workdir do not fit each other.
@@ -120,31 +246,31 @@ def finetune(
     import jax
     import numpy as np
 
-    from bert_jax import batching, checkpoint, convert, metrics, optimizer, sharding, tasks, train
-    from bert_jax.models.bert import BertConfig
+    from bert_jax import (
+        batching,
+        checkpoint,
+        convert,
+        metrics,
+        optimizer,
+        reports,
+        sharding,
+        tasks,
+        train,
+    )
 
     started = time.monotonic()
     workdir = epath.Path(workdir)
 
     # Model and data, checked whole before anything is written.
-    loaded = load_init(init)
-    model = BertConfig(
-        **loaded.config.model.to_dict()
-        | {"dtype": config.dtype, "scan_layers": False, "remat": "none"}
-    )
-    check_config(config, model)
+    inputs = inputs or read_inputs(config, init)
+    task, model, tokenizer = inputs.task, inputs.model, inputs.loaded.tokenizer
+    features, validation_features = inputs.features, inputs.validation_features
     mesh = sharding.make_mesh(**config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(
             f"config.batch_size={config.batch_size} is not a multiple of the "
             f"{mesh.shape['data'] * mesh.shape['fsdp']} devices that share it"
         )
-    task = tasks.make_task(config, loaded.tokenizer)
-    train_examples = task.read(config.train_file)
-    validation_examples = task.read(config.validation_file)
-    task.set_labels(train_examples)
-    features = task.features(train_examples)
-    validation_features = task.features(validation_examples)
     lengths = [np.shape(feature.arrays["input_ids"])[-1] for feature in features]
     validation_lengths = [
         np.shape(feature.arrays["input_ids"])[-1] for feature in validation_features
@@ -158,6 +284,7 @@ def finetune(
     # State: a checkpoint in workdir > the parameters of `init`.
     tx_config = ml_collections.ConfigDict(config.optimizer.to_dict())
     tx_config.warmup_steps = int(config.optimizer.warmup_fraction * num_steps)
+    tx_config.learning_rate_rules = learning_rate_rules(config, model.num_hidden_layers)
     tx = optimizer.make_optimizer(tx_config)
     schedule = optimizer.make_schedule(tx_config, num_steps)
     module = tasks.make_module(config.task, model, len(task.labels))
@@ -166,41 +293,34 @@ def finetune(
     state = train.init_state(
         lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed
     )
-    params, fresh = start_params(state.params, loaded, config.task, task.labels, config.new_head)
-    state = state.replace(params=params)
-    resolved = ml_collections.ConfigDict(
-        config.to_dict()
-        | {
-            "init": str(init),
-            "model": dataclasses.asdict(model),
-            "labels": list(task.labels),
-            "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
-        }
+    optimizer.values_of_rules(tx_config.learning_rate_rules, state.params, 1.0)  # each applies
+    params, fresh = start_params(
+        state.params, inputs.loaded, config.task, task.labels, config.new_head
     )
-    tokenizer = loaded.tokenizer
-    del loaded, params  # the host's copy of the parameters
-    identity = {
-        "tokenizer": tokenizer.fingerprint,
-        "data": data_fingerprint(task, features),
-        "batch_size": config.batch_size,
-    }
-    store = checkpoint.CheckpointStore(workdir, resolved, tokenizer, identity)
+    state = state.replace(params=params)
+    del params
+    store = checkpoint.CheckpointStore(
+        workdir, inputs.resolved(config, init), tokenizer, inputs.identity(config)
+    )
+    # The host's copy of the parameters is not needed any more.
+    inputs = dataclasses.replace(inputs, loaded=None)
     if store.latest_step is not None:
         state = store.restore(state)
     start_step = int(state.step)
     writer = metrics.MetricWriter(workdir, start_step)
     progress = metrics.Progress(num_steps)
     progress.note(
-        f"{len(train_examples):,} examples to train on, {len(validation_examples):,} to evaluate; "
-        f"padded to {', '.join(map(str, buckets))} tokens; fresh: {', '.join(fresh) or 'nothing'}"
+        f"{len(inputs.train_examples):,} examples to train on, "
+        f"{len(inputs.validation_examples):,} to evaluate; padded to "
+        f"{', '.join(map(str, buckets))} tokens; fresh: {', '.join(fresh) or 'nothing'}"
     )
     if start_step:
         progress.note(f"going on from step {start_step:,} of {num_steps:,} in {workdir}")
 
     # Steps.
     def apply(params: Any, batch: tasks.Batch, keys_B: jax.Array | None) -> jax.Array:
-        inputs = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-        return module.apply({"params": params}, *inputs, keys_B=keys_B)
+        arrays = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+        return module.apply({"params": params}, *arrays, keys_B=keys_B)
 
     objective = train.Objective(
         losses=("task_loss",),
@@ -226,7 +346,7 @@ def finetune(
                 logits = predict_step(params, jax.device_put(batch, placement))
             for i, row in zip(indices, jax.device_get(logits), strict=False):
                 outputs[i] = row
-        return task.evaluate(validation_examples, validation_features, outputs)
+        return task.evaluate(inputs.validation_examples, validation_features, outputs)
 
     window = (start_step, time.monotonic())
 
@@ -246,56 +366,68 @@ def finetune(
     checkpoint_every = config.checkpoint_every if config.select == "last" else 0
     figures, lines = {}, []
     arrays = [feature.arrays for feature in features]
-    for epoch in range(start_step // steps_per_epoch, config.num_epochs):
-        batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
-        done = max(0, start_step - epoch * steps_per_epoch)  # of this epoch, before a restart
-        pending: tuple[int, Any] | None = None  # figures of a step that may still be running
-        stream = batching.iterate(arrays, batches[done:], buckets, config.batch_size)
-        for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + done + 1):
-            state, values = train_step(state, jax.device_put(batch, placement))
-            # One step late: the device is busy with this step while the host reads the one before.
-            if pending:
-                jax.block_until_ready(pending[1])
-                if pending[0] % config.log_every == 0:
-                    report(*pending)
-            pending = (step, values)
-            if checkpoint_every and step % checkpoint_every == 0 and step % steps_per_epoch:
-                store.save(step, state)
-        report(*pending)
-        before = time.monotonic()
-        figures, lines = evaluate(state.params)
-        writer.write(step, {f"eval_{name}": value for name, value in figures.items()})
-        progress.note(
-            f"epoch {epoch + 1} of {config.num_epochs}: "
-            + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        )
-        store.save(step, state)
-        # Evaluation is not training time.
-        window = (window[0], window[1] + time.monotonic() - before)
-    store.close()
-    writer.close()
-    progress.close()
+    try:
+        for epoch in range(start_step // steps_per_epoch, config.num_epochs):
+            # Read from the file, so that a run that goes on stops where it would have.
+            so_far = [value for _, value in evaluations(workdir, task.metric)]
+            if has_stalled(so_far, config.early_stopping):
+                progress.note(
+                    f"stopped after epoch {epoch} of {config.num_epochs}: no better {task.metric} "
+                    f"within {config.early_stopping} evaluations (config.early_stopping)"
+                )
+                break
+            batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
+            done = max(0, start_step - epoch * steps_per_epoch)  # of this epoch, before a restart
+            pending: tuple[int, Any] | None = None  # figures of a step that may still be running
+            stream = batching.iterate(arrays, batches[done:], buckets, config.batch_size)
+            for step, (_, batch) in enumerate(stream, epoch * steps_per_epoch + done + 1):
+                state, values = train_step(state, jax.device_put(batch, placement))
+                # One step late: the device works on this step while the host reads the one before.
+                if pending:
+                    jax.block_until_ready(pending[1])
+                    if pending[0] % config.log_every == 0:
+                        report(*pending)
+                pending = (step, values)
+                if checkpoint_every and step % checkpoint_every == 0 and step % steps_per_epoch:
+                    store.save(step, state)
+            report(*pending)
+            before = time.monotonic()
+            figures, lines = evaluate(state.params)
+            writer.write(step, {f"eval_{name}": value for name, value in figures.items()})
+            progress.note(
+                f"epoch {epoch + 1} of {config.num_epochs}: "
+                + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            )
+            store.save(step, state)
+            # Evaluation is not training time.
+            window = (window[0], window[1] + time.monotonic() - before)
+    finally:  # an interrupted run must not hold on to its workdir
+        store.close()
+        writer.close()
+        progress.close()
 
     # Results: the selected epoch, evaluated, exported, and written down.
-    step = num_steps
+    last_step = step = int(state.step)
     if config.select == "best":
-        scored = [line for line in metrics.read(workdir) if f"eval_{task.metric}" in line]
-        step = max(scored, key=lambda line: line[f"eval_{task.metric}"])["step"]
+        step, _ = max(evaluations(workdir, task.metric), key=lambda pair: pair[1])
     selected = checkpoint.load(workdir / checkpoint.CHECKPOINTS / str(step))
-    if step != num_steps or not figures:
+    if step != last_step or not figures:
         placed = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
         figures, lines = evaluate(placed)
-    report = convert.write_hf(selected, workdir, workdir / "hf")
+    seconds = time.monotonic() - started
+    parity = convert.write_hf(selected, workdir, workdir / "hf")
     with (workdir / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    reports.write(workdir, config.task, task.labels, lines)
     results = figures | {
         "epoch": step // steps_per_epoch,
-        "examples": len(train_examples),
-        "seconds": time.monotonic() - started,
-        "parity": report.largest,
+        "examples": len(inputs.train_examples),
+        "seconds": seconds,
+        "parity": parity.largest,
     }
+    # Last: its presence says that the run is finished.
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    progress.note(str(report))
+    progress.note(str(parity))
     return results
 
 
@@ -306,10 +438,19 @@ def main(argv: Sequence[str]) -> None:
         init="WORKDIR of a pretraining or fine-tuning, Hugging Face directory or hub name",
         workdir="directory of this run, local or gs://",
     )
-    results = finetune(config, values["init"], values["workdir"])
+    workdir = epath.Path(values["workdir"])
+    if config.seeds or config.learning_rates:
+        from bert_jax import sweep
+
+        print(sweep.table(sweep.sweep(config, values["init"], workdir)))
+        print(f"wrote {workdir}/summary.json, hf (the best run's, for transformers), and every run")
+        return
+    results = finetune(config, values["init"], workdir)
+    if (workdir / "report.txt").exists():
+        print((workdir / "report.txt").read_text())
     for name, value in results.items():
         print(f"{name:16} {value:.4g}")
-    print(f"wrote {values['workdir']}/hf (for transformers), predictions.jsonl, metrics.jsonl")
+    print(f"wrote {workdir}/hf (for transformers), predictions.jsonl, metrics.jsonl")
 
 
 def cli() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax import vectors
 from bert_jax.cli import UserError, run
 
 # JAX, and what imports it, is imported inside the functions: --help must answer at once.
@@ -344,7 +345,10 @@ def _parser() -> argparse.ArgumentParser:
             "--model", required=True, help="WORKDIR, checkpoint, Hugging Face directory or hub name"
         )
         command.add_argument("--input", default="-", help="a file; - is standard input (default)")
-        command.add_argument("--output", default="-", help="a file; - is standard output (default)")
+        kinds = " (.npy and .parquet: the vectors alone)" if name == "embed" else ""
+        command.add_argument(
+            "--output", default="-", help=f"a file{kinds}; - is standard output (default)"
+        )
         command.add_argument("--jsonl", action="store_true", help="lines are JSON objects")
         command.add_argument("--batch_size", type=int, default=32)
         command.add_argument(
@@ -374,6 +378,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
+    if arguments.command == "embed":
+        vectors.check(arguments.output)
     if arguments.input == "-":
         lines: Iterable[str] = sys.stdin
     else:
@@ -383,17 +389,8 @@ def main(argv: Sequence[str]) -> None:
     jsonl = arguments.jsonl or arguments.input.endswith(".jsonl")
     name = "standard input" if arguments.input == "-" else arguments.input
     results = predictions(arguments, read_records(lines, name, arguments.command, jsonl))
-    if arguments.command == "embed" and arguments.output.endswith(".npy"):
-        import io
-
-        import numpy as np
-
-        vectors = [vector for _, vector in results]
-        if not vectors:
-            raise UserError(f"{name} has no texts")
-        buffer = io.BytesIO()
-        np.save(buffer, np.stack(vectors).astype(np.float32))
-        epath.Path(arguments.output).write_bytes(buffer.getvalue())
+    if arguments.command == "embed" and epath.Path(arguments.output).suffix in vectors.FORMATS:
+        vectors.write(arguments.output, results, name)
         return
     texts = (
         json.dumps(

@@ -241,16 +241,17 @@ def best_score(score: Any, prediction: str, answers: Sequence[str]) -> float:
 
 
 def read_squad(source: str) -> list[Question]:
-    """Reads a SQuAD file (1.1 or 2.0, .json) or "hf:NAME:SPLIT" with SQuAD's columns.
+    """Reads a SQuAD file (1.1 or 2.0, .json) or a data set (hf:, tfds:) with its columns.
 
     Raises:
       UserError: nothing there, another structure, an empty text, an answer that does not stand in
         its context where the file says.
     """
-    if source.startswith("hf:"):
+    if tables.is_data_set(source):
+        data, _ = tables.load(source)
         rows = [
-            (str(row["id"]), row["question"], row["context"], _hf_answers(row["answers"]))
-            for row in tables.load_hf(source)
+            (str(row["id"]), row["question"], row["context"], _columns_answers(row["answers"]))
+            for row in data
         ]
     else:
         try:
@@ -291,5 +292,5 @@ def _squad_rows(squad: Any):
                 yield str(qa["id"]), qa["question"], paragraph["context"], pairs
 
 
-def _hf_answers(answers: dict[str, list]) -> list[tuple[str, int]]:
+def _columns_answers(answers: dict[str, list]) -> list[tuple[str, int]]:
     return list(zip(answers["text"], answers["answer_start"], strict=True))

@@ -1,16 +1,20 @@
-"""Labelled data as rows of named columns: CSV, TSV and JSONL files, Hugging Face data sets."""
+"""Labelled data as rows of named columns: CSV, TSV and JSONL files, data sets (hf:, tfds:)."""
 
 import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 from bert_jax.cli import UserError
 
 FORMATS = (".csv", ".tsv", ".jsonl")
+DATA_SETS = ("hf:", "tfds:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +30,13 @@ def read(source: str, columns: Sequence[str]) -> list[Row]:
 
     Args:
       source: a .csv (quoted as Excel and pandas write it), .tsv (no quoting, as GLUE's files) or
-        .jsonl file, the first two with a header line; or "hf:NAME[/CONFIG]:SPLIT".
+        .jsonl file, the first two with a header line; or a data set, as `load` takes it.
       columns: names that must be there.
 
     Raises:
       UserError: nothing there, another format, not UTF-8, a column missing, a broken row, no rows.
     """
-    rows = list(_hf_rows(source) if source.startswith("hf:") else _file_rows(source, columns))
+    rows = list(_data_set_rows(source) if is_data_set(source) else _file_rows(source, columns))
     if not rows:
         raise UserError(f"{source} has no rows")
     for row in rows:  # the first row of a table, any object of a JSONL file
@@ -67,7 +71,9 @@ def read_text(source: str, what: str = "file") -> str:
 def _file_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
     path = epath.Path(source)
     if path.suffix not in FORMATS:
-        raise UserError(f"{source}: expected a file that ends in {', '.join(FORMATS)}, or hf:NAME")
+        raise UserError(
+            f"{source}: expected a file that ends in {', '.join(FORMATS)}, or hf:NAME, tfds:NAME"
+        )
     text = read_text(source)
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
@@ -111,12 +117,37 @@ def _json_object(place: str, line: str) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in values.items()}
 
 
-def load_hf(source: str) -> Sequence[dict]:
-    """'hf:glue/sst2:train' -> the split of a Hugging Face data set.
+def is_data_set(source: str) -> bool:
+    """Whether `source` names a data set, not a file."""
+    return source.startswith(DATA_SETS)
+
+
+def load(source: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
+    """The rows of a data set, and the class names of the columns that hold classes.
+
+        load("hf:glue/sst2:train") -> [{"sentence": "…", "label": 1}, …],
+                                      {"label": ["negative", "positive"]}
+
+    Args:
+      source: "hf:NAME[/CONFIG]:SPLIT" of the Hugging Face hub, or
+        "tfds:NAME[/CONFIG][:VERSION]:SPLIT" of TensorFlow Datasets.
 
     Raises:
-      UserError: no split named, `datasets` not installed, or no such data set or split.
+      UserError: no split named, the extra not installed, or no such data set or split.
     """
+    rows, features = _load_hf(source) if source.startswith("hf:") else _load_tfds(source)
+    names = {}
+    for column, feature in features.items():
+        # A class, or a list of classes.
+        found = getattr(feature, "names", None) or getattr(
+            getattr(feature, "feature", None), "names", None
+        )
+        if found:
+            names[column] = found
+    return rows, names
+
+
+def _load_hf(source: str) -> tuple[Iterable[dict[str, Any]], Any]:
     name, _, split = source.removeprefix("hf:").partition(":")
     if not split:
         raise UserError(f"{source}: name a split, e.g. {source}:train")
@@ -129,23 +160,50 @@ def load_hf(source: str) -> Sequence[dict]:
     reasons = []
     for arguments in ([(head, tail)] if head else []) + [(name,)]:
         try:
-            return datasets.load_dataset(*arguments, split=split)
+            data = datasets.load_dataset(*arguments, split=split)
+            return data, data.features
         except Exception as error:  # the hub client raises a dozen unrelated types
             reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     raise UserError(f"{source} could not be loaded ({reasons[0]})")
 
 
-def _hf_rows(source: str) -> Iterator[Row]:
-    data = load_hf(source)
-    names = {
-        column: feature.names
-        for column, feature in data.features.items()
-        if type(feature).__name__ == "ClassLabel"
-    }
-    for number, values in enumerate(data):
+def _load_tfds(source: str) -> tuple[Iterable[dict[str, Any]], Any]:
+    """Through the data set's data source, which needs no TensorFlow."""
+    # A colon before a digit belongs to the version.
+    match = re.fullmatch(r"tfds:([^:\[]+(?::\d[\w.*]*)?):(.+)", source)
+    if not match:
+        raise UserError(f"{source}: name a split, e.g. {source}:train")
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise UserError(f"{source} needs: pip install 'bert_jax[tfds]'") from None
+    try:
+        data = tensorflow_datasets.data_source(match[1], split=match[2])
+    except Exception as error:  # not found, not prepared, no network: unrelated types
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{source} could not be loaded ({type(error).__name__}: {reason})"
+        ) from None
+    return (_plain(data[i]) for i in range(len(data))), data.dataset_info.features
+
+
+def _plain(value: Any) -> Any:
+    """Bytes and arrays of TensorFlow Datasets as strings, lists and numbers."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _data_set_rows(source: str) -> Iterator[Row]:
+    rows, names = load(source)
+    for number, values in enumerate(rows):
         row = {}
         for column, value in values.items():
-            if column in names and value is not None:
+            if column in names and isinstance(value, int):
                 # -1 is the data sets' mark of a row without a label.
                 row[column] = names[column][value] if value >= 0 else ""
             else:

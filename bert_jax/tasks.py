@@ -4,8 +4,9 @@ A task reads examples, turns each into features (rows of a batch), names the mod
 and makes figures and predictions of the module's outputs. B batch, L length, C classes.
 """
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -188,6 +189,7 @@ class TextClassification:
         self._config = config
         self._tokenizer = tokenizer
         self._names = parse_labels(config.labels)
+        self._class_weights_C = np.ones(1)
 
     def read(self, source: str) -> list[TextExample]:
         return [
@@ -207,6 +209,9 @@ class TextClassification:
             raise UserError(
                 f"the training set has the label {self.labels[0]!r} alone: a classifier needs two"
             )
+        self._class_weights_C = class_weights(
+            self._config.class_weights, self.labels, [example.label for example in examples]
+        )
 
     def features(self, examples: list[TextExample]) -> list[Feature]:
         index = {label: i for i, label in enumerate(self.labels)}
@@ -226,10 +231,14 @@ class TextClassification:
 
     def loss_sum(self, logits_BC: jax.Array, batch: Batch) -> jax.Array:
         loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, batch["labels"])
-        return jnp.sum(loss_B * batch["weights"])
+        return jnp.sum(loss_B * self._weights(batch))
 
     def loss_weight(self, batch: Batch) -> jax.Array:
-        return jnp.sum(batch["weights"])
+        return jnp.sum(self._weights(batch))
+
+    def _weights(self, batch: Batch) -> jax.Array:
+        """float32[B]: the weight of each row's class, 0 for padding."""
+        return batch["weights"] * jnp.asarray(self._class_weights_C)[batch["labels"]]
 
     def evaluate(
         self, examples: list[TextExample], features: list[Feature], outputs: list[np.ndarray]
@@ -327,6 +336,36 @@ def parse_labels(text: str) -> dict[str, str]:
             raise UserError(f"config.labels={text!r} has {value!r} twice")
         names[value] = name or value
     return names
+
+
+def class_weights(text: str, labels: Sequence[str], examples: Iterable[str]) -> np.ndarray:
+    """float32[C]: what an example of each class counts in the loss, the least being 1.
+
+    The loss is a weighted mean, so common factors do not matter; weights of 1 and more add up to
+    1 and more in every batch.
+
+    Args:
+      text: "" for equal weights; "balanced" for the inverse of the class's frequency; or one number
+        a label, in their order: "1,4".
+      examples: the labels of the training set.
+
+    Raises:
+      UserError: another text, or not as many numbers above 0 as there are labels.
+    """
+    if not text:
+        return np.ones(len(labels), np.float32)
+    if text == "balanced":
+        counts = collections.Counter(examples)
+        # A class that never comes is never weighed.
+        weights = [1 / max(counts[label], 1) for label in labels]
+    else:
+        weights = [_number(part) for part in text.split(",")]
+        if len(weights) != len(labels) or not all(x is not None and x > 0 for x in weights):
+            raise UserError(
+                f"config.class_weights={text!r}: expected 'balanced', or {len(labels)} numbers "
+                f"above 0 separated by commas, one a label ({class_names(labels)})"
+            )
+    return np.array(weights, np.float32) / min(weights)
 
 
 def _is_int(text: str) -> bool:

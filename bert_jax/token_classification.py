@@ -17,7 +17,7 @@ import optax
 
 from bert_jax import scores, tables
 from bert_jax.cli import UserError
-from bert_jax.tasks import Batch, Feature, class_names, parse_labels
+from bert_jax.tasks import Batch, Feature, class_names, class_weights, parse_labels
 from bert_jax.tokenizer import Tokenizer
 
 
@@ -39,6 +39,7 @@ class TokenClassification:
         self._config = config
         self._tokenizer = tokenizer
         self._names = parse_labels(config.labels)
+        self._class_weights_C = np.ones(1)
 
     def read(self, source: str) -> list[TaggedSentence]:
         sentences = read_sentences(
@@ -68,6 +69,11 @@ class TokenClassification:
             raise UserError(
                 f"the training set has the label {class_names(self.labels)} alone: two are needed"
             )
+        self._class_weights_C = class_weights(
+            self._config.class_weights,
+            self.labels,
+            (label for example in examples for label in example.labels),
+        )
 
     def features(self, examples: list[TaggedSentence]) -> list[Feature]:
         index = {label: i for i, label in enumerate(self.labels)}
@@ -122,10 +128,16 @@ class TokenClassification:
         loss_BL = optax.softmax_cross_entropy_with_integer_labels(
             logits_BLC, jnp.maximum(batch["token_labels"], 0)
         )
-        return jnp.sum(loss_BL * _scored(batch))
+        return jnp.sum(loss_BL * self._weights(batch))
 
     def loss_weight(self, batch: Batch) -> jax.Array:
-        return jnp.sum(_scored(batch))
+        return jnp.sum(self._weights(batch))
+
+    def _weights(self, batch: Batch) -> jax.Array:
+        """float32[B, L]: the class's weight on words' first pieces, 0 elsewhere and in padding."""
+        labels_BL = batch["token_labels"]
+        weights_BL = jnp.asarray(self._class_weights_C)[jnp.maximum(labels_BL, 0)]
+        return (labels_BL >= 0) * weights_BL * batch["weights"][:, None]
 
     def evaluate(
         self,
@@ -158,11 +170,6 @@ class TokenClassification:
         return figures, lines
 
 
-def _scored(batch: Batch) -> jax.Array:
-    """float32[B, L]: 1 on the first pieces of words, 0 elsewhere and in rows of padding."""
-    return (batch["token_labels"] >= 0) * batch["weights"][:, None]
-
-
 def to_iob2(labels: Sequence[str]) -> list[str]:
     """Marks the beginning of every entity with B-; labels of other schemes stay as they are.
 
@@ -188,7 +195,7 @@ def read_sentences(
     """Reads tagged sentences.
 
     Args:
-      source: a .jsonl file or "hf:NAME[/CONFIG]:SPLIT" with a list of words and a list of labels a
+      source: a .jsonl file or a data set (hf:, tfds:) with a list of words and a list of labels a
         row (the columns named); any other file is read as CoNLL: a word a line, its columns
         separated by blanks, the word first and its label in column `tag_index`, sentences separated
         by empty lines, -DOCSTART- lines skipped.
@@ -196,8 +203,8 @@ def read_sentences(
     Raises:
       UserError: nothing there, columns missing, a word without a label.
     """
-    if source.startswith("hf:"):
-        sentences = list(_from_hf(source, words_column, tags_column))
+    if tables.is_data_set(source):
+        sentences = list(_from_data_set(source, words_column, tags_column))
     elif source.endswith(".jsonl"):
         sentences = list(_from_jsonl(source, words_column, tags_column))
     else:
@@ -241,11 +248,10 @@ def _from_jsonl(source: str, words_column: str, tags_column: str):
         yield _sentence(place, row, words_column, tags_column)
 
 
-def _from_hf(source: str, words_column: str, tags_column: str):
-    data = tables.load_hf(source)
-    feature = getattr(data.features.get(tags_column), "feature", None)
-    names = getattr(feature, "names", None)  # of a ClassLabel
-    for number, row in enumerate(data):
+def _from_data_set(source: str, words_column: str, tags_column: str):
+    rows, classes = tables.load(source)
+    names = classes.get(tags_column)
+    for number, row in enumerate(rows):
         row = dict(row)
         if names and row.get(tags_column):
             row[tags_column] = [names[tag] for tag in row[tags_column]]

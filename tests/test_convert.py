@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import shutil
+import sys
 
+import huggingface_hub
 import jax
 import ml_collections
 import numpy as np
@@ -241,6 +244,61 @@ def test_without_torch_says_not_verified(workdir, tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     convert.main(["to-hf", f"--checkpoint={workdir}", f"--output={tmp_path / 'hf'}"])
     assert "not verified" in capsys.readouterr().out
+
+
+class FakeHub:
+    """Stands in for huggingface_hub.HfApi; keeps what it is asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repository, exist_ok):
+        self.calls.append(("create", repository, exist_ok))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        names = {path.name for path in pathlib.Path(folder_path).iterdir()}
+        self.calls.append(("upload", repo_id, names))
+
+
+def test_push_to_hub(workdir, tmp_path, monkeypatch, capsys):
+    fake = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    flags = ["to-hf", f"--checkpoint={workdir}", f"--output={tmp_path / 'hf'}"]
+    push = [*flags, "--push_to_hub=me/model"]
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="me/model needs a token"):
+        convert.main(push)
+    assert not (tmp_path / "hf").exists()
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    convert.main(push)
+    (_, *created), (_, repository, names) = fake.calls
+    assert created == ["me/model", True] and repository == "me/model"
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert "uploaded to https://huggingface.co/me/model" in capsys.readouterr().out
+
+    report = parity.ParityReport({"hidden": 1e-6}, (), "", {})
+    monkeypatch.setattr(convert, "to_hf", lambda *_: report)
+
+    def refuse(*arguments, **options):
+        raise OSError("403: not yours\nsee the documentation")
+
+    fake.create_repo = refuse
+    with pytest.raises(
+        UserError, match=r"was not uploaded to me/model \(OSError: 403: not yours\)"
+    ):
+        convert.main(push)
+    fake.calls.clear()
+    del fake.create_repo
+    report = parity.ParityReport({}, (), "torch is not installed", {})
+    with pytest.raises(UserError, match="not compared with transformers, so it is not uploaded"):
+        convert.main(push)
+    assert not fake.calls
+    with pytest.raises(UserError, match="needs a local --output"):
+        convert.main([*push, "--output=gs://bucket/hf"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"needs: pip install 'bert_jax\[hf\]'"):
+        convert.main(push)
 
 
 def test_output_directory_is_replaced_only_if_it_is_an_export(workdir, exported, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import jax
 import ml_collections
@@ -11,71 +12,36 @@ import seqeval.metrics
 import sklearn.metrics
 import torch
 import transformers
+from small_finetune import (
+    SIZES,
+    TOKENIZER,
+    WORDS,
+    make_pretrained,
+    reviews_config,
+    write_reviews,
+)
 from small_run import run_command
 
-from bert_jax import batching, checkpoint, convert, finetune, tokenizer
+from bert_jax import batching, checkpoint, convert, finetune, optimizer
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from configs.finetune import (
     squad2,
     swag,
-    text_classification,
     text_regression,
     token_classification,
 )
 
-WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
-SIZES = {
-    "vocab_size": TOKENIZER.vocab_size,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.2,  # so narrow a model learns nothing from the usual 0.02
-}
-
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A WORKDIR as pretraining leaves it; the parameters are random."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "workdir"
-    ids = np.zeros((1, 8), np.int32)
-    module = heads.BertForPreTraining(BertConfig(**SIZES))
-    params = jax.device_get(module.init(jax.random.key(0), ids, ids, ids)["params"])
-    config = ml_collections.ConfigDict({"model": dict(SIZES)})
-    checkpoint.save_params(workdir, params, config, TOKENIZER, 3)
-    return workdir
-
-
-def write_reviews(path, count, seed, pair=False):
-    """Rows whose label says whether a good word is in the text (the second one of a pair)."""
-    rng = np.random.default_rng(seed)
-    lines = ["review,verdict" if not pair else "claim,review,verdict"]
-    for _ in range(count):
-        label = int(rng.integers(2))
-        words = list(rng.choice(WORDS[4:11], rng.integers(3, 18)))
-        words.insert(rng.integers(len(words)), rng.choice(WORDS[:2] if label else WORDS[2:4]))
-        text = " ".join(words)
-        lines.append(f"{'the film,' if pair else ''}{text},{'yes' if label else 'no'}")
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
+    return make_pretrained(tmp_path_factory.mktemp("pretrained") / "workdir")
 
 
 @pytest.fixture
 def config(tmp_path):
-    config = text_classification.get_config()
-    config.train_file = write_reviews(tmp_path / "train.csv", 600, 0)
-    config.validation_file = write_reviews(tmp_path / "dev.csv", 101, 1)
-    config.text_column = "review"
-    config.label_column = "verdict"
-    config.max_seq_length = 32
-    config.length_buckets = 1
-    config.num_epochs = 2
-    config.optimizer.learning_rate = 1e-2
-    return config
+    return reviews_config(tmp_path)
 
 
 def test_learns_and_exports(pretrained, config, tmp_path):
@@ -93,6 +59,10 @@ def test_learns_and_exports(pretrained, config, tmp_path):
     assert sklearn.metrics.accuracy_score(truth, guesses) == pytest.approx(results["accuracy"])
     f1 = sklearn.metrics.f1_score(truth, guesses, pos_label="yes")
     assert f1 == pytest.approx(results["f1"])
+
+    report = (tmp_path / "run/report.txt").read_text()
+    assert re.search(rf"yes +\S+ +\S+ +{results['f1']:.4f}", report)
+    assert (tmp_path / "run/confusion.png").read_bytes()[:4] == b"\x89PNG"
 
     # transformers' pipeline gives the same labels and scores, in this order.
     classify = transformers.pipeline(
@@ -246,6 +216,98 @@ def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
+def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path, monkeypatch):
+    config.num_epochs = 6
+    config.early_stopping = 2
+    config.optimizer.learning_rate = 1e-9  # nothing gets better
+    whole = finetune.finetune(config, pretrained, tmp_path / "whole")
+    assert whole["epoch"] == 3
+    assert len(finetune.evaluations(tmp_path / "whole", "accuracy")) == 3
+    make = batching.epoch_batches
+
+    def interrupted(lengths, batch_size, seed, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return make(lengths, batch_size, seed, epoch)
+
+    monkeypatch.setattr(batching, "epoch_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(config, pretrained, tmp_path / "run")
+    monkeypatch.setattr(batching, "epoch_batches", make)
+    for _ in range(2):  # going on, and again when all is done
+        again = finetune.finetune(config, pretrained, tmp_path / "run")
+        assert again["epoch"] == 3 and again["loss"] == whole["loss"]
+    whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "stalled"),
+    [
+        ([], 1, False),
+        ([0.5], 1, False),
+        ([0.5, 0.5], 1, True),
+        ([0.5, 0.6], 1, False),
+        ([0.5, 0.7, 0.7, 0.6], 2, True),
+        ([0.7, 0.5, 0.8, 0.6], 2, False),
+        ([0.7, 0.5, 0.6], 0, False),
+    ],
+)
+def test_has_stalled(scores, patience, stalled):
+    assert finetune.has_stalled(scores, patience) is stalled
+
+
+def test_frozen_encoder(pretrained, config, tmp_path):
+    config.freeze_encoder = True
+    config.num_epochs = 1
+    finetune.finetune(config, pretrained, tmp_path / "run")
+    before, after = (checkpoint.load(path).params for path in (pretrained, tmp_path / "run"))
+    for part in ("embeddings", "encoder"):
+        jax.tree.map(np.testing.assert_array_equal, before["bert"][part], after["bert"][part])
+    assert not np.array_equal(before["bert"]["pooler"]["kernel"], after["bert"]["pooler"]["kernel"])
+    config.layer_lr_decay = 0.9
+    with pytest.raises(UserError, match=r"leaves config\.layer_lr_decay=0\.9 nothing to act on"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    config.layer_lr_decay = 1.0
+    config.optimizer.learning_rate_rules = (("encoder/layer_7/", 0.5),)
+    with pytest.raises(UserError, match="'encoder/layer_7/' apply to no parameter"):
+        finetune.finetune(config, pretrained, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_layerwise_learning_rates(config):
+    config.layer_lr_decay = 0.5
+    # One's own come first.
+    config.optimizer.learning_rate_rules = (("classifier/bias", 0.25), ("layer_1/output/", 0.75))
+    model = BertConfig(**SIZES | {"num_hidden_layers": 2})
+    module = heads.BertForSequenceClassification(model, 2)
+    ids = np.zeros((1, 8), np.int32)
+    params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+    rules = finetune.learning_rate_rules(config, 2)
+    factors = optimizer.values_of_rules(rules, params, 1.0)
+    assert factors["classifier"] == {"kernel": 1.0, "bias": 0.25}
+    assert set(jax.tree.leaves(factors["bert"]["pooler"])) == {1.0}
+    encoder = factors["bert"]["encoder"]
+    assert set(jax.tree.leaves(encoder["layer_1"].pop("output"))) == {0.75}
+    assert set(jax.tree.leaves(encoder["layer_1"])) == {0.5}
+    assert set(jax.tree.leaves(encoder["layer_0"])) == {0.25}
+    assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.125}
+
+
+def test_class_weights_draw_towards_the_rare_class(pretrained, config, tmp_path):
+    """A text says nothing of its label, so only the weights decide: 90 % are 'no'."""
+    for name in ("train_file", "validation_file"):
+        rows = [f"the film,{'yes' if i % 10 == 0 else 'no'}" for i in range(200)]
+        with open(config[name], "w") as file:
+            file.write("\n".join(["review,verdict", *rows]) + "\n")
+    config.num_epochs = 3
+    alike = finetune.finetune(config, pretrained, tmp_path / "alike")
+    assert alike["accuracy"] == 0.9
+    config.class_weights = "1,20"
+    weighted = finetune.finetune(config, pretrained, tmp_path / "weighted")
+    assert weighted["accuracy"] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -257,6 +319,10 @@ def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
         ("labels", "no", r"the label 'no' alone"),
         ("labels", "no,perhaps", r"label 'yes', which config\.labels does not have \('no', 'perh"),
         ("task", "poetry", r"config\.task='poetry' is not one of"),
+        ("early_stopping", -1, r"config\.early_stopping=-1, expected at least 0"),
+        ("layer_lr_decay", 0.0, r"config\.layer_lr_decay=0\.0, expected more than 0"),
+        ("class_weights", "1,2,3", r"expected 'balanced', or 2 numbers .* \('no', 'yes'\)"),
+        ("class_weights", "1,-1", r"config\.class_weights='1,-1': expected 'balanced'"),
     ],
 )
 def test_bad_settings(field, value, message, pretrained, config, tmp_path):
@@ -369,6 +435,8 @@ def test_token_classification(pretrained, tmp_path):
         oracle = getattr(seqeval.metrics, f"{name}_score")(truth, guesses)
         assert results[name] == pytest.approx(oracle), name
     assert max(len(line["words"]) for line in lines) > 7
+    report = (tmp_path / "run/report.txt").read_text()
+    assert re.search(rf"all \(micro\) .* {results['f1']:.4f} ", report)
 
     # transformers' pipeline labels the same words, on sentences that fit one window.
     tag = transformers.pipeline(

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import pathlib
+import re
 import sys
 import types
 
 import jax
 import ml_collections
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -30,30 +34,36 @@ SIZES = {
 TEXTS = ["the film was good", "bads", "a very very very poor plot and the films was fine"]
 
 
+TASKS = (
+    ("pretraining", []),
+    ("text_classification", ["contradiction", "neutral", "entailment"]),
+    ("token_classification", ["O", "B-PER", "I-PER"]),
+    ("question_answering", []),
+)
+
+
+def random_model(directory, task, labels, scale=0.3, seed=0):
+    """(WORKDIR, its export), with random weights of that standard deviation."""
+    model = BertConfig(**SIZES)
+    module = heads.BertForPreTraining(model)
+    if task != "pretraining":
+        module = tasks.make_module(task, model, len(labels))
+    ids = np.zeros((1, 8), np.int32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype("f4"), shapes)
+    config = ml_collections.ConfigDict({"model": dict(SIZES), "task": task, "labels": labels})
+    checkpoint.save_params(directory / "workdir", params, config, TOKENIZER, 0)
+    convert.to_hf(directory / "workdir", directory / "export")
+    return directory / "workdir", directory / "export"
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """task -> (WORKDIR, its export), with random weights."""
-    result = {}
-    for task, labels in (
-        ("pretraining", []),
-        ("text_classification", ["contradiction", "neutral", "entailment"]),
-        ("token_classification", ["O", "B-PER", "I-PER"]),
-        ("question_answering", []),
-    ):
-        model = BertConfig(**SIZES)
-        module = heads.BertForPreTraining(model)
-        if task != "pretraining":
-            module = tasks.make_module(task, model, len(labels))
-        ids = np.zeros((1, 8), np.int32)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-        rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda x, r=rng: r.normal(0, 0.3, x.shape).astype("f4"), shapes)
-        config = ml_collections.ConfigDict({"model": dict(SIZES), "task": task, "labels": labels})
-        workdir = tmp_path_factory.mktemp(task) / "workdir"
-        checkpoint.save_params(workdir, params, config, TOKENIZER, 0)
-        convert.to_hf(workdir, workdir.parent / "export")
-        result[task] = (workdir, workdir.parent / "export")
-    return result
+    return {
+        task: random_model(tmp_path_factory.mktemp(task), task, labels) for task, labels in TASKS
+    }
 
 
 def call(command, model, lines, tmp_path, *flags):
@@ -156,23 +166,131 @@ def test_embed(pooling, models, tmp_path):
     np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
 
 
+def test_embed_to_parquet(models, tmp_path, monkeypatch):
+    workdir, _ = models["pretraining"]
+    path = tmp_path / "input.jsonl"
+    path.write_text('{"text": "the film", "id": 7}\n\n{"text": "good"}\n')
+    flags = ["embed", f"--model={workdir}", f"--input={path}"]
+    for name in ("vectors.parquet", "vectors.npy"):
+        predict.main([*flags, f"--output={tmp_path / name}"])
+    read = pyarrow.parquet.read_table(tmp_path / "vectors.parquet").to_pydict()
+    assert read["row"] == [0, 1] and read["id"] == ["7", None]
+    np.testing.assert_array_equal(read["embedding"], np.load(tmp_path / "vectors.npy"))
+    path.write_text('{"text": "the film"}\n')
+    predict.main([*flags, f"--output={tmp_path / 'vectors.parquet'}"])
+    read = pyarrow.parquet.read_table(tmp_path / "vectors.parquet")
+    assert read.column_names == ["row", "embedding"]
+    path.write_text("\n")
+    with pytest.raises(UserError, match="has no texts"):
+        predict.main([*flags, f"--output={tmp_path / 'none.parquet'}"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"none\.parquet needs pyarrow: pip install"):
+        predict.main([*flags, f"--output={tmp_path / 'none.parquet'}"])
+    assert not (tmp_path / "none.parquet").exists()
+
+
+def test_the_guides_logistic_regression(models, tmp_path, monkeypatch, capsys):
+    """The example of docs/finetuning.md, as it stands there."""
+    guide = pathlib.Path(__file__).resolve().parent.parent / "docs" / "finetuning.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "LogisticRegression" in block)
+    rows = [f"{text},{stars}" for text, stars in zip(TEXTS * 4, "135" * 4, strict=True)]
+    for name in ("train.csv", "dev.csv"):
+        (tmp_path / name).write_text("\n".join(["review,stars", *rows]) + "\n")
+    monkeypatch.setenv("PYTHONPATH", str(guide.parent.parent))
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("MODEL", str(models["pretraining"][0])), {})
+    assert float(capsys.readouterr().out) == 1.0
+
+
+def torch_answer(read, model, record, top_k, max_answer_length):
+    """The best span by transformers' model, and the number of spans it was chosen from."""
+    batch = read(
+        record["question"], record["context"], return_tensors="pt", return_offsets_mapping=True
+    )
+    offsets = batch.pop("offset_mapping")[0].tolist()
+    with torch.no_grad():
+        output = model(**batch)
+    start, end = output.start_logits[0], output.end_logits[0]
+    inside = [i for i, part in enumerate(batch.sequence_ids()) if part == 1]
+    starts, ends = (sorted(inside, key=lambda i, x=x: -x[i])[:top_k] for x in (start, end))
+    spans = [
+        (float(start[i] + end[j]), i, j)
+        for i in starts
+        for j in ends
+        if i <= j < i + max_answer_length
+    ]
+    best = max(spans, default=None)
+    text = record["context"][offsets[best[1]][0] : offsets[best[2]][1]] if best else ""
+    return text, len(spans)
+
+
 def test_answer(models, tmp_path):
     workdir, export = models["question_answering"]
     record = {"question": "was the film good", "context": TEXTS[2]}
     found = call("answer", workdir, [record], tmp_path, "--top_k=4", "--max_answer_length=6")[0]
     read = transformers.AutoTokenizer.from_pretrained(export)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(export).eval()
-    batch = read(*record.values(), return_tensors="pt", return_offsets_mapping=True)
-    offsets = batch.pop("offset_mapping")[0].tolist()
-    with torch.no_grad():
-        output = model(**batch)
-    start, end = output.start_logits[0], output.end_logits[0]
-    inside = [i for i, part in enumerate(batch.sequence_ids()) if part == 1]
-    starts, ends = (sorted(inside, key=lambda i, x=x: -x[i])[:4] for x in (start, end))
-    spans = [(float(start[i] + end[j]), i, j) for i in starts for j in ends if i <= j < i + 6]
-    best = max(spans)
-    assert found["prediction"] == TEXTS[2][offsets[best[1]][0] : offsets[best[2]][1]]
-    assert len(found["n_best"]) == min(len(spans), 4)
+    best, count = torch_answer(read, model, record, top_k=4, max_answer_length=6)
+    assert found["prediction"] == best
+    assert len(found["n_best"]) == min(count, 4)
+
+
+def generated_texts(count, seed):
+    """Different texts of up to 14 words, some of two pieces."""
+    rng = np.random.default_rng(seed)
+    texts = {}
+    while len(texts) < count:
+        words = rng.choice(WORDS[:11], rng.integers(1, 15))
+        ends = np.where(rng.random(len(words)) < 0.3, "s", "")
+        texts[" ".join(word + end for word, end in zip(words, ends, strict=True))] = None
+    return list(texts)
+
+
+@pytest.fixture
+def one_thread():
+    """So small a model runs fastest so, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_labels_and_answers_of_transformers_on_200_examples(tmp_path, one_thread):
+    texts = generated_texts(200, 0)
+    # Weights with which the answers depend on the texts.
+    models = {
+        task: random_model(tmp_path / task, task, labels, scale=0.7, seed=7)
+        for task, labels in TASKS[1:]
+    }
+
+    workdir, export = models["text_classification"]
+    ours = [answer["prediction"] for answer in call("classify", workdir, texts, tmp_path)]
+    classify = transformers.pipeline("text-classification", model=str(export))
+    assert ours == [answer["label"] for answer in classify(texts)]
+    assert len(set(ours)) > 1
+
+    workdir, export = models["token_classification"]
+    ours = [answer["labels"] for answer in call("tag", workdir, texts, tmp_path)]
+    tag = transformers.pipeline("token-classification", model=str(export))
+    theirs = [
+        [piece["entity"] for piece in answer if not piece["word"].startswith("##")]
+        for answer in tag(texts, ignore_labels=[])
+    ]
+    assert ours == theirs
+    assert len({label for labels in ours for label in labels}) > 1
+
+    # transformers 5 has no pipeline for this one: its model, and the same search.
+    workdir, export = models["question_answering"]
+    questions = [" ".join(text.split()[:4]) for text in generated_texts(200, 1)]
+    records = [{"question": q, "context": text} for q, text in zip(questions, texts, strict=True)]
+    ours = call("answer", workdir, records, tmp_path, "--top_k=20")
+    read = transformers.AutoTokenizer.from_pretrained(export)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(export).eval()
+    theirs = [torch_answer(read, model, record, 20, 30)[0] for record in records]
+    assert [answer["prediction"] for answer in ours] == theirs
+    assert len(set(theirs)) > 100
 
 
 def test_standard_input_and_output(models, monkeypatch, capsys):

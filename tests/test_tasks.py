@@ -1,6 +1,9 @@
 """Reading, joining, batching and scoring, against transformers and scikit-learn where they can."""
 
+import functools
 import json
+import sys
+import types
 
 import datasets
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
+import torch
 import transformers
 
 from bert_jax import (
@@ -20,6 +24,8 @@ from bert_jax import (
     tokenizer,
 )
 from bert_jax.cli import UserError
+from configs.finetune import text_classification as text_classification_recipe
+from configs.finetune import token_classification as token_classification_recipe
 
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
 
@@ -300,6 +306,39 @@ def test_bad_squad_files(content, message, tmp_path):
         question_answering.read_squad(str(tmp_path / "x.json"))
 
 
+def test_class_weights_as_torch_weighs():
+    rng = np.random.default_rng(0)
+    config = text_classification_recipe.get_config()
+    config.class_weights = "1,4,0.5"
+    task = tasks.TextClassification(config, TOKENIZER)
+    task.set_labels([tasks.TextExample("", ("w1",), label) for label in "abc"])
+    logits = rng.normal(0, 1, (5, 3)).astype("f4")
+    labels = np.array([0, 1, 2, 2, 1])
+    batch = {"labels": labels, "weights": np.array([1, 1, 1, 1, 0], "f4")}  # the last is padding
+    ours = task.loss_sum(logits, batch) / task.loss_weight(batch)
+    weights = torch.tensor([1, 4, 0.5])
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[:4]), torch.tensor(labels[:4]), weight=weights
+    )
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+
+    config = token_classification_recipe.get_config()
+    config.class_weights = "1,4,0.5"
+    task = token_classification.TokenClassification(config, TOKENIZER)
+    task.set_labels([token_classification.TaggedSentence("", ("w",) * 3, ("a", "b", "c"))])
+    logits = rng.normal(0, 1, (3, 4, 3)).astype("f4")
+    labels = np.array([[-1, 0, 1, -1], [-1, 2, 2, -1], [-1, 1, 1, -1]])
+    batch = {"token_labels": labels, "weights": np.array([1, 1, 0], "f4")}
+    ours = task.loss_sum(logits, batch) / task.loss_weight(batch)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[:2]).flatten(0, 1),
+        torch.tensor(labels[:2]).flatten(),
+        weight=weights,
+        ignore_index=-1,
+    )
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+
+
 def test_hugging_face_data_sets(monkeypatch):
     """hf: sources, with the hub replaced by data sets of the same structure."""
     names = datasets.ClassLabel(names=["negative", "positive"])
@@ -345,6 +384,61 @@ def test_hugging_face_data_sets(monkeypatch):
         tables.read("hf:nowhere:train", ["x"])
     with pytest.raises(UserError, match=r"name a split, e\.g\. hf:squad:train"):
         tables.read("hf:squad", ["x"])
+
+
+def test_tensorflow_data_sets(monkeypatch):
+    """tfds: sources, with the library replaced by data sources of the same structure."""
+    label = types.SimpleNamespace(names=["negative", "positive"])
+    tags = types.SimpleNamespace(feature=types.SimpleNamespace(names=["O", "B-PER"]))
+    text = types.SimpleNamespace()
+    bytes_array = functools.partial(np.array, dtype=object)
+    data = {
+        ("glue/sst2:2.0.0", "train[:1%]"): (
+            [
+                {"idx": np.int32(0), "sentence": "schön".encode(), "label": np.int64(1)},
+                {"idx": np.int32(1), "sentence": b"?", "label": np.int64(-1)},
+            ],
+            {"idx": text, "sentence": text, "label": label},
+        ),
+        ("conll", "dev"): (
+            [{"tokens": bytes_array([b"Ann", b"sings"]), "ner": np.array([1, 0])}],
+            {"tokens": types.SimpleNamespace(feature=text), "ner": tags},
+        ),
+        ("squad", "train"): (
+            [
+                {
+                    "id": b"x",
+                    "question": b"who sings?",
+                    "context": b"Ann sings.",
+                    "answers": {"text": bytes_array([b"Ann"]), "answer_start": np.array([0])},
+                }
+            ],
+            {name: text for name in ("id", "question", "context", "answers")},
+        ),
+    }
+
+    class Source(list):
+        def __init__(self, rows, features):
+            super().__init__(rows)
+            self.dataset_info = types.SimpleNamespace(features=features)
+
+    fake = types.SimpleNamespace(data_source=lambda name, split: Source(*data[name, split]))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    rows = tables.read("tfds:glue/sst2:2.0.0:train[:1%]", ["sentence", "label", "idx"])
+    assert [tuple(row.values.values()) for row in rows] == [
+        ("schön", "positive", "0"), ("?", "", "1")
+    ]  # fmt: skip
+    sentences = token_classification.read_sentences("tfds:conll:dev", "tokens", "ner", -1)
+    assert [(x.words, x.labels) for x in sentences] == [(("Ann", "sings"), ("B-PER", "O"))]
+    question = question_answering.read_squad("tfds:squad:train")[0]
+    assert (question.id, question.answers, question.start) == ("x", ("Ann",), 0)
+    with pytest.raises(UserError, match=r"could not be loaded \(KeyError"):
+        tables.read("tfds:nowhere:train", ["x"])
+    with pytest.raises(UserError, match=r"name a split, e\.g\. tfds:squad:train"):
+        tables.read("tfds:squad", ["x"])
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=r"needs: pip install 'bert_jax\[tfds\]'"):
+        tables.read("tfds:squad:train", ["x"])
 
 
 def test_every_recipe_reads():

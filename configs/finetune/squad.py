@@ -16,7 +16,8 @@ from configs.finetune import base
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields.
 
-    train_file and validation_file: SQuAD's .json (1.1 or 2.0), or hf:NAME:SPLIT with its columns.
+    train_file and validation_file: SQuAD's .json (1.1 or 2.0), or a data set with its columns, by
+    hf:NAME:SPLIT or tfds:NAME:SPLIT.
     """
     config = base.get_config()
     config.task = "question_answering"

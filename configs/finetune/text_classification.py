@@ -23,4 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The classes in order, each "value in the file=name", or the value alone, separated by commas.
     # "" takes the values of the training file, sorted.
     config.labels = ""
+    # What each class counts in the training loss: "" alike, "balanced" by the inverse of its
+    # frequency, or one number a label in their order, separated by commas.
+    config.class_weights = ""
     return config

@@ -1,0 +1,402 @@
+"""Fine-tunes the same model here and with transformers' Trainer in torch; compares score and time.
+
+    python benchmarks/finetuning.py --model=HF_DIR --data=DATA --output=DIR --seeds=0,1,2
+
+DATA has a folder for each task: sst2 and rte with train.tsv and dev.tsv, ag_news and movie_reviews
+with train.csv and dev.csv, conll2003 with eng.train and eng.testa, squad with train.json and
+dev.json, in the formats of the recipes. Both sides read the same rows of tokens, made here (tests
+compare them with transformers' tokenizer), in batches of similar length, and train with the
+recipe's settings. A time is that of training and of evaluating after every epoch, compilation
+included, data preparation and export left out.
+
+Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last.
+Needs the extra `hf`, accelerate, and seqeval for conll2003.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from bert_jax import finetune, question_answering
+from bert_jax.cli import UserError, run
+from configs.finetune import ag_news, conll2003, rte, squad, sst2, text_classification
+
+SIDES = ("bert_jax", "transformers")
+IGNORED = -100  # transformers' label of a position that is not scored
+MODELS = {
+    "text_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
+    "question_answering": transformers.AutoModelForQuestionAnswering,
+}
+
+
+def movie_reviews():
+    """Pang & Lee's reviews: long texts, 0 negative and 1 positive."""
+    config = text_classification.get_config()
+    config.labels = "0=negative,1=positive"
+    config.max_seq_length = 512
+    return config
+
+
+# task -> its recipe, training file, validation file
+TASKS = {
+    "sst2": (sst2.get_config, "train.tsv", "dev.tsv"),
+    "ag_news": (ag_news.get_config, "train.csv", "dev.csv"),
+    "rte": (rte.get_config, "train.tsv", "dev.tsv"),
+    "movie_reviews": (movie_reviews, "train.csv", "dev.csv"),
+    "conll2003": (conll2003.get_config, "eng.train", "eng.testa"),
+    "squad": (squad.get_config, "train.json", "dev.json"),
+}
+
+
+def make_config(name: str, options: argparse.Namespace):
+    """The task's recipe with its files and what the command line changes."""
+    recipe, train_file, validation_file = TASKS[name]
+    config = recipe()
+    config.train_file = str(options.data / name / train_file)
+    config.validation_file = str(options.data / name / validation_file)
+    config.checkpoint_every = 0
+    for field in ("batch_size", "num_epochs", "max_seq_length"):
+        if getattr(options, field):
+            config[field] = getattr(options, field)
+    if options.learning_rate:
+        config.optimizer.learning_rate = options.learning_rate
+    return config
+
+
+def limited(inputs: finetune.Inputs, max_train: int, max_validation: int) -> finetune.Inputs:
+    """A random sample of the examples, the same in every run; 0: all of them."""
+
+    def sample(examples: list[Any], most: int) -> list[Any]:
+        if not most or most >= len(examples):
+            return examples
+        chosen = np.random.default_rng(0).permutation(len(examples))[:most]
+        return [examples[i] for i in sorted(chosen)]
+
+    train = sample(inputs.train_examples, max_train)
+    validation = sample(inputs.validation_examples, max_validation)
+    return dataclasses.replace(
+        inputs,
+        train_examples=train,
+        validation_examples=validation,
+        features=inputs.task.features(train),
+        validation_features=inputs.task.features(validation),
+    )
+
+
+def train_here(config, model: str, inputs: finetune.Inputs, directory: pathlib.Path):
+    """(objects of predictions.jsonl, seconds)."""
+    results = finetune.finetune(config, model, directory, inputs)
+    lines = (directory / "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], results["seconds"]
+
+
+def torch_row(arrays: dict[str, Any], task: str) -> dict[str, Any]:
+    """A row of ours as transformers' models name it."""
+    row = {name: arrays[name] for name in ("input_ids", "token_type_ids")}
+    row["attention_mask"] = [1] * len(arrays["input_ids"])
+    if task == "question_answering":
+        return row | {"start_positions": arrays["starts"], "end_positions": arrays["ends"]}
+    if task == "token_classification":
+        return row | {"labels": [IGNORED if x < 0 else x for x in arrays["token_labels"]]}
+    return row | {"labels": arrays["labels"]}
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch, padded to its longest row."""
+    length = max(len(row["input_ids"]) for row in rows)
+    batch = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], list):
+            padding = IGNORED if name == "labels" else 0
+            values = [value + [padding] * (length - len(value)) for value in values]
+        batch[name] = torch.tensor(values)
+    return batch
+
+
+def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.Path):
+    """(objects as ours, seconds) of transformers' Trainer with the same settings."""
+    settings, task = config.optimizer, inputs.task
+    transformers.set_seed(config.seed)  # of the fresh head
+    labels = {"num_labels": len(task.labels)} if task.labels else {}
+    steps = -(-len(inputs.features) // config.batch_size) * config.num_epochs
+    arguments = transformers.TrainingArguments(
+        output_dir=str(directory),
+        seed=config.seed,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        num_train_epochs=config.num_epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=int(settings.warmup_fraction * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip_norm,
+        adam_beta1=settings.b1,
+        adam_beta2=settings.b2,
+        adam_epsilon=settings.eps,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=jax.default_backend() == "cpu",
+        dataloader_pin_memory=jax.default_backend() != "cpu",
+    )
+    rows, validation_rows = (
+        [torch_row(feature.arrays, config.task) for feature in features]
+        for features in (inputs.features, inputs.validation_features)
+    )
+    trainer = transformers.Trainer(
+        model=MODELS[config.task].from_pretrained(model, **labels),
+        args=arguments,
+        data_collator=collate,
+        train_dataset=rows,
+        eval_dataset=validation_rows,
+    )
+    started = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - started
+    # The Trainer sorts by length here too; the logits are wanted in the order of the rows.
+    trainer.args.train_sampling_strategy = "sequential"
+    logits = trainer.predict(validation_rows).predictions
+    if config.task == "question_answering":
+        logits = np.stack(logits[:2], axis=-1)
+    outputs = [*logits]
+    if config.task != "text_classification":  # without the padding
+        outputs = [
+            x[: len(row["input_ids"])] for x, row in zip(outputs, validation_rows, strict=True)
+        ]
+    features, examples = inputs.validation_features, inputs.validation_examples
+    _, lines = task.evaluate(examples, features, outputs)
+    return lines, seconds
+
+
+def quality(task: str, lines: list[dict[str, Any]]) -> dict[str, float]:
+    """The figures compared, the first of them leading; entities as seqeval counts them."""
+    if task == "text_classification":
+        return {"accuracy": statistics.mean(x["label"] == x["prediction"] for x in lines)}
+    if task == "token_classification":
+        from seqeval.metrics import f1_score
+
+        return {
+            "entity F1": float(
+                f1_score(*([x[k] for x in lines] for k in ("labels", "predictions")))
+            )
+        }
+    return {
+        name: statistics.mean(
+            question_answering.best_score(score, x["prediction"], x["answers"]) for x in lines
+        )
+        for name, score in (
+            ("F1", question_answering.token_f1),
+            ("EM", question_answering.exact_match),
+        )
+    }
+
+
+def cpu_name() -> str:
+    """'Intel(R) Xeon(R) …' where Linux tells."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, str]:
+    """What the times depend on."""
+    return {
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores; {jax.devices()[0].device_kind}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def settings_of(config, options: argparse.Namespace) -> dict[str, Any]:
+    """What a stored result must agree with to be used again."""
+    return {
+        "model": str(options.model),
+        "batch_size": config.batch_size,
+        "epochs": config.num_epochs,
+        "max_seq_length": config.max_seq_length,
+        **{
+            name: config.optimizer[name]
+            for name in (
+                "learning_rate",
+                "warmup_fraction",
+                "schedule",
+                "weight_decay",
+                "clip_norm",
+            )
+        },
+        "max_train_examples": options.max_train_examples,
+        "max_validation_examples": options.max_validation_examples,
+        **environment(),
+    }
+
+
+def stored(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """A finished result; None if there is none.
+
+    Raises:
+      UserError: it was made with other settings.
+    """
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    there = result["settings"]
+    if differences := [
+        f"{name} was {there.get(name)!r}, is {value!r}"
+        for name, value in settings.items()
+        if there.get(name) != value
+    ]:
+        raise UserError(f"{path} is of other settings ({'; '.join(differences)}): new --output")
+    return result
+
+
+def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The results of every task, seed and side, those that are stored included."""
+    sides = {"bert_jax": train_here, "transformers": train_there}
+    results = []
+    for name in options.tasks:
+        config = make_config(name, options)
+        settings = settings_of(config, options)
+        paths = {
+            (seed, side): options.output / name / f"{side}_seed-{seed}.json"
+            for seed in options.seeds
+            for side in SIDES
+        }
+        done = {key: stored(path, settings) for key, path in paths.items()}
+        inputs = None
+        for (seed, side), path in paths.items():
+            if done[seed, side] is None:
+                if inputs is None:
+                    inputs = limited(
+                        finetune.read_inputs(config, options.model),
+                        options.max_train_examples,
+                        options.max_validation_examples,
+                    )
+                print(f"{name}, seed {seed}: {side}", file=sys.stderr, flush=True)
+                config.seed = seed
+                directory = path.with_suffix("")
+                # Begun and not finished: its time would not be the whole.
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir(parents=True)
+                lines, seconds = sides[side](config, options.model, inputs, directory)
+                result = {
+                    "task": name,
+                    "side": side,
+                    "seed": seed,
+                    "examples": [len(inputs.train_examples), len(inputs.validation_examples)],
+                    "quality": quality(config.task, lines),
+                    "seconds": seconds,
+                    "settings": settings,
+                }
+                shutil.rmtree(directory)
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(result, indent=1) + "\n")
+                partial.replace(path)
+                done[seed, side] = result
+            results.append(done[seed, side])
+    return results
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """'0.912 (0.905–0.915)': the median, and the range of several."""
+    median = format(statistics.median(values), form)
+    if len(values) == 1:
+        return median
+    return f"{median} ({format(min(values), form)}–{format(max(values), form)})"
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The comparison in Markdown: a row for every figure of every task."""
+    groups: dict[tuple[str, str], list[dict]] = collections.defaultdict(list)
+    for result in results:
+        groups[result["task"], result["side"]].append(result)
+    lines = [
+        "| task | examples | figure | bert_jax | transformers | difference | seconds here | "
+        "seconds in torch | torch / here |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(result["task"] for result in results):
+        here, there = (groups[task, side] for side in SIDES)
+        times = [[result["seconds"] for result in side] for side in (here, there)]
+        ratio = statistics.median(times[1]) / statistics.median(times[0])
+        for figure in here[0]["quality"]:
+            values = [[result["quality"][figure] for result in side] for side in (here, there)]
+            difference = statistics.median(values[0]) - statistics.median(values[1])
+            train, validation = here[0]["examples"]
+            cells = [
+                task,
+                f"{train:,} + {validation:,}",
+                figure,
+                *(spread(side, ".4f") for side in values),
+                f"{difference:+.4f}",
+                *(spread(side, ".0f") for side in times),
+                f"{ratio:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    settings = results[0]["settings"]
+    seeds = sorted({result["seed"] for result in results})
+    varying = ("epochs", "batch_size", "learning_rate", "max_seq_length")
+    lines += ["", f"Median (lowest–highest) over the seeds {', '.join(map(str, seeds))}."]
+    for task in dict.fromkeys(result["task"] for result in results):
+        its = groups[task, SIDES[0]][0]["settings"]
+        lines.append(f"{task}: " + ", ".join(f"{name} {its[name]}" for name in varying) + ".")
+    rest = (name for name in settings if name not in varying)
+    lines.append(", ".join(f"{name} {settings[name]}" for name in rest) + ".")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="Hugging Face directory of a BERT")
+    add("--data", required=True, type=pathlib.Path, help="directory with a folder for each task")
+    add("--output", required=True, type=pathlib.Path, help="directory of the finished results")
+    add("--tasks", default=",".join(TASKS), help="by commas")
+    add("--seeds", default="0,1,2", help="by commas")
+    add("--num_epochs", type=int, default=0, help="0: the recipe's")
+    add("--batch_size", type=int, default=0, help="0: the recipe's")
+    add("--max_seq_length", type=int, default=0, help="0: the recipe's")
+    add("--learning_rate", type=float, default=0.0, help="0: the recipe's")
+    add("--max_train_examples", type=int, default=0, help="a random sample; 0: all")
+    add("--max_validation_examples", type=int, default=0, help="a random sample; 0: all")
+    add("--json", action="store_true", help="print every result as JSON, not the table")
+    options = parser.parse_args(argv)
+    options.tasks = options.tasks.split(",")
+    if unknown := sorted(set(options.tasks) - TASKS.keys()):
+        raise UserError(f"--tasks: {', '.join(unknown)} unknown; there are {', '.join(TASKS)}")
+    try:
+        options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds={options.seeds}: expected whole numbers, as in 0,1,2") from None
+    if not transformers.utils.is_accelerate_available():
+        raise UserError("transformers' Trainer needs accelerate: pip install accelerate")
+    results = run_all(options)
+    print(json.dumps(results, indent=1) if options.json else table(results))
+
+
+if __name__ == "__main__":
+    run(main)

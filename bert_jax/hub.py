@@ -1,0 +1,47 @@
+"""Uploads of exports to the Hugging Face hub."""
+
+from typing import Any
+
+from etils import epath
+
+from bert_jax.cli import UserError
+
+
+def client(repository: str) -> Any:
+    """A client of the Hugging Face hub that may write.
+
+    Raises:
+      UserError: huggingface_hub is not installed, or there is no token.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"--push_to_hub={repository} needs: pip install 'bert_jax[hf]'") from None
+    if not huggingface_hub.get_token():
+        raise UserError(
+            f"--push_to_hub={repository} needs a token of the Hugging Face hub that may write: run "
+            "`hf auth login`, or set HF_TOKEN"
+        )
+    return huggingface_hub.HfApi()
+
+
+def push(hub_client: Any, directory: str | epath.PathLike, repository: str) -> str:
+    """Uploads an export to a repository of the hub, made (public) if there is none; its address.
+
+    Raises:
+      UserError: the hub refused, or could not be reached.
+    """
+    try:
+        hub_client.create_repo(repository, exist_ok=True)
+        hub_client.upload_folder(
+            repo_id=repository,
+            folder_path=str(directory),
+            commit_message="Exported by bert_jax",
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise UserError(
+            f"{directory} is written, and was not uploaded to {repository} "
+            f"({type(error).__name__}: {reason})"
+        ) from None
+    return f"https://huggingface.co/{repository}"

@@ -1,0 +1,163 @@
+"""Several fine-tunings of one model on one task: seeds × learning rates, compared.
+
+Each run is a WORKDIR of its own, WORKDIR/lr-3e-05_seed-1. Finished ones are reused, an interrupted
+one goes on. WORKDIR receives summary.json and hf/, the best run's model.
+"""
+
+import json
+import statistics
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from bert_jax.cli import UserError
+
+SUMMARY_FILE = "summary.json"
+# Settings without influence on a run's figures.
+FREE_FIELDS = ("mesh", "log_every", "checkpoint_every", "keep_checkpoints")
+
+
+def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """The runs by name: one config for every pair of a learning rate and a seed.
+
+    Raises:
+      UserError: a seed that is not a whole number, a learning rate that is not positive, or a value
+        given twice.
+    """
+    rates = tuple(config.learning_rates) or (config.optimizer.learning_rate,)
+    seeds = tuple(config.seeds) or (config.seed,)
+    for field, values, valid, expected in (
+        ("seeds", seeds, lambda x: type(x) is int and x >= 0, "whole numbers from 0, as in 0,1,2"),
+        (
+            "learning_rates",
+            rates,
+            lambda x: type(x) in (int, float) and x > 0,
+            "numbers above 0, as in 2e-5,3e-5",
+        ),
+    ):
+        if not all(map(valid, values)) or len(set(values)) < len(values):
+            raise UserError(
+                f"config.{field}={values!r}: expected different {expected} (--config.{field}=…)"
+            )
+    configs = {}
+    for rate in map(float, rates):
+        for seed in seeds:
+            one = ml_collections.ConfigDict(config.to_dict())
+            one.seeds = one.learning_rates = ()
+            one.seed, one.optimizer.learning_rate = seed, rate
+            configs[f"lr-{rate}_seed-{seed}"] = one
+    return configs
+
+
+def finished(workdir: epath.Path, expected: dict[str, Any]) -> dict[str, float] | None:
+    """The results of the run in `workdir`; None if it is not there or not finished.
+
+    Raises:
+      UserError: it is finished, with other settings or data than `expected`, its config.json.
+    """
+    from bert_jax.config import leaves
+
+    if not (workdir / "results.json").exists():
+        return None
+    saved = json.loads((workdir / "config.json").read_text())
+    there, here = (
+        dict(leaves({name: x for name, x in settings.items() if name not in FREE_FIELDS}))
+        for settings in (saved, expected)
+    )
+    differences = [
+        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{workdir} holds a finished run with other settings: {'; '.join(differences)}. Give a "
+            "new --workdir, or the same settings to go on"
+        )
+    return json.loads((workdir / "results.json").read_text())
+
+
+def summarize(metric: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best run, and median, lowest and highest figure of every learning rate.
+
+    Args:
+      runs: "name", "learning_rate", "seed", and the figures of each.
+    """
+    by_rate: dict[float, list[float]] = {}
+    for run in runs:
+        by_rate.setdefault(run["learning_rate"], []).append(run[metric])
+    return {
+        "metric": metric,
+        "best": max(runs, key=lambda run: run[metric])["name"],
+        "learning_rates": [
+            {
+                "learning_rate": rate,
+                "runs": len(values),
+                "median": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+            }
+            for rate, values in by_rate.items()
+        ],
+        "runs": runs,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Every run, and the spread over the seeds of each learning rate, as text."""
+    metric = summary["metric"]
+    lines = [f"{'learning rate':>13}  {'seed':>6}  {'epoch':>5}  {metric:>9}"]
+    for run in summary["runs"]:
+        mark = "  best" if run["name"] == summary["best"] else ""
+        lines.append(
+            f"{run['learning_rate']:13g}  {run['seed']:6}  {run['epoch']:5}  "
+            f"{run[metric]:9.4f}{mark}"
+        )
+    lines += ["", f"{'learning rate':>13}  {'runs':>6}  {'median':>7}  {'min':>7}  {'max':>7}"]
+    lines += [
+        f"{line['learning_rate']:13g}  {line['runs']:6}  {line['median']:7.4f}  "
+        f"{line['min']:7.4f}  {line['max']:7.4f}"
+        for line in summary["learning_rates"]
+    ]
+    return "\n".join(lines)
+
+
+def sweep(
+    config: ml_collections.ConfigDict, init: str | epath.PathLike, workdir: str | epath.PathLike
+) -> dict[str, Any]:
+    """Makes all runs of `config.seeds` × `config.learning_rates` that are not finished yet.
+
+    Returns:
+      what summary.json holds (see `summarize`). The best run is the one with the highest figure of
+      the task's metric on the validation file.
+
+    Raises:
+      UserError: as `finetune.finetune`, `run_configs` and `finished`; or `workdir` holds a run.
+    """
+    from bert_jax import finetune, hf_format
+
+    workdir = epath.Path(workdir)
+    configs = run_configs(config)
+    if (workdir / "config.json").exists():
+        raise UserError(
+            f"{workdir} holds a single run: give another --workdir for several seeds or learning "
+            "rates"
+        )
+    hf_format.check_replaceable(workdir / "hf")
+    inputs = finetune.read_inputs(config, init)
+    identity = inputs.identity(config)
+    runs = []
+    for number, (name, one) in enumerate(configs.items(), 1):
+        expected = json.loads(inputs.resolved(one, init).to_json()) | {"identity": identity}
+        results = finished(workdir / name, expected)
+        print(f"run {number} of {len(configs)}: {name}{', finished before' if results else ''}")
+        results = results or finetune.finetune(one, init, workdir / name, inputs)
+        facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
+        runs.append(facts | results)
+    summary = summarize(inputs.task.metric, runs)
+    with hf_format.replace_directory(workdir / "hf") as scratch:
+        for path in (workdir / summary["best"] / "hf").iterdir():
+            (scratch / path.name).write_bytes(path.read_bytes())
+    (workdir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    return summary

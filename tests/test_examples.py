@@ -1,0 +1,53 @@
+"""The scripts in examples/, on small models."""
+
+import importlib.util
+import pathlib
+
+import pytest
+import torch
+import transformers
+from small_finetune import make_pretrained, write_reviews
+
+from bert_jax import convert
+
+EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def one_thread():
+    """So small a model trains fastest so, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_finetune_with_transformers(tmp_path, one_thread):
+    convert.to_hf(make_pretrained(tmp_path / "workdir"), tmp_path / "export")
+    for name, count in (("train", 600), ("dev", 101)):
+        path = tmp_path / f"{name}.csv"
+        write_reviews(path, count, len(name))
+        path.write_text(path.read_text().replace("review,verdict", "text,label"))
+    accuracy = load("finetune_with_transformers").main(
+        [
+            f"--model={tmp_path / 'export'}",
+            f"--train_file={tmp_path / 'train.csv'}",
+            f"--validation_file={tmp_path / 'dev.csv'}",
+            f"--output={tmp_path / 'classifier'}",
+            "--epochs=2",
+            "--learning_rate=1e-2",
+            "--max_length=32",
+        ]
+    )
+    assert accuracy > 0.9
+    classify = transformers.pipeline("text-classification", model=str(tmp_path / "classifier"))
+    assert classify("the film was good")[0]["label"] == "yes"
+    # What torch wrote comes back.
+    assert list(convert.read_hf(tmp_path / "classifier").config.labels) == ["no", "yes"]
