@@ -63,9 +63,37 @@ def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -
     chosen = fixed(saved), fixed(current)
     free = {f"model.{field}" for field in FREE_MODEL_FIELDS}
     return [
-        f"{name} is {chosen[0].get(name)!r} there, {chosen[1].get(name)!r} here"
+        f"{_readable(name)} is {_short(chosen[0].get(name))} there, "
+        f"{_short(chosen[1].get(name))} here"
         for name in sorted((chosen[0].keys() | chosen[1].keys()) - free)
         if chosen[0].get(name) != chosen[1].get(name)
+    ]
+
+
+def _readable(name: str) -> str:
+    """'identity.phases.40.batch_size' -> 'batch_size of the phase from step 40'."""
+    if match := re.fullmatch(r"identity\.phases\.(\d+)\.(\w+)", name):
+        return f"{match[2]} of the phase from step {match[1]}"
+    return name.removeprefix("identity.")
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of a fingerprint, the beginning."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return f"{value[:8]}…"
+    return "missing" if value is None else repr(value)
+
+
+def _changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """['optimizer.name was 'lamb', is 'adamw'', …]: settings that may change, and did."""
+    before, after = (
+        {k: v for k, v in leaves(config) if not k.startswith("identity.")}
+        for config in (saved, current)
+    )
+    return [
+        f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
     ]
 
 
@@ -143,18 +171,36 @@ def _damage(directory: epath.Path, item: str = "") -> str:
 
 
 def _set_damaged_aside(directory: epath.Path) -> None:
-    """Renames damaged checkpoints to STEP.damaged, from the newest down to the first whole one."""
+    """Renames damaged checkpoints to STEP.damaged, from the newest down to the first whole one.
+
+    Raises:
+      UserError: there are finished checkpoints, and not one is whole; all are left as they are.
+    """
+    damaged: dict[int, str] = {}
+    instead = "there is no earlier one, starting from the beginning"
     for step in reversed(_steps(directory)):
-        reason = _damage(directory / str(step))
-        if not reason:
-            return
+        if not (reason := _damage(directory / str(step))):
+            instead = f"taking that of step {step}"
+            break
+        damaged[step] = reason
+    else:
+        # Unfinished ones alone are what an object store keeps of a run killed in its first save.
+        if any((directory / str(step) / CHECKSUMS).exists() for step in damaged):
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise UserError(
+                f"every checkpoint in {directory} is damaged ({reasons}). Bring back a copy of "
+                "one, or start a new run with --workdir=NEW, perhaps from the parameters in "
+                f"--config.init_from={directory.parent / BEST}"
+            )
+    for step, reason in damaged.items():
         aside = directory / f"{step}.damaged"
         if aside.exists():
             aside.rmtree()
         (directory / str(step)).rename(aside)
-        earlier = _steps(directory)
-        instead = f"taking that of step {earlier[-1]}" if earlier else "there is no earlier one"
-        logging.warning(f"checkpoint {step} is damaged: {reason}; kept as {aside}; {instead}")
+        logging.warning(
+            f"checkpoint {step} is damaged: {reason}; kept as {directory.name}/{aside.name}; "
+            f"{instead}"
+        )
 
 
 def _abstract(tree: Any) -> Any:
@@ -207,11 +253,17 @@ class CheckpointStore:
                     "--workdir, or the same settings to go on; to start a new run from that "
                     f"one's parameters use --config.init_from={workdir}"
                 )
+            if distributed.is_first() and (changes := _changes(saved, description)):
+                logging.warning(f"settings changed in {workdir}: {'; '.join(changes)}")
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._workdir) if distributed.is_first() else None
         if distributed.is_first():
-            _set_damaged_aside(self._checkpoints)
-            _set_damaged_aside(self._best)
+            try:
+                _set_damaged_aside(self._checkpoints)
+            except UserError:
+                if self._lock:
+                    self._lock.close()
+                raise
             length = config.model.max_position_embeddings
             tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
         distributed.wait_for_all("workdir claimed")
@@ -258,23 +310,29 @@ class CheckpointStore:
             ),
         )
 
-    def save_if_best(self, step: int, params: Any, loss: float) -> bool:
-        """Keeps the parameters in best/ if `loss` is below that of those there."""
+    def save_if_best(self, step: int, params: Any, loss: float, phase_start: int = 0) -> bool:
+        """Keeps the parameters in best/ if `loss` is below that of those there.
+
+        Losses of another phase, on other data, or of later steps, which the run has lost and comes
+        to again, are no standard.
+        """
         if self._best_manager is None:
             self._best_manager = self._open(self._best, 1)
         self._best_manager.wait_until_finished()
         record = self._workdir / BEST / BEST_FILE
         if record.exists():
             best = json.loads(record.read_text())
+            comparable = best["phase_start"] == phase_start and best["step"] < step
             # Not there: the run was killed while it was written.
-            if best["step"] in _steps(self._best) and loss >= best["loss"]:
+            if comparable and best["step"] in _steps(self._best) and loss >= best["loss"]:
                 return False
         if step in self._best_manager.all_steps():  # better than itself: after an interruption
             self._best_manager.delete(step)
         self._writing[self._best] = step
         self._best_manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         if distributed.is_first():
-            record.write_text(json.dumps({"step": step, "loss": loss}) + "\n")
+            line = {"step": step, "loss": loss, "phase_start": phase_start}
+            record.write_text(json.dumps(line) + "\n")
         return True
 
     def restore(self, state: "TrainState") -> "TrainState":
@@ -481,14 +539,14 @@ def warm_start(
         )
     if model.scan_layers:
         params = stack_layers(params)
-    found = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(params)}
+    found = {sharding.path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(params)}
     fresh: list[str] = []
 
     def replace(path: Any, old: jax.Array) -> jax.Array:
-        new = found.get(jax.tree_util.keystr(path))
+        new = found.get(sharding.path_of(path))
         if new is None or new.shape != old.shape:
             why = "not there" if new is None else f"{new.shape} there, {old.shape} here"
-            fresh.append(f"{'/'.join(p.key for p in path)} ({why})")
+            fresh.append(f"{sharding.path_of(path)} ({why})")
             return old
         new = new.astype(old.dtype)
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
@@ -503,4 +561,7 @@ def warm_start(
     logging.info(f"init_from {source}: {total - len(fresh)} of {total} arrays loaded")
     if fresh:
         logging.info(f"  fresh: {', '.join(fresh)}")
+    used = {sharding.path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+    if unused := sorted(found.keys() - used):
+        logging.info(f"  left out, without a place in this model: {', '.join(unused)}")
     return state.replace(params=params)

@@ -2,7 +2,10 @@
 
 import logging
 import signal
+import sys
+import threading
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -61,30 +64,36 @@ def wait_for_all(name: str) -> None:
 
 
 class StopSignal:
-    """Turns SIGTERM (preemption, a scheduler's time limit) into "stop after this step".
+    """Turns SIGTERM (preemption, a time limit) and the first Ctrl-C into "stop after this step".
 
-    Several processes agree on the step through JAX's coordination service, which listens for the
-    signal itself and passes it on when any process gets it. A context manager: the signal's former
-    handler comes back at its end.
+    Several processes agree on the step through JAX's coordination service, which listens for
+    SIGTERM itself and passes it on when any process gets it. A context manager: the signals' former
+    handlers come back at its end, that of Ctrl-C once it was used.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self.received = ""  # name of the signal
+        self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if jax.process_count() == 1:
-            self._former = signal.signal(signal.SIGTERM, self._receive)
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as of a shell's background job
+                    self._former[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._former)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self._received = True
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+            signal.signal(number, self._former[number])
 
     def after(self, step: int) -> bool:
         """Whether all processes stop after `step`; each must ask after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        return bool(self.received)

@@ -144,6 +144,11 @@ def locate(source: str | epath.PathLike) -> epath.Path:
         return path
     if path.exists():
         raise UserError(f"{source} is a file; expected a Hugging Face model directory")
+    if path.parent.is_dir() and path.parent != epath.Path("."):
+        raise UserError(
+            f"{source} does not exist, though {path.parent} does, so it is no name on the Hugging "
+            "Face hub: expected a workdir or a Hugging Face model directory"
+        )
     explanation = (
         f"{source}: no such directory here, and it could not be had from the Hugging Face hub"
     )

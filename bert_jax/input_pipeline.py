@@ -392,6 +392,6 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     parts = rows * config.accumulate_steps
     if config.batch_size < 1 or config.batch_size % parts:
         raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of {parts} "
+            f"config.batch_size={config.batch_size} must be a positive multiple of {parts} "
             f"(data × fsdp = {rows} device groups, × accumulate_steps={config.accumulate_steps})"
         )

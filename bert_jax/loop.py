@@ -1,7 +1,6 @@
 """The pretraining loop: phases, evaluation, checkpoints, and what may go wrong on the way."""
 
 import contextlib
-import itertools
 import json
 import logging
 import math
@@ -39,7 +38,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     Raises:
       UserError: data, model, mesh and workdir do not fit each other; or the loss went wrong more
         often than `config.guard` allows.
-      Interrupted: asked to stop by SIGTERM; the state is saved.
+      Interrupted: asked to stop by SIGTERM or Ctrl-C; the state is saved.
     """
     with distributed.StopSignal() as stop, contextlib.ExitStack() as closing:
         return _Run(config, workdir, stop, closing).to_the_end()
@@ -71,12 +70,12 @@ class _Run:
         ]
         for phase in self.phases:
             input_pipeline.check_batch(phase.config, self.mesh)
-        for before, after in itertools.pairwise(self.phases):
-            if before.config.data_dir == after.config.data_dir:
+        for number, phase in enumerate(self.phases):
+            if number and not config.phases[number].get("data_dir") and distributed.is_first():
                 logging.warning(
-                    f"the phase from step {after.start:,} has no data of its own and goes on with "
-                    f"{after.config.data_dir}: set config.phases[N].data_dir for, say, sequences "
-                    "of 512 tokens"
+                    f"the phase from step {phase.start:,} has no data of its own and goes on with "
+                    f"{phase.config.data_dir}: set --config.phases[{number}].data_dir for, say, "
+                    "sequences of 512 tokens"
                 )
         tokenizer = self.data[0].tokenizer
         for data in (*self.data, *(d for sets in self.eval_data for d in sets.values())):
@@ -128,13 +127,19 @@ class _Run:
         """All phases from the present step on; the last figures."""
         if self.step >= self.config.num_steps:
             self.progress.note(
-                f"{self.workdir} is trained to the end already ({self.step:,} steps)"
+                f"{self.workdir} is trained to the end already: {self.step:,} steps, "
+                f"config.num_steps={self.config.num_steps}"
             )
-        elif self.step:
+            return self.last
+        if self.step:
             self.progress.note(f"going on from step {self.step:,} in {self.workdir}")
         for number, phase in enumerate(self.phases):
             if self.step < phase.stop:
                 self.train_phase(number)
+        self.progress.note(
+            f"finished: {self.workdir}; to transformers with python -m bert_jax.convert to-hf "
+            f"--checkpoint={self.workdir} --output=DIR"
+        )
         return self.last
 
     def train_phase(self, number: int) -> None:
@@ -191,14 +196,14 @@ class _Run:
                     pending = None
                 if evaluating:
                     with self.telemetry.pause():
-                        self.evaluate(eval_step, self.eval_data[number], objective.losses)
+                        self.evaluate(eval_step, number, objective.losses)
                 if stopping or is_last or self.due_to_save():
                     with self.telemetry.pause():
                         self.store.save(self.step, self.state)
                 if stopping and not is_last:
                     raise Interrupted(
-                        f"stopped by SIGTERM: step {self.step:,} is saved in {self.workdir}; the "
-                        "same command goes on from there"
+                        f"stopped by {self.stop.received or 'SIGTERM'}: step {self.step:,} is "
+                        f"saved in {self.workdir}; the same command goes on from there"
                     )
         if pending:
             self.report(*pending, phase, data, flops)
@@ -264,15 +269,10 @@ class _Run:
             shown = {name: self.last[name] for name in names if name in self.last}
             self.progress.update(step, shown | {"sequences/s": speed["sequences_per_second"]})
 
-    def evaluate(
-        self,
-        eval_step: train.OnMesh,
-        eval_data: dict[str, PretrainingData],
-        losses: tuple[str, ...],
-    ) -> None:
-        """Evaluates on every held-out set; keeps the parameters if they are the best so far."""
+    def evaluate(self, eval_step: train.OnMesh, number: int, losses: tuple[str, ...]) -> None:
+        """Evaluates on the phase's held-out sets; keeps the parameters if its best so far."""
         self.last = {}
-        for prefix, data in eval_data.items():
+        for prefix, data in self.eval_data[number].items():
             batches = data.eval_batches(self.mesh, self.config.eval_batches)
             results = train.evaluate(eval_step, self.state.params, batches, losses)
             self.last |= {f"{prefix}{name}": value for name, value in results.items()}
@@ -283,7 +283,8 @@ class _Run:
         )
         loss = self.last["eval_loss"]
         if self.config.keep_best and math.isfinite(loss):
-            self.store.save_if_best(self.step, self.state.params, loss)
+            start = self.phases[number].start
+            self.store.save_if_best(self.step, self.state.params, loss, start)
 
 
 def _bytes_needed(compiled: jax.stages.Compiled) -> int:

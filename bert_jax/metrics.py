@@ -338,7 +338,8 @@ def _series(lines: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
 def _held_out(lines: Sequence[dict], pattern: str) -> dict[str, str]:
     """Names of the evaluation metrics that belong to a panel -> their label in it."""
     labels = {}
-    for name in {name: None for line in lines for name in line}:
+    names = {name for line in lines for name in line}
+    for name in sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
         if match := re.fullmatch(rf"eval_(\w+_)?{pattern}", name):
             data, *part = match.groups()
             if not part:
@@ -361,6 +362,13 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
         from matplotlib import pyplot
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'bert_jax[plot]'") from None
+    suffix = epath.Path(target).suffix.lstrip(".") or "png"
+    known = pyplot.gcf().canvas.get_supported_filetypes()
+    pyplot.close()
+    if suffix not in known:
+        raise UserError(
+            f"--plot={target}: no figure ends in .{suffix}; expected {', '.join(known)}"
+        )
     runs = {workdir: _lines_of_run(workdir) for workdir in workdirs}
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
     for axis, (title, pattern) in zip(axes.flat, _PANELS, strict=True):
@@ -380,7 +388,7 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> None:
         if axis.lines:
             axis.legend(fontsize="small")
     with epath.Path(target).open("wb") as file:
-        figure.savefig(file, format=epath.Path(target).suffix.lstrip(".") or "png", dpi=110)
+        figure.savefig(file, format=suffix, dpi=110)
     pyplot.close(figure)
 
 
@@ -402,7 +410,7 @@ def main(argv: Sequence[str]) -> None:
         width = max(map(len, last))
         print(workdir)
         for name, value in last.items():
-            print(f"  {name:<{width}}  {value}")
+            print(f"  {name:<{width}}  {value:.6g}" if value is not None else f"  {name}  none")
 
 
 def cli() -> None:

@@ -40,6 +40,8 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
     peak, warmup, name = config.learning_rate, config.warmup_steps, config.schedule
     if name not in SCHEDULES:
         raise UserError(f"optimizer.schedule={name!r} is not one of {', '.join(SCHEDULES)}")
+    if warmup < 0:
+        raise UserError(f"optimizer.warmup_steps={warmup}, expected at least 0")
     if warmup >= num_steps:
         raise UserError(
             f"optimizer.warmup_steps={warmup} must be less than the {num_steps} steps it is for: "

@@ -99,6 +99,21 @@ def test_damaged_checkpoint_is_passed_over_with_the_reason(config, trained, capl
     assert checkpoint.load(trained).step == 6
 
 
+def test_run_without_a_whole_checkpoint_is_not_started_anew(config, trained):
+    for step in ("2", "4"):
+        truncate(largest_file(trained / "checkpoints" / step))
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(4: .*; 2: "):
+        loop.train_and_evaluate(config, trained)
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_settings_that_changed_are_named(config, trained, caplog):
+    config.num_steps = 5
+    config.optimizer.name = "lamb"
+    loop.train_and_evaluate(config, trained)
+    assert "num_steps was 4, is 5; optimizer.name was 'adamw', is 'lamb'" in caplog.text
+
+
 def test_checkpoint_without_checksums_was_not_finished(trained):
     (trained / "checkpoints" / "4" / "checksums.json").unlink()
     assert checkpoint.load(trained).step == 2
@@ -132,7 +147,11 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
     monkeypatch.setattr(loop.train, "evaluate", evaluate)
     loop.train_and_evaluate(config, tmp_path)
-    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 4, "loss": 1.0}
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {
+        "step": 4,
+        "loss": 1.0,
+        "phase_start": 0,
+    }
     best = checkpoint.load(tmp_path / "best")
     assert best.step == 4
     there = checkpoint.load(tmp_path / "checkpoints" / "4").params
@@ -144,6 +163,7 @@ def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monke
     config.update(num_steps=4, eval_every=2, checkpoint_every=4)
     monkeypatch.setattr(loop.train, "evaluate", lambda *args: {"loss": 1.0, "mlm_loss": 0.0})
     (tmp_path / "best").mkdir(parents=True)
-    (tmp_path / "best" / "best.json").write_text('{"step": 2, "loss": 1.0}')
+    line = {"step": 2, "loss": 1.0, "phase_start": 0}
+    (tmp_path / "best" / "best.json").write_text(json.dumps(line))
     loop.train_and_evaluate(config, tmp_path)
     assert checkpoint.load(tmp_path / "best").step == 2

@@ -135,6 +135,11 @@ def test_curves_of_two_runs_are_drawn(tmp_path):
         assert (pixels == color).all(1).any()
 
 
+def test_unknown_kind_of_figure_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no figure ends in \.foo; expected .*png"):
+        metrics.main([str(tmp_path), f"--plot={tmp_path / 'x.foo'}"])
+
+
 def test_smoothing_is_a_running_mean():
     assert metrics.smoothed([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
 

@@ -213,6 +213,7 @@ def test_schedules_follow_their_formulas(settings, fields, formula, end_factor):
 @pytest.mark.parametrize(
     "fields, message",
     [
+        ({"warmup_steps": -1}, "warmup_steps=-1, expected at least 0"),
         ({"schedule": "exponential"}, "is not one of linear, polynomial, cosine, wsd"),
         ({"schedule": "wsd"}, "decay_steps=0 must be from 1 to 25"),
         ({"schedule": "wsd", "decay_steps": 26}, "decay_steps=26 must be from 1 to 25"),
