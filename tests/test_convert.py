@@ -368,7 +368,7 @@ def test_bad_directories(exported, tmp_path):
             (directory / file).write_text(text)
         with pytest.raises(UserError, match=message):
             convert.read_hf(directory)
-    with pytest.raises(UserError, match="nowhere does not exist, though .* does"):
+    with pytest.raises(UserError, match=r"nowhere does not exist, though .* does"):
         convert.read_hf(tmp_path / "nowhere")
 
 
