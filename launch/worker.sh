@@ -94,8 +94,9 @@ status() {
   elif [[ -s $state/exit_code ]]; then
     word="exited $(<"$state/exit_code")"
   fi
-  # Progress lines end in carriage returns.
-  [[ ! -f $state/log ]] || last=$(tail -c 2000 "$state/log" | tr '\r' '\n' | grep . | tail -n 1)
+  # Progress lines end in carriage returns. grep fails while the log is empty.
+  [[ ! -f $state/log ]] ||
+    last=$(tail -c 2000 "$state/log" | tr '\r' '\n' | { grep . || true; } | tail -n 1)
   printf '%s\t%s\t%s\n' "$word" "$(hostname)" "$last"
 }
 

@@ -147,5 +147,5 @@ def test_misfits_are_named(config, tmp_path):
 
 def test_batch_that_does_not_divide_is_refused(config, mesh):
     config.accumulate_steps = 3
-    with pytest.raises(UserError, match="batch_size=16 must be a multiple of 3"):
+    with pytest.raises(UserError, match="batch_size=16 must be a positive multiple of 3"):
         input_pipeline.check_batch(config, mesh)

@@ -129,13 +129,18 @@ def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
 
 
+# As from a terminal: where the tests are a shell's background job, Ctrl-C would be ignored.
+PRETRAIN = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("bert_jax.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(config, workdir) -> subprocess.Popen:
-    command = ["bert_jax.pretrain", "--config=configs/bert_tiny.py:laptop", *overrides(config)]
+    flags = ["--config=configs/bert_tiny.py:laptop", *overrides(config), f"--workdir={workdir}"]
     return subprocess.Popen(
-        [sys.executable, "-m", *command, f"--workdir={workdir}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", PRETRAIN, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 

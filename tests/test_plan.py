@@ -185,7 +185,10 @@ def test_sweep_on_this_machine(capsys):
         (["--topology=v5e"], "expected CHIP:SHAPE"),
         (["--topology=v5e:4x4x4x4"], "expected CHIP:SHAPE"),
         (["--config.mesh.data=3"], "mesh data=3 .* does not fit 1 device"),
-        (["--config.batch_size=9", "--config.accumulate_steps=2"], "must be a multiple of 2"),
+        (
+            ["--config.batch_size=9", "--config.accumulate_steps=2"],
+            "must be a positive multiple of 2",
+        ),
         (["--sweep=colour"], "cannot vary 'colour': it knows batch_size"),
         (["--sweep=batch_size=many"], "'many' are not values of batch_size"),
         (["--sweep=mesh"], "cannot vary 'mesh'"),

@@ -149,6 +149,15 @@ while :; do sleep 0.05; done
 """
 
 
+def test_status_of_a_run_that_has_printed_nothing_yet(worker, tmp_path):
+    pretrain = str(script(tmp_path / "pretrain", "#!/bin/bash\nexec sleep 30\n"))
+    assert worker("start", PYTHON=pretrain).returncode == 0
+    status = worker("status")
+    assert status.returncode == 0, status.stderr
+    assert status.stdout == f"running\t{socket.gethostname()}\t\n"
+    assert worker("stop", "10").returncode == 0
+
+
 def test_detached_run_reports_its_end(worker, tmp_path):
     pretrain = str(script(tmp_path / "pretrain", f"#!/bin/bash\n{SLOW_TO_END}"))
     assert worker("status").stdout.startswith("lost\t")
