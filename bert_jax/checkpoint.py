@@ -203,18 +203,10 @@ def _set_damaged_aside(directory: epath.Path) -> None:
         )
 
 
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
 def _map_params(function: Callable[[Any], Any], tree: Any) -> Any:
     """Applies `function` to every dictionary of model parameters in a state (moments too)."""
     is_params = lambda x: isinstance(x, dict) and "bert" in x  # noqa: E731
     return jax.tree.map(lambda x: function(x) if is_params(x) else x, tree, is_leaf=is_params)
-
-
-def _mesh_of(tree: Any) -> jax.sharding.Mesh:
-    return jax.tree.leaves(tree)[0].sharding.mesh
 
 
 class CheckpointStore:
@@ -350,18 +342,16 @@ class CheckpointStore:
             "layers" in params["bert"]["encoder"]
             for params in (state.params, _metadata(directory / "params"))
         )
-        saved = _abstract(wanted)
+        layout = jax.tree.map(lambda x: x.sharding, wanted)
+        saved = sharding.abstract(wanted, layout)
         if is_scanned != was_scanned:
             to_saved, to_wanted = (
                 functools.partial(_map_params, stack_layers if scanned else unstack_layers)
                 for scanned in (was_scanned, is_scanned)
             )
             shapes = jax.eval_shape(to_saved, wanted)
-            saved = jax.tree.map(
-                lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-                shapes,
-                sharding.shardings_of(shapes, _mesh_of(state.params)),
-            )
+            mesh = jax.tree.leaves(layout)[0].mesh
+            saved = sharding.abstract(shapes, sharding.shardings_of(shapes, mesh))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -371,7 +361,6 @@ class CheckpointStore:
         )
         params, others = restored.params, restored.optimizer
         if is_scanned != was_scanned:
-            layout = jax.tree.map(lambda x: x.sharding, wanted)
             params, others = jax.jit(to_wanted, out_shardings=layout)((params, others))
         return state.replace(params=params, **others)
 

@@ -50,13 +50,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(value: int) -> int:
-    """The first process's value, on all."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(value))
-
-
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

@@ -189,15 +189,15 @@ class _Run:
                 evaluating = bool(config.eval_every) and (
                     self.step % config.eval_every == 0 or is_last
                 )
-                reading = evaluating or stopping or is_last or self.due_to_save()
-                if reading or self.guard.rolls_back:
+                saving = stopping or is_last or self.step % config.checkpoint_every == 0
+                if evaluating or saving or self.guard.rolls_back:
                     # What follows reads the state, so this step must have been looked at.
                     self.report(*pending, phase, data, flops)
                     pending = None
                 if evaluating:
                     with self.telemetry.pause():
                         self.evaluate(eval_step, number, objective.losses)
-                if stopping or is_last or self.due_to_save():
+                if saving:
                     with self.telemetry.pause():
                         self.store.save(self.step, self.state)
                 if stopping and not is_last:
@@ -207,9 +207,6 @@ class _Run:
                     )
         if pending:
             self.report(*pending, phase, data, flops)
-
-    def due_to_save(self) -> bool:
-        return self.step % self.config.checkpoint_every == 0
 
     def compile(self, train_step: train.OnMesh, batch: train.Batch) -> jax.stages.Compiled:
         """The compiled step; raises UserError if it does not fit into the devices' memory."""
@@ -314,9 +311,8 @@ class _Guard:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, step: int):
         self._config, self._path = config, workdir / INCIDENTS_FILE
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
         # Those of lost steps will happen again.
-        self._incidents = [i for i in map(json.loads, lines) if i["step"] <= step]
+        self._incidents = [i for i in metrics.read_lines(self._path) if i["step"] <= step]
 
     @property
     def rolls_back(self) -> bool:

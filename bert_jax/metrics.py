@@ -107,17 +107,22 @@ def _wandb_run(project: str, workdir: epath.PathLike, config: Mapping[str, Any])
 
 
 def _parsed(line: str) -> dict | None:
-    """A line of metrics.jsonl; None for one that a crash cut short."""
+    """A line of a JSONL file; None for one that a crash cut short."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
 
 
+def read_lines(path: epath.Path) -> list[dict]:
+    """The objects of a JSONL file in order; empty if there is no such file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in map(_parsed, lines) if line]
+
+
 def read(workdir: epath.PathLike) -> list[dict]:
     """The objects of WORKDIR/metrics.jsonl in order; empty if there is no such file."""
-    lines = _text_of(epath.Path(workdir) / METRICS_FILE).splitlines()
-    return [line for line in map(_parsed, lines) if line]
+    return read_lines(epath.Path(workdir) / METRICS_FILE)
 
 
 def duration(seconds: float) -> str:
@@ -151,7 +156,7 @@ class Telemetry:
         kept = [line["training_seconds"] for line in read(workdir) if "training_seconds" in line]
         self._training_seconds = kept[-1] if kept else 0.0
         starts = epath.Path(workdir) / STARTS_FILE
-        lines = [line for line in map(_parsed, _text_of(starts).splitlines()) if line]
+        lines = read_lines(starts)
         now = wall_clock()
         self._first_start = lines[0]["time"] if lines else now
         if distributed.is_first():
@@ -254,10 +259,6 @@ class Profiler:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-def _text_of(path: epath.Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 class Progress:

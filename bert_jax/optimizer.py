@@ -6,7 +6,7 @@ without one touching the other.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,11 +67,9 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
     return optax.join_schedules([warming, falling], [warmup]) if warmup else falling
 
 
-def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: everything but biases and LayerNorm parameters."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: NO_DECAY.search(path_of(path)) is None, params
-    )
+def decays(path: str) -> bool:
+    """Whether weight decay applies to a parameter: to all but biases and LayerNorm's."""
+    return NO_DECAY.search(path) is None
 
 
 def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: Any) -> Any:
@@ -135,7 +133,7 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
     def update(updates: Any, state: optax.EmptyState, params: Any):
         def scaled(key_path: tuple[Any, ...], u: jax.Array, p: jax.Array) -> jax.Array:
             path = path_of(key_path)
-            if NO_DECAY.search(path):
+            if not decays(path):
                 return u
             axes = tuple(range(1 if "/layers/" in path else 0, u.ndim))
             norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))  # noqa: E731
@@ -148,14 +146,14 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
 
 
 def _add_decayed_weights(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """update + decay × parameter, the decay by the rules, else by `decay_mask`."""
+    """update + decay × parameter, the decay by the rules, else where it `decays`."""
 
     def default(path: str) -> float:
-        return 0.0 if NO_DECAY.search(path) else config.weight_decay
+        return config.weight_decay if decays(path) else 0.0
 
     def update(updates: Any, state: optax.EmptyState, params: Any):
-        decays = values_of_rules(config.weight_decay_rules, params, default)
-        return jax.tree.map(lambda u, p, d: u + d * p if d else u, updates, params, decays), state
+        values = values_of_rules(config.weight_decay_rules, params, default)
+        return jax.tree.map(lambda u, p, d: u + d * p if d else u, updates, params, values), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
@@ -199,6 +197,3 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 def apply_updates(params: Any, directions: Any, learning_rate: jax.Array) -> Any:
     """Parameters after a step against `directions`."""
     return jax.tree.map(lambda p, u: p - learning_rate * u, params, directions)
-
-
-Schedule = Callable[[Any], Any]

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from bert_jax import optimizer, train
+from bert_jax import optimizer, sharding, train
 from bert_jax.cli import UserError
 from configs import bert_tiny
 
@@ -171,7 +171,9 @@ def test_rules_set_decay_and_learning_rate_of_what_they_match(settings):
 def test_decay_leaves_biases_and_layer_norms_out():
     model = train.make_model(bert_tiny.get_config())
     shapes = jax.eval_shape(lambda key: train.init_params(model, key), jax.random.key(0))
-    mask = optimizer.decay_mask(shapes)
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: optimizer.decays(sharding.path_of(path)), shapes
+    )
     layer = mask["bert"]["encoder"]["layer_0"]
     assert layer["attention"]["query"] == {"kernel": True, "bias": False}
     assert layer["output_layer_norm"] == {"scale": False, "bias": False}
