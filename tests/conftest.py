@@ -14,6 +14,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
+import torch
 from small_run import LENGTH, VOCAB_SIZE, make_data_dir
 
 from configs import bert_tiny
@@ -43,3 +44,12 @@ def config(data_dir):
     )
     config.optimizer.warmup_steps = 2
     return config
+
+
+@pytest.fixture
+def one_thread():
+    """torch on one thread: so small a model is fastest so, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

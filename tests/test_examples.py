@@ -3,8 +3,6 @@
 import importlib.util
 import pathlib
 
-import pytest
-import torch
 import transformers
 from small_finetune import make_pretrained, write_reviews
 
@@ -18,15 +16,6 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def one_thread():
-    """So small a model trains fastest so, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_finetune_with_transformers(tmp_path, one_thread):

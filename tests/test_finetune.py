@@ -1,5 +1,6 @@
 """Fine-tuning from end to end on small made-up tasks, and what transformers makes of the result."""
 
+import contextlib
 import json
 import os
 import re
@@ -139,20 +140,26 @@ def test_regression(pretrained, tmp_path):
     assert convert.read_hf(tmp_path / "run/hf").config.task == "text_regression"
 
 
-def test_goes_on_after_an_interruption(pretrained, config, tmp_path, monkeypatch):
-    config.select = "best"
-    finetune.finetune(config, pretrained, tmp_path / "whole")
+@contextlib.contextmanager
+def interrupted_in_epoch(number):
+    """What runs inside must be interrupted as this epoch begins."""
     make = batching.epoch_batches
 
     def interrupted(lengths, batch_size, seed, epoch):
-        if epoch == 1:
+        if epoch == number:
             raise KeyboardInterrupt
         return make(lengths, batch_size, seed, epoch)
 
-    monkeypatch.setattr(batching, "epoch_batches", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batching, "epoch_batches", interrupted)
+        yield
+
+
+def test_goes_on_after_an_interruption(pretrained, config, tmp_path):
+    config.select = "best"
+    finetune.finetune(config, pretrained, tmp_path / "whole")
+    with interrupted_in_epoch(1):
         finetune.finetune(config, pretrained, tmp_path / "run")
-    monkeypatch.setattr(batching, "epoch_batches", make)
     finetune.finetune(config, pretrained, tmp_path / "run")
     whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
@@ -216,24 +223,15 @@ def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
-def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path, monkeypatch):
+def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
     config.num_epochs = 6
     config.early_stopping = 2
     config.optimizer.learning_rate = 1e-9  # nothing gets better
     whole = finetune.finetune(config, pretrained, tmp_path / "whole")
     assert whole["epoch"] == 3
     assert len(finetune.evaluations(tmp_path / "whole", "accuracy")) == 3
-    make = batching.epoch_batches
-
-    def interrupted(lengths, batch_size, seed, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return make(lengths, batch_size, seed, epoch)
-
-    monkeypatch.setattr(batching, "epoch_batches", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_in_epoch(2):
         finetune.finetune(config, pretrained, tmp_path / "run")
-    monkeypatch.setattr(batching, "epoch_batches", make)
     for _ in range(2):  # going on, and again when all is done
         again = finetune.finetune(config, pretrained, tmp_path / "run")
         assert again["epoch"] == 3 and again["loss"] == whole["loss"]

@@ -15,14 +15,13 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
+from small_finetune import TOKENIZER, WORDS
 
-from bert_jax import checkpoint, convert, predict, tasks, tokenizer
+from bert_jax import checkpoint, convert, predict, tasks
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 
-WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
 SIZES = {
     "vocab_size": TOKENIZER.vocab_size,
     "hidden_size": 32,
@@ -246,15 +245,6 @@ def generated_texts(count, seed):
         ends = np.where(rng.random(len(words)) < 0.3, "s", "")
         texts[" ".join(word + end for word, end in zip(words, ends, strict=True))] = None
     return list(texts)
-
-
-@pytest.fixture
-def one_thread():
-    """So small a model runs fastest so, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_labels_and_answers_of_transformers_on_200_examples(tmp_path, one_thread):
