@@ -20,19 +20,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# Python puts a script's own directory first, where this file would hide the package of its name.
-sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+# Python puts a script's own directory first, where data_prep.py hides the package of its name.
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-import numpy as np  # noqa: E402
-from etils import epath  # noqa: E402
+import numpy as np
+from etils import epath
 
-from bert_jax import masking  # noqa: E402
-from bert_jax import tokenizer as tokenizers  # noqa: E402
-from data_prep import corpus, shards, writers  # noqa: E402
-from data_prep.build import BuildOptions, tokenize_locally  # noqa: E402
-from data_prep.fast_encoder import FastEncoder  # noqa: E402
-from data_prep.stages import Job  # noqa: E402
-from data_prep.token_store import Store  # noqa: E402
+from bert_jax import masking
+from bert_jax import tokenizer as tokenizers
+from data_prep import corpus, shards, writers
+from data_prep.build import BuildOptions, tokenize_locally
+from data_prep.fast_encoder import FastEncoder
+from data_prep.stages import Job
+from data_prep.token_store import Store
 
 
 def write_text(sources: Iterable[str], path: pathlib.Path, megabytes: float) -> None:

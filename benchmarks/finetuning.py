@@ -17,9 +17,7 @@ import argparse
 import collections
 import dataclasses
 import json
-import os
 import pathlib
-import platform
 import shutil
 import statistics
 import sys
@@ -32,12 +30,16 @@ import numpy as np
 import torch
 import transformers
 
+# Python puts a script's own directory first, where data_prep.py hides the package of its name.
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from benchmarks import peers
 from bert_jax import finetune, question_answering
 from bert_jax.cli import UserError, run
 from configs.finetune import ag_news, conll2003, rte, squad, sst2, text_classification
 
 SIDES = ("bert_jax", "transformers")
-IGNORED = -100  # transformers' label of a position that is not scored
 MODELS = {
     "text_classification": transformers.AutoModelForSequenceClassification,
     "token_classification": transformers.AutoModelForTokenClassification,
@@ -113,7 +115,7 @@ def torch_row(arrays: dict[str, Any], task: str) -> dict[str, Any]:
     if task == "question_answering":
         return row | {"start_positions": arrays["starts"], "end_positions": arrays["ends"]}
     if task == "token_classification":
-        return row | {"labels": [IGNORED if x < 0 else x for x in arrays["token_labels"]]}
+        return row | {"labels": [peers.IGNORED if x < 0 else x for x in arrays["token_labels"]]}
     return row | {"labels": arrays["labels"]}
 
 
@@ -124,7 +126,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     for name in rows[0]:
         values = [row[name] for row in rows]
         if isinstance(values[0], list):
-            padding = IGNORED if name == "labels" else 0
+            padding = peers.IGNORED if name == "labels" else 0
             values = [value + [padding] * (length - len(value)) for value in values]
         batch[name] = torch.tensor(values)
     return batch
@@ -211,25 +213,6 @@ def quality(task: str, lines: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def cpu_name() -> str:
-    """'Intel(R) Xeon(R) …' where Linux tells."""
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def environment() -> dict[str, str]:
-    """What the times depend on."""
-    return {
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores; {jax.devices()[0].device_kind}",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def settings_of(config, options: argparse.Namespace) -> dict[str, Any]:
     """What a stored result must agree with to be used again."""
     return {
@@ -249,7 +232,7 @@ def settings_of(config, options: argparse.Namespace) -> dict[str, Any]:
         },
         "max_train_examples": options.max_train_examples,
         "max_validation_examples": options.max_validation_examples,
-        **environment(),
+        **peers.environment(),
     }
 
 

@@ -9,20 +9,23 @@ step's losses differ by more than the tolerance.
 
 import argparse
 import json
-import platform
+import pathlib
 import sys
 
 import jax
 import numpy as np
 import torch
-import transformers
 
-from bert_jax import convert, hf_format, input_pipeline, optimizer, sharding, train
+# Python puts a script's own directory first, where data_prep.py hides the package of its name.
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from benchmarks import peers
+from bert_jax import input_pipeline, optimizer, sharding, train
 from bert_jax.cli import UserError, run
 from configs import bert_base, bert_mini, bert_tiny
 
 CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base}
-IGNORED = -100  # Hugging Face's label of a position that is not predicted
 
 
 def make_config(options: argparse.Namespace):
@@ -41,50 +44,19 @@ def make_config(options: argparse.Namespace):
     return config
 
 
-def torch_batch(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Our batch as BertForPreTraining wants it: a label at every position."""
-    labels = np.full(batch["input_ids"].shape, IGNORED)
-    rows, slots = np.nonzero(batch["masked_lm_weights"])
-    labels[rows, batch["masked_lm_positions"][rows, slots]] = batch["masked_lm_ids"][rows, slots]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    inputs |= {"labels": labels, "next_sentence_label": batch["next_sentence_labels"]}
-    return {name: torch.tensor(x, dtype=torch.long) for name, x in inputs.items()}
-
-
 def torch_losses(config, params, batches) -> list[float]:
     """Losses of Hugging Face's model, trained with torch's AdamW."""
-    model_config = train.make_model(config).config
-    settings, tensors = config.optimizer, convert.to_tensors(params, model_config)
-    description = hf_format.config_json(
-        "BertForPreTraining", model_config, "float32", pad_token_id=0, task="pretraining"
-    )
-    model = transformers.BertForPreTraining(transformers.BertConfig(**description))
-    missing, extra = model.load_state_dict(
-        {name: torch.tensor(x) for name, x in tensors.items()}, strict=False
-    )
-    assert not extra and all("decoder" in name for name in missing), (missing, extra)  # tied
-    model.tie_weights()
-    model.train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]  # biases and LayerNorm
-    adamw = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=1.0,
-        betas=(settings.b1, settings.b2),
-        eps=settings.eps,
-    )
-    schedule = optimizer.make_schedule(settings, config.num_steps)
+    model = peers.pretraining_model(config, params)
+    adamw = peers.adamw(model, config.optimizer)
+    schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
     losses = []
     for step, batch in enumerate(batches):
         for group in adamw.param_groups:
             group["lr"] = float(schedule(step))
         adamw.zero_grad()
-        loss = model(**torch_batch(batch)).loss
+        loss = model(**peers.pretraining_batch(batch)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         adamw.step()
         losses.append(loss.item())
         progress("torch", step, losses[-1])
@@ -148,12 +120,7 @@ def main(argv) -> int:
         "tolerance": options.tolerance,
         "bert_jax": ours,
         "torch": theirs,
-        "versions": {
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+        "environment": peers.environment(),
     }
     if options.json:
         print(json.dumps(result, indent=1))

@@ -8,17 +8,17 @@ time, bytes of collectives and efficiency: the first slice's step time over this
 """
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-# Python puts a script's own directory first, where a file may hide a package of its name.
-sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+# Python puts a script's own directory first, where data_prep.py hides the package of its name.
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from bert_jax import config as config_lib  # noqa: E402
-from bert_jax import estimate, phases  # noqa: E402
-from bert_jax.cli import UserError, run  # noqa: E402
+from bert_jax import config as config_lib
+from bert_jax import estimate, phases
+from bert_jax.cli import UserError, run
 
 
 def draw(plans: Sequence[estimate.Plan], title: str, path: str) -> None:

@@ -25,7 +25,7 @@ from bert_jax import distributed, sharding
 from bert_jax import tokenizer as tokenizer_lib
 from bert_jax.cli import UserError
 from bert_jax.config import leaves
-from bert_jax.models.bert import BertConfig, stack_layers, unstack_layers
+from bert_jax.models.bert import COMPUTE_FIELDS, BertConfig, stack_layers, unstack_layers
 
 if TYPE_CHECKING:
     from bert_jax.train import TrainState
@@ -41,8 +41,6 @@ TOKENIZER = "tokenizer"
 # Fields that the numbers of a run depend on and that must not change under it: model sizes, what
 # a step draws from the data. Lengths, intervals, mesh and learning rate may change.
 FIXED_FIELDS = ("model", "seed", "identity")
-# Fields of `model` that change how it is computed and not what: free to change on going on.
-FREE_MODEL_FIELDS = ("remat", "dtype", "scan_layers")
 
 
 def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -> list[str]:
@@ -61,7 +59,7 @@ def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -
         return dict(leaves(chosen | {"identity": identity}))
 
     chosen = fixed(saved), fixed(current)
-    free = {f"model.{field}" for field in FREE_MODEL_FIELDS}
+    free = {f"model.{field}" for field in COMPUTE_FIELDS}
     return [
         f"{_readable(name)} is {_short(chosen[0].get(name))} there, "
         f"{_short(chosen[1].get(name))} here"

@@ -19,7 +19,7 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from bert_jax import hardware, hlo, input_pipeline, records, sharding, train
+from bert_jax import hardware, hlo, input_pipeline, packing, records, sharding, train
 from bert_jax.cli import UserError
 from bert_jax.phases import Phase
 
@@ -48,6 +48,9 @@ class Plan:
       collectives: kind -> how many run in a step, and bytes that a device sends.
       estimate: "compiler", its cycles at the chip's clock; "roofline", where the compiler gives no
         cycles: then a lower bound.
+      compiler_seconds: with kernels, which the compiler gives no cycles for.
+      kernel_seconds: kernels' part of that: of each the longer of its schedule (`hlo.KERNELS`, by
+        hand) and its bytes at full bandwidth.
       roofline_seconds: of each operation the longer of its FLOPs at peak and its bytes at full
         bandwidth, added up.
       collective_seconds, hidden_collective_seconds: of those that nothing runs beside, which the
@@ -76,6 +79,7 @@ class Plan:
     collectives: dict[str, dict[str, float]] | None = None
     estimate: str | None = None
     compiler_seconds: float | None = None
+    kernel_seconds: float | None = None
     collective_seconds: float | None = None
     hidden_collective_seconds: float | None = None
     roofline_seconds: float | None = None
@@ -195,7 +199,9 @@ def lower_step(
         lambda: train.new_state(train.init_params(model, jax.random.key(config.seed)), tx)
     )
     state = sharding.abstract(state, sharding.shardings_of(state, mesh))
-    batch = input_pipeline.batch_shapes(config.batch_size, max_seq_length, max_predictions_per_seq)
+    batch = input_pipeline.batch_shapes(
+        config.batch_size, max_seq_length, max_predictions_per_seq, config.packing
+    )
     batch = sharding.abstract(batch, {name: sharding.batch_sharding(mesh) for name in batch})
     step = phase.make_train_step(model, mesh)
     return step.lower(state, batch), state, batch
@@ -241,9 +247,11 @@ def make_plan(
         mesh=dict(mesh.shape),
         settings={
             "batch_size": config.batch_size,
+            "packing": config.packing,
             "accumulate_steps": config.accumulate_steps,
             "remat": config.model.remat,
             "dropout_rng": config.model.dropout_rng,
+            "attention": config.model.attention,
             "scan_layers": config.model.scan_layers,
         },
         max_seq_length=max_seq_length,
@@ -300,13 +308,17 @@ def _traffic(
 ) -> dict[str, Any]:
     """FLOPs, bytes, collectives and times, from the text of the compiled step."""
     program = hlo.parse(compiled.text)
-    flops = hbm_bytes = roofline = 0.0
+    flops = hbm_bytes = roofline = kernels = 0.0
     for computation, instruction, times in hlo.executions(program):
         f = hlo.flops(program, computation, instruction) * times
         b = hlo.hbm_bytes(program, computation, instruction) * times
         flops, hbm_bytes = flops + f, hbm_bytes + b
         if chip:
-            roofline += max(f / (chip.peak_flops * share), b / (chip.memory_bandwidth * share))
+            bytes_seconds = b / (chip.memory_bandwidth * share)
+            roofline += max(f / (chip.peak_flops * share), bytes_seconds)
+            kernel = hlo.kernel(computation, instruction)
+            if kernel and chip.clock_hz:
+                kernels += max(kernel.cycles * times / chip.clock_hz, bytes_seconds)
     kinds: dict[str, dict[str, float]] = {}
     exposed = hidden = 0.0
     devices = list(mesh.devices.flat)
@@ -325,13 +337,14 @@ def _traffic(
     # Products in library calls (cuBLAS) are not in the text: the model needs so many at least.
     roofline = max(roofline, model_flops / (chip.peak_flops * share))
     cycles = hlo.cycles(program)
-    compiler = cycles / chip.clock_hz if chip.clock_hz and cycles else None
+    compiler = cycles / chip.clock_hz + kernels if chip.clock_hz and cycles else None
     return {
         "flops": flops,
         "hbm_bytes": hbm_bytes,
         "collectives": kinds,
         "roofline_seconds": roofline,
         "compiler_seconds": compiler,
+        "kernel_seconds": kernels if compiler else None,
         # Asynchronous ones cost what they take beyond the computation.
         "collective_seconds": exposed + max(0.0, hidden - (compiler or roofline)),
         "hidden_collective_seconds": hidden,
@@ -358,11 +371,16 @@ def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[st
 def lengths_of(
     config: ml_collections.ConfigDict, max_seq_length: int = 0, max_predictions_per_seq: int = 0
 ) -> dict[str, int]:
-    """Length and predictions: those given, else the data set's, else as BERT was published."""
-    if config.data_dir and not (max_seq_length and max_predictions_per_seq):
+    """Length and predictions of a row: those given, else the data set's, else as published.
+
+    With packing a row has its examples' predictions together.
+    """
+    masked_lm_prob = 0.15
+    if config.data_dir and (config.packing or not (max_seq_length and max_predictions_per_seq)):
         arguments = records.Manifest.read(config.data_dir).arguments
         max_seq_length = max_seq_length or arguments["max_seq_length"]
         max_predictions_per_seq = max_predictions_per_seq or arguments["max_predictions_per_seq"]
+        masked_lm_prob = arguments["masked_lm_prob"]
     max_seq_length = max_seq_length or config.get("max_seq_length", 0) or 128
     if max_seq_length > config.model.max_position_embeddings:
         raise UserError(
@@ -370,5 +388,9 @@ def lengths_of(
             f"{config.model.max_position_embeddings}: raise that, or shorten the sequences"
         )
     published = 20 if max_seq_length == 128 else int(0.15 * max_seq_length)
-    predictions = max_predictions_per_seq or published
-    return {"max_seq_length": max_seq_length, "max_predictions_per_seq": predictions}
+    lengths = {
+        "max_seq_length": max_seq_length,
+        "max_predictions_per_seq": max_predictions_per_seq or published,
+    }
+    arguments = {**lengths, "masked_lm_prob": masked_lm_prob}
+    return lengths | {"max_predictions_per_seq": packing.max_predictions(arguments, config.packing)}

@@ -137,10 +137,7 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
     from bert_jax.models.bert import BertConfig
 
     loaded = load_init(init)
-    model = BertConfig(
-        **loaded.config.model.to_dict()
-        | {"dtype": config.dtype, "scan_layers": False, "remat": "none"}
-    )
+    model = BertConfig.of(loaded.config.model.to_dict(), config.dtype)
     check_config(config, model)
     task = tasks.make_task(config, loaded.tokenizer)
     train_examples = task.read(config.train_file)

@@ -22,7 +22,7 @@ from etils import epath
 
 from bert_jax import __version__
 from bert_jax.cli import UserError
-from bert_jax.models.bert import ACTIVATIONS, BertConfig
+from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
 
 # What a checkpoint was trained for -> the transformers class that computes it.
 ARCHITECTURES = {
@@ -70,7 +70,7 @@ def config_json(
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The config.json of `model` under a transformers class name."""
-    shared = set(dataclasses.asdict(model)) - {"dtype", "scan_layers", "remat"}
+    shared = set(dataclasses.asdict(model)) - set(COMPUTE_FIELDS)
     config = {
         "architectures": [architecture],
         "model_type": "bert",
@@ -116,7 +116,7 @@ def read_config(directory: epath.Path) -> Description:
     sizes = {"hidden_act": "gelu"} | {
         field.name: config[field.name]
         for field in dataclasses.fields(BertConfig)
-        if field.name in config and field.name not in ("dtype", "scan_layers", "remat")
+        if field.name in config and field.name not in COMPUTE_FIELDS
     }
     sizes["hidden_act"] = _ACTIVATION_ALIASES.get(sizes["hidden_act"], sizes["hidden_act"])
     if sizes["hidden_act"] not in ACTIVATIONS:

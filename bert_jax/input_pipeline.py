@@ -1,9 +1,12 @@
 """Shards → Grain → batches on the mesh.
 
-The data position is the step: example n of the endless stream lies in epoch n // N, and each epoch
-visits the records in an order drawn from (seed, epoch). Step s takes examples [s·B, (s+1)·B) and
-each host reads the rows that its devices need, from whichever shards hold them: going on from a
-step is exact, costs nothing, and does not depend on the number of hosts or shards.
+The data position is the step: row n of the endless stream lies in epoch n // N, and each epoch
+visits the records in an order drawn from (seed, epoch). Step s takes rows [s·B, (s+1)·B) and each
+host reads those that its devices need, from whichever shards hold them: going on from a step is
+exact, costs nothing, and does not depend on the number of hosts or shards.
+
+A row is an example or, with packing, several (bert_jax/packing.py). Which ones is settled when the
+data is opened, for groups of records that stay together in every epoch.
 """
 
 import contextlib
@@ -21,12 +24,13 @@ from array_record.python import array_record_data_source
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax import masking, records, sharding, tokenizer
+from bert_jax import masking, packing, records, sharding, tokenizer
 from bert_jax.cli import UserError
 from bert_jax.records import EXAMPLES_PER_RECORD
 
 NUM_THREADS = 2
 PREFETCH = 8  # batches made ahead: smooths reading, costs a few MB of host memory
+CACHED_GROUPS = 4  # read and masked once for the batches that share them
 
 
 class PretrainingData:
@@ -36,9 +40,11 @@ class PretrainingData:
       data_dir: where it is.
       manifest: the contents of dataset.json.
       num_examples: of the split.
+      num_rows: of an epoch; num_examples, or fewer with packing.
+      packing: the most examples in a row; 0 for one example a row, without what packing adds.
     """
 
-    def __init__(self, data_dir: str, split: str, batch_size: int, seed: int):
+    def __init__(self, data_dir: str, split: str, batch_size: int, seed: int, packing: int = 0):
         self.manifest = records.Manifest.read(data_dir)
         self.split = split
         shards = self.manifest.splits.get(split, [])
@@ -50,6 +56,7 @@ class PretrainingData:
                 "turn evaluation off with --config.eval_every=0"
             )
         self.data_dir = epath.Path(data_dir)
+        self.packing = packing
         self._batch_size = batch_size
         self._seed = seed
         missing = [s.name for s in shards if not (self.data_dir / s.name).exists()]
@@ -65,6 +72,41 @@ class PretrainingData:
                 for n in (s.num_examples for s in shards)
             ]
         ).astype(np.int64)
+        self._first_examples = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._rows_of_group = self._sizes  # a record is a group, an example a row
+        if packing:
+            self._row_of_example, self._rows_of_group = self._packed()
+        self.num_rows = int(self._rows_of_group.sum())
+
+    def _packed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of every example its row within its group, uint16; of every group its rows."""
+        path = self.data_dir / records.NUM_TOKENS.format(split=self.split)
+        if not path.exists():
+            raise UserError(
+                f"{self.data_dir} has no {path.name}, which packing needs: build the data set anew "
+                "(data_prep.build writes it since it knows of packing), or train with "
+                "--config.packing=0"
+            )
+        with path.open("rb") as file:
+            num_tokens_E = np.load(file)
+        if len(num_tokens_E) != self.num_examples:
+            raise UserError(
+                f"{path} has {len(num_tokens_E)} lengths, the shards {self.num_examples} examples: "
+                "it is another data set's; build the data set anew"
+            )
+        ends = [*range(0, len(self._sizes), packing.GROUP_RECORDS), len(self._sizes)]
+        sizes_G = np.diff(self._first_examples[ends])
+        most = packing.GROUP_RECORDS * EXAMPLES_PER_RECORD
+        is_example_GE = np.arange(most) < sizes_G[:, None]
+        num_tokens_GE = np.zeros(is_example_GE.shape, np.uint16)
+        num_tokens_GE[is_example_GE] = num_tokens_E
+        row_GE = np.concatenate(
+            [
+                packing.first_fit(part_GE, self.max_seq_length, self.packing)
+                for part_GE in np.array_split(num_tokens_GE, -(-len(num_tokens_GE) // 1024))
+            ]
+        )
+        return row_GE[is_example_GE].astype(np.uint16), row_GE.max(1).astype(np.int64) + 1
 
     @functools.cached_property
     def tokenizer(self) -> tokenizer.Tokenizer:
@@ -100,36 +142,105 @@ class PretrainingData:
         """Whether the examples are pairs with a label (NSP, or SOP's order)."""
         return self.manifest.arguments["objective"] in ("nsp", "sop")
 
+    @property
+    def max_predictions_per_row(self) -> int:
+        """Positions of a row at which the vocabulary is scored."""
+        return packing.max_predictions(self.manifest.arguments, self.packing)
+
+    @property
+    def examples_per_row(self) -> float:
+        """The mean over an epoch."""
+        return self.num_examples / self.num_rows
+
+    @property
+    def padding(self) -> float:
+        """The share of an epoch's positions that hold no token."""
+        tokens = self.manifest.statistics["splits"][self.split]["example_tokens"]
+        return 1 - tokens / (self.num_rows * self.max_seq_length)
+
     @functools.lru_cache(maxsize=2)  # noqa: B019  (a data set lives as long as the run)
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order of the records in an epoch, and where each starts among the epoch's examples."""
-        order = np.arange(len(self._sizes))
+        """Order of the groups in an epoch, and where each starts among the epoch's rows."""
+        order = np.arange(len(self._rows_of_group))
         if self.split == "train":
             order = np.random.default_rng((self._seed, epoch)).permutation(order)
-        return order, np.concatenate([[0], np.cumsum(self._sizes[order])])
+        return order, np.concatenate([[0], np.cumsum(self._rows_of_group[order])])
 
-    def read(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Examples [start, stop) of the endless stream, as a batch of numpy arrays.
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, int, int]]:
+        """Rows [start, stop) of the endless stream as (epoch, groups, first, last).
 
-        Returns (B = stop - start): int32 input_ids, attention_mask, token_type_ids [B, L],
-        masked_lm_positions, masked_lm_ids [B, M], float32 masked_lm_weights [B, M], int32
-        next_sentence_labels [B] (-1: no label).
+        They are rows [first, last) of those groups laid end to end.
         """
-        parts = []
         while start < stop:
-            epoch, first = divmod(start, self.num_examples)
-            last = min(first + stop - start, self.num_examples)
+            epoch, first = divmod(start, self.num_rows)
+            last = min(first + stop - start, self.num_rows)
             order, starts = self._epoch(epoch)
             low = np.searchsorted(starts, first, side="right") - 1
             high = np.searchsorted(starts, last, side="left")
-            chosen = order[low:high]
-            raw = self._source.__getitems__(chosen.tolist())
-            examples = np.frombuffer(b"".join(raw), self.manifest.dtype)
-            offset = starts[low]
-            batch = self._to_batch(examples, epoch, chosen)
-            parts.append({k: v[first - offset : last - offset] for k, v in batch.items()})
+            yield epoch, order[low:high], int(first - starts[low]), int(last - starts[low])
             start += last - first
-        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+    def _records(self, groups: np.ndarray) -> np.ndarray:
+        """The numbers of the records of `groups`, one after another."""
+        if not self.packing:
+            return groups
+        numbers = groups[:, None] * packing.GROUP_RECORDS + np.arange(packing.GROUP_RECORDS)
+        return numbers[numbers < len(self._sizes)]
+
+    def _rows(self, groups: np.ndarray) -> np.ndarray:
+        """The row of every example of `groups`, counted from the first row of the first group."""
+        if not self.packing:
+            return np.arange(self._sizes[groups].sum())
+        rows, first_row = [], 0
+        for group in groups:
+            first = group * packing.GROUP_RECORDS
+            last = min(first + packing.GROUP_RECORDS, len(self._sizes))
+            examples = slice(self._first_examples[first], self._first_examples[last])
+            rows.append(self._row_of_example[examples].astype(np.int64) + first_row)
+            first_row += self._rows_of_group[group]
+        return np.concatenate(rows)
+
+    def read(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows [start, stop) of the endless stream, as a batch of numpy arrays.
+
+        Returns (B = stop - start): int32 input_ids, attention_mask, token_type_ids [B, L],
+        masked_lm_positions, masked_lm_ids [B, M], float32 masked_lm_weights [B, M], int32
+        next_sentence_labels [B] (-1: no label). With packing: see `packing.lay_out`.
+        """
+        parts = []
+        for epoch, groups, first, last in self._pieces(start, stop):
+            if not self.packing:
+                examples = self.examples(epoch, groups)
+                parts.append({k: v[first:last] for k, v in examples.items()})
+                continue
+            examples = _concatenated([self._group(epoch, int(group)) for group in groups])
+            row_E = self._rows(groups)
+            chosen_E = (row_E >= first) & (row_E < last)
+            parts.append(
+                packing.lay_out(
+                    {k: v[chosen_E] for k, v in examples.items()},
+                    row_E[chosen_E] - first,
+                    last - first,
+                    self.packing,
+                    self.max_predictions_per_row,
+                    self.tokenizer.pad_id,
+                )
+            )
+        return _concatenated(parts)
+
+    @functools.lru_cache(maxsize=CACHED_GROUPS)  # noqa: B019
+    def _group(self, epoch: int, group: int) -> dict[str, np.ndarray]:
+        return self.examples(epoch, self._records(np.array([group])))
+
+    def first_examples(self, num_records: int) -> dict[str, np.ndarray]:
+        """The first records that training meets, an example a row."""
+        return self.examples(0, self._records(self._epoch(0)[0])[:num_records])
+
+    def examples(self, epoch: int, record_numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Whole records, an example a row: what `read` returns without packing."""
+        raw = self._source.__getitems__(record_numbers.tolist())
+        examples = np.frombuffer(b"".join(raw), self.manifest.dtype)
+        return self._to_batch(examples, epoch, record_numbers)
 
     def _to_batch(
         self, examples: np.ndarray, epoch: int, record_numbers: np.ndarray
@@ -196,7 +307,7 @@ class PretrainingData:
         return contextlib.closing(_on_devices(iterator, mesh, self._batch_size))
 
     def _read_rows(self, start: int, rows: Sequence[slice]) -> dict[str, np.ndarray]:
-        """The given rows of the batch that starts with example `start`."""
+        """The given rows of the batch that starts with row `start`."""
         return _concatenated([self.read(start + r.start, start + r.stop) for r in rows])
 
     def eval_batches(self, mesh: Mesh, limit: int) -> Iterator[dict[str, jax.Array]]:
@@ -219,36 +330,40 @@ class PretrainingData:
             yield to_devices(_concatenated(parts), mesh, self._batch_size)
 
     def origin(self, start: int, stop: int) -> dict[str, Any]:
-        """Where examples [start, stop) of the endless stream lie, for people to look at them.
+        """Where rows [start, stop) of the endless stream lie, for people to look at them.
 
-        Returns: data_dir; epoch; examples, the range asked for; records, the shard and number of
-        each record (of up to 64 examples) with any of them; and out_of_vocabulary, the examples of
-        them with a token id that the vocabulary does not have, as they come from a damaged shard.
+        Returns: data_dir; epoch; rows, the range asked for; records, the shard and number of each
+        record (of up to 64 examples) with any of their examples; and out_of_vocabulary, the
+        examples of them with a token id that the vocabulary does not have, as they come from a
+        damaged shard: record, number of the example in it, and the id.
         """
         names = [
-            (shard.name, number)
+            f"{shard.name}#{number}"
             for shard in self.manifest.splits[self.split]
             for number in range(-(-shard.num_examples // EXAMPLES_PER_RECORD))
         ]
-        chosen, position = [], start
-        while position < stop:
-            epoch, first = divmod(position, self.num_examples)
-            last = min(first + stop - position, self.num_examples)
-            order, starts = self._epoch(epoch)
-            low = np.searchsorted(starts, first, side="right") - 1
-            chosen += order[low : np.searchsorted(starts, last, side="left")].tolist()
-            position += last - first
-        batch = self.read(start, stop)
-        largest_B = np.maximum(batch["input_ids"].max(1), batch["masked_lm_ids"].max(1))
-        bad = np.flatnonzero(largest_B >= self.manifest.vocab_size)
+        found, bad = [], []
+        for epoch, groups, first, last in self._pieces(start, stop):
+            numbers = self._records(groups)
+            row_E = self._rows(groups)
+            is_chosen_E = (row_E >= first) & (row_E < last)
+            ends = np.cumsum(self._sizes[numbers])
+            for record, is_chosen in zip(numbers, np.split(is_chosen_E, ends[:-1]), strict=True):
+                if not is_chosen.any():
+                    continue
+                found.append(names[record])
+                batch = self.examples(epoch, np.array([record]))
+                largest = np.maximum(batch["input_ids"].max(1), batch["masked_lm_ids"].max(1))
+                bad += [
+                    {"record": names[record], "example": int(i), "token_id": int(largest[i])}
+                    for i in np.flatnonzero(is_chosen & (largest >= self.manifest.vocab_size))
+                ]
         return {
             "data_dir": str(self.data_dir),
-            "epoch": start // self.num_examples,
-            "examples": [start, stop],
-            "records": ["{}#{}".format(*names[i]) for i in chosen],
-            "out_of_vocabulary": [
-                {"example": int(start + i), "token_id": int(largest_B[i])} for i in bad
-            ],
+            "epoch": start // self.num_rows,
+            "rows": [start, stop],
+            "records": found,
+            "out_of_vocabulary": bad,
         }
 
 
@@ -267,19 +382,24 @@ def _concatenated(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 
 
 def batch_shapes(
-    batch_size: int, max_seq_length: int, max_predictions_per_seq: int
+    batch_size: int, max_seq_length: int, max_predictions: int, packing: int = 0
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch as `PretrainingData.read` makes it."""
-    bl, bm = (batch_size, max_seq_length), (batch_size, max_predictions_per_seq)
-    return {
+    bl, bm = (batch_size, max_seq_length), (batch_size, max_predictions)
+    bk = (batch_size, packing) if packing else (batch_size,)
+    shapes = {
         "input_ids": jax.ShapeDtypeStruct(bl, np.int32),
         "attention_mask": jax.ShapeDtypeStruct(bl, np.int32),
         "token_type_ids": jax.ShapeDtypeStruct(bl, np.int32),
         "masked_lm_positions": jax.ShapeDtypeStruct(bm, np.int32),
         "masked_lm_ids": jax.ShapeDtypeStruct(bm, np.int32),
         "masked_lm_weights": jax.ShapeDtypeStruct(bm, np.float32),
-        "next_sentence_labels": jax.ShapeDtypeStruct((batch_size,), np.int32),
+        "next_sentence_labels": jax.ShapeDtypeStruct(bk, np.int32),
     }
+    if packing:
+        shapes["position_ids"] = jax.ShapeDtypeStruct(bl, np.int32)
+        shapes["first_token_positions"] = jax.ShapeDtypeStruct(bk, np.int32)
+    return shapes
 
 
 def _padded(x: np.ndarray, rows: int) -> np.ndarray:
@@ -323,11 +443,19 @@ def open_data(data_dir: str, split: str, config: ml_collections.ConfigDict) -> P
     """Opens a split and checks that it fits the model.
 
     Raises:
-      UserError: no data directory given, or its vocabulary or length does not fit the model's.
+      UserError: no data directory given, its vocabulary or length does not fit the model's, or its
+        examples cannot be packed as the config asks.
     """
+    if config.packing < 0 or config.packing == 1:
+        raise UserError(
+            f"config.packing={config.packing}: expected 0 for one example a row, or the most "
+            "examples in a row, such as 8"
+        )
     if not data_dir:
         raise UserError("no data set given: add --config.data_dir=DATA_DIR")
-    data = PretrainingData(data_dir, split, config.batch_size, config.seed)
+    # Held-out examples are read one a row: what they say does not depend on how one trains.
+    packed = config.packing if split == "train" else 0
+    data = PretrainingData(data_dir, split, config.batch_size, config.seed, packed)
     if data.manifest.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{data_dir} was built with a vocabulary of {data.manifest.vocab_size} tokens, but "
@@ -355,7 +483,7 @@ def _check_ids(data: PretrainingData) -> None:
 
     XLA clamps or poisons what is out of range without a word, so it must be seen here.
     """
-    sample = data.read(0, min(data.num_examples, 1024))
+    sample = data.first_examples(16)
     largest = max(sample["input_ids"].max(), sample["masked_lm_ids"].max())
     if largest >= data.manifest.vocab_size:
         raise UserError(

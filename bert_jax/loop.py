@@ -91,6 +91,7 @@ class _Run:
             "phases": {
                 str(phase.start): {
                     "batch_size": phase.config.batch_size,
+                    "packing": phase.config.packing,
                     "data": data.fingerprint,
                 }
                 for phase, data in zip(self.phases, self.data, strict=True)
@@ -159,13 +160,14 @@ class _Run:
         flops = hardware.training_flops(
             self.model.config,
             data.max_seq_length,
-            data.manifest.arguments["max_predictions_per_seq"],
+            data.max_predictions_per_row,
             batch_size,
         )
         self.progress.note(
             f"phase {number + 1} of {len(self.phases)}, to step {phase.stop:,}: "
             f"{data.num_examples:,} examples of {data.max_seq_length} tokens, batch {batch_size}: "
-            f"an epoch is {data.num_examples / batch_size:,.0f} steps; "
+            f"an epoch is {data.num_rows / batch_size:,.0f} steps; "
+            f"{data.examples_per_row:.2f} examples a sequence, {data.padding:.1%} padding; "
             f"mesh {dict(self.mesh.shape)} on {jax.devices()[0].device_kind}; compiling"
         )
 
@@ -253,13 +255,15 @@ class _Run:
                 self.state = saved.replace(step=self.state.step)
         if step % self.config.log_every == 0 or step in (1, self.config.num_steps):
             peak = hardware.peak_flops(jax.devices()[0])
+            rows = phase.config.batch_size
             speed = self.telemetry.figures(
                 step,
-                phase.config.batch_size,
-                data.max_seq_length,
+                rows * data.examples_per_row,
+                rows * data.max_seq_length * (1 - data.padding),
                 flops,
                 peak and peak * jax.device_count(),
             )
+            speed["padding"] = data.padding
             self.last = values | speed
             self.writer.write(step, self.last)
             names = ("loss", "mlm_loss", "nsp_loss", "model_flops_utilization")
@@ -336,7 +340,10 @@ class _Guard:
             f"({values['gradient_norm']:.4g}) is {'a spike' if finite else 'not finite'}; the "
             f"batch changes nothing. It came from {', '.join(origin['records'])} of "
             f"{origin['data_dir']}"
-            + "".join(f"; example {b['example']} has token id {b['token_id']}" for b in bad[:3])
+            + "".join(
+                f"; example {b['example']} of {b['record']} has token id {b['token_id']}"
+                for b in bad[:3]
+            )
             + f" (recorded in {self._path})"
         )
         if len(self._incidents) > self._config.max_incidents:

@@ -196,18 +196,19 @@ class Telemetry:
             yield batch
 
     def figures(
-        self, step: int, batch_size: int, seq_length: int, flops: float, peak: float | None
+        self, step: int, examples: float, tokens: float, flops: float, peak: float | None
     ) -> dict[str, float]:
         """Figures since the last call, and the run's goodput.
 
         Args:
           step: steps finished.
+          examples, tokens: of an optimizer step, on average; padding is no token.
           flops: model FLOPs of an optimizer step.
           peak: FLOP/s of all devices together at bfloat16; None if unknown.
 
         Returns:
-          sequences_per_second, tokens_per_second (padding counted), model_flops_utilization (with a
-          known peak), data_wait (share of the time in which the host waited for data),
+          sequences_per_second (examples), tokens_per_second, model_flops_utilization (with a known
+          peak), data_wait (share of the time in which the host waited for data),
           training_seconds since the run's first step, and goodput.
         """
         seconds = max(time.monotonic() - self._window_start - self._not_training, 1e-9)
@@ -215,8 +216,8 @@ class Telemetry:
         self._training_seconds += seconds
         alive = max(self._wall_clock() - self._first_start, seconds)
         result = {
-            "sequences_per_second": steps * batch_size / seconds,
-            "tokens_per_second": steps * batch_size * seq_length / seconds,
+            "sequences_per_second": steps * examples / seconds,
+            "tokens_per_second": steps * tokens / seconds,
             "data_wait": min(self._waiting / seconds, 1.0),
             "training_seconds": self._training_seconds,
             "goodput": min(self._training_seconds / alive, 1.0),

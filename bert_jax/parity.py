@@ -105,7 +105,9 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
 
     `params` may lack the pooler or a pretraining head: what hangs on it is left out.
     """
-    model = dataclasses.replace(model, dtype="float32", scan_layers=False, remat="none")
+    model = dataclasses.replace(
+        model, dtype="float32", attention="xla", scan_layers=False, remat="none"
+    )
     arguments = tuple(batch[name] for name in MODEL_INPUTS)
 
     def apply(module: Any, params: Any) -> Any:

@@ -19,6 +19,7 @@ FIELDS = (
     "extra_eval_data_dirs",
     "max_seq_length",
     "batch_size",
+    "packing",
     "accumulate_steps",
     "optimizer",
     "reset_moments",

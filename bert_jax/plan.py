@@ -36,7 +36,7 @@ time, throughput and hours. TPU slices need the `tpu` extra (on Linux), not a TP
   --max_seq_length, --max_predictions_per_seq: by default those of config.data_dir if that is
     given, else 128 tokens, and predictions for 15 % of them.
   --sweep: fields to try values of, from batch_size, accumulate_steps, data, fsdp, tensor, remat,
-    dropout_rng, scan_layers; values of your own after "=":
+    dropout_rng, attention, scan_layers; values of your own after "=":
     --sweep=batch_size=8192:16384,remat. Prints what was tried and the fastest that fits.
   --json: one object, in bytes, seconds and hours: the first phase's figures, hours and chip_hours
     of the whole schedule, and `phases`, the figures of each.
@@ -51,6 +51,7 @@ SWEPT = {
     "tensor": "mesh.tensor",
     "remat": "model.remat",
     "dropout_rng": "model.dropout_rng",
+    "attention": "model.attention",
     "scan_layers": "model.scan_layers",
 }
 
@@ -146,6 +147,7 @@ def parse_grid(text: str, devices: int) -> dict[str, list[Any]]:
         "tensor": [n for n in (1, 2, 4) if devices % n == 0],
         "remat": ["none", "dots", "full"],
         "dropout_rng": ["threefry", "hash"],
+        "attention": ["auto", "xla"],
         "scan_layers": [False, True],
     }
     grid = {}
@@ -211,6 +213,8 @@ def describe(plan: Plan) -> str:
             f"{plan.compiler_seconds * 1e3:.1f} ms by the compiler's estimate (roofline "
             f"{plan.roofline_seconds * 1e3:.1f} ms)"
         )
+        if plan.kernel_seconds:
+            compute += f", {plan.kernel_seconds * 1e3:.1f} ms of it kernels by our own count"
     else:
         compute = f"at least {plan.roofline_seconds * 1e3:.1f} ms (roofline; no estimate given)"
     lines += [

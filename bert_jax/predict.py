@@ -97,10 +97,7 @@ class Predictor:
             )
         if command == "fill-mask" and "mlm_transform" not in params:
             raise UserError(f"{model} has no MLM head: fill-mask needs a pretraining model")
-        config = BertConfig(
-            **self.loaded.config.model.to_dict()
-            | {"scan_layers": False, "remat": "none", "dtype": arguments.dtype}
-        )
+        config = BertConfig.of(self.loaded.config.model.to_dict(), arguments.dtype)
         longest = config.max_position_embeddings
         self.max_length = min(arguments.max_seq_length or longest, longest)
         self.buckets = (*(b for b in BUCKETS if b < self.max_length), self.max_length)

@@ -19,6 +19,7 @@ EXAMPLES_PER_RECORD = 64
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 TOKEN_COUNTS = "token_counts.npy"  # int64[V]: occurrences of each token id in the examples
+NUM_TOKENS = "num_tokens-{split}.npy"  # uint16[E]: of every example of a split, in order
 NO_NEXT_SENTENCE_LABEL = 255  # objectives without a sentence-pair label (full_sentences, …)
 
 

@@ -81,7 +81,10 @@ def device_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarr
             f"may span slices; make config.mesh.data a multiple of {slices}"
         )
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices)
+        try:
+            return mesh_utils.create_device_mesh(shape, devices)
+        except NotImplementedError:  # no axis of the mesh is a whole dimension of the slice
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     inside = (shape[0] // slices, *shape[1:])
     return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
 

@@ -67,6 +67,41 @@ LOSS_MEMORY = 0.99
 FREQUENCY_BANDS = (100, 1_000, 10_000)
 
 
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits) at `labels`, float32[…], of float32[…, V] and int[…].
+
+    The backward pass computes the probabilities anew from the logits, in one pass over them, and
+    keeps no array of their size.
+    """
+    return _cross_entropy(logits, labels)[0]
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return normaliser - at_labels(logits, labels), (logits, labels, normaliser)
+
+
+def _cross_entropy_gradient(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    logits, labels, normaliser = saved
+    probabilities = jnp.exp(logits - normaliser[..., None])
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return (probabilities - is_label) * gradient[..., None], None
+
+
+cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
+
+
+def at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The logit of each label."""
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+
+def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether no logit is above the label's. The maximum is the loss's own: cheaper than argmax."""
+    return at_labels(logits, labels) >= logits.max(axis=-1)
+
+
 def pretraining_objective(
     model: BertForPreTraining,
     next_sentence: bool = True,
@@ -108,24 +143,27 @@ def pretraining_objective(
             batch["token_type_ids"],
             batch["masked_lm_positions"],
             keys_B,
+            batch.get("position_ids"),
+            batch.get("first_token_positions"),
         )
         logits_BMV, labels_BM = output.mlm_logits_BMV, batch["masked_lm_ids"]
         weights_BM = batch["masked_lm_weights"]
-        loss_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, labels_BM)
-        right_BM = logits_BMV.argmax(-1) == labels_BM
+        loss_BM = cross_entropy(logits_BMV, labels_BM)
+        right_BM = is_right(logits_BMV, labels_BM)
         result = {
             "mlm_loss": jnp.sum(loss_BM * weights_BM),
             "mlm_accuracy": jnp.sum(right_BM * weights_BM),
             **{name: jnp.sum(right_BM * where) for name, where in groups(batch).items()},
         }
         if next_sentence:
+            # Packed, both have the examples of a row as a second axis.
             logits_B2, labels_B = output.nsp_logits_B2, batch["next_sentence_labels"]
             weights_B = labels_B >= 0
-            loss_B = optax.softmax_cross_entropy_with_integer_labels(
-                logits_B2, jnp.maximum(labels_B, 0)
-            )
+            loss_B = cross_entropy(logits_B2, jnp.maximum(labels_B, 0))
             result["nsp_loss"] = jnp.sum(loss_B * weights_B)
-            result["nsp_accuracy"] = jnp.sum((logits_B2.argmax(-1) == labels_B) * weights_B)
+            result["nsp_accuracy"] = jnp.sum(
+                is_right(logits_B2, jnp.maximum(labels_B, 0)) * weights_B
+            )
         return result
 
     def weights(batch: Batch) -> Scalars:

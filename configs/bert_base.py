@@ -25,6 +25,7 @@ def phase(**fields) -> ml_collections.ConfigDict:
             "eval_data_dir": "",
             "max_seq_length": 0,  # given, data of another length is refused
             "batch_size": 0,
+            "packing": 0,
             "accumulate_steps": 0,
             "reset_moments": False,  # start with an empty optimizer; the parameters stay
             **fields,  # optimizer={…}: a schedule of its own, over the phase
@@ -43,6 +44,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
     config.extra_eval_data_dirs = ""  # further ones, with commas; metrics eval_NAME_… by directory
     config.batch_size = 256  # sequences an optimizer step, over all devices
+    # Pairs put one behind the other into a sequence, this many at most (8, say); 0: one a sequence.
+    config.packing = 0
     config.accumulate_steps = 1  # parts that a batch is worked off in, to save memory
     config.seed = 0  # of parameters, dropout, and the order of the data
 
@@ -90,6 +93,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.layer_norm_eps = 1e-12
     config.model.dtype = "bfloat16"  # of activations; parameters and losses are float32 always
     config.model.dropout_rng = "hash"  # or "threefry", JAX's own: a quarter of the step on TPU
+    # "auto", "xla", "splash", "fused" or "cudnn": see "Attention" in docs/performance.md.
+    config.model.attention = "auto"
     config.model.scan_layers = False  # one compiled loop over the layers: less to compile, slower
     config.model.remat = "none"  # recompute in the backward pass: "none", "dots" or "full"
 

@@ -265,6 +265,7 @@ class ShardExamples:
       counts: examples, example_tokens (with special ones), label_0 and label_1 (the
         next_sentence_label), masked, truncated_examples, truncated_tokens.
       token_counts_V: how often each id occurs in the examples, before masking.
+      num_tokens_E: uint16, the length of each example, in order.
     """
 
     def __init__(
@@ -299,6 +300,7 @@ class ShardExamples:
             0,
         )
         self.token_counts_V = np.zeros(tokenizer.vocab_size, np.int64)
+        self.num_tokens_E = np.zeros(0, np.uint16)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         waiting = np.zeros(0, self.dtype)
@@ -333,6 +335,7 @@ class ShardExamples:
         key = (self._shard, block)
         seed, tokenizer, counts = self._options.seed, self._tokenizer, self.counts
         examples = examples[_generator(seed, _SHUFFLE, *key).permutation(len(examples))]
+        self.num_tokens_E = np.append(self.num_tokens_E, examples["num_tokens"])
         counts["examples"] += len(examples)
         counts["example_tokens"] += int(examples["num_tokens"].sum(dtype=np.int64))
         for label in (0, 1):

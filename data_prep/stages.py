@@ -14,7 +14,7 @@ from etils import epath
 
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
-from bert_jax.records import TOKEN_COUNTS, Manifest, Shard, shard_name
+from bert_jax.records import NUM_TOKENS, TOKEN_COUNTS, Manifest, Shard, shard_name
 from bert_jax.tokenizer import Tokenizer
 from data_prep import corpus, token_store, writers
 from data_prep.fast_encoder import FastEncoder
@@ -162,9 +162,12 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
         write = _WRITERS[job.options.format]
         with write(path, examples) as sha256:
             # Statistics first: where both files exist, the shard is finished.
-            token_store.write_atomically(
-                job.finished / f"{name}.npy", examples.token_counts_V.tobytes()
-            )
+            for suffix, array in (
+                ("token_counts", examples.token_counts_V),
+                ("num_tokens", examples.num_tokens_E),
+            ):
+                statistics_path = job.finished / f"{name}.{suffix}"
+                token_store.write_atomically(statistics_path, array.tobytes())
             summary = {"sha256": sha256, **examples.counts}
             token_store.write_atomically(summary_path, json.dumps(summary).encode())
     finally:
@@ -173,12 +176,13 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
 
 
 def finish(job: Job) -> Manifest:
-    """Gathers the statistics, writes the tokenizer, the token counts and, last, the manifest."""
+    """Gathers the statistics, writes the tokenizer, counts, lengths and, last, the manifest."""
     output = epath.Path(job.output)
     store_summary = json.loads((job.store / "store.json").read_text())
     splits: dict[str, list[Shard]] = {}
     statistics: dict[str, Any] = {**store_summary["counts"], "splits": {}}
     token_counts_V = np.zeros(job.tokenizer.vocab_size, np.int64)
+    num_tokens: dict[str, list[np.ndarray]] = {}
     for task in list_shards(job):
         name = task.name(job.options)
         summary = json.loads((job.finished / f"{name}.json").read_text())
@@ -190,7 +194,10 @@ def finish(job: Job) -> Manifest:
         for key, value in summary.items():
             counts[key] = counts.get(key, 0) + value
         if task.split == "train":
-            token_counts_V += np.frombuffer((job.finished / f"{name}.npy").read_bytes(), np.int64)
+            counts_V = (job.finished / f"{name}.token_counts").read_bytes()
+            token_counts_V += np.frombuffer(counts_V, np.int64)
+        lengths_E = (job.finished / f"{name}.num_tokens").read_bytes()
+        num_tokens.setdefault(task.split, []).append(np.frombuffer(lengths_E, np.uint16))
     if not sum(shard.num_examples for shard in splits["train"]):
         raise UserError(
             f"input {','.join(job.options.input)} gives no examples: the documents are too short"
@@ -202,6 +209,9 @@ def finish(job: Job) -> Manifest:
         hashes = np.frombuffer((job.store / split / "hashes.bin").read_bytes(), "<u8")
         name = f"document_hashes-{split}.npy"
         statistics["files"][name] = writers.save_array(output / name, hashes)
+        name = NUM_TOKENS.format(split=split)
+        lengths_E = np.concatenate(num_tokens[split])
+        statistics["files"][name] = writers.save_array(output / name, lengths_E)
     tokenizers.save(job.tokenizer, output / "tokenizer")
     manifest = Manifest(
         arguments=arguments(job.options),

@@ -1,6 +1,6 @@
 """Run by test_train.py on 8 virtual devices: prints the losses of meshes and variants as JSON.
 
-Arguments: "quick" or "all", then the config's overrides.
+Arguments: "quick", "packed" or "all", then the config's overrides.
 """
 
 import json
@@ -16,6 +16,11 @@ QUICK = {
     "2x2x2": {},
     "1x2x2 accumulated": {"accumulate_steps": 4},
     "2x2x1 scanned, full remat": {"model.scan_layers": True, "model.remat": "full"},
+    "2x1x2 fused attention": {"model.attention": "fused"},
+}
+PACKED = {
+    "1x1x1": {},
+    "2x2x2 accumulated, scanned": {"accumulate_steps": 2, "model.scan_layers": True},
 }
 SLOW = {
     "8x1x1": {},
@@ -50,7 +55,7 @@ def losses(config, axes) -> list[float]:
 
 
 result = {}
-for name, changes in (QUICK if sys.argv[1] == "quick" else QUICK | SLOW).items():
+for name, changes in {"quick": QUICK, "packed": PACKED, "all": QUICK | SLOW}[sys.argv[1]].items():
     flags = ["--config=configs/bert_tiny.py:laptop", "--workdir=-", *sys.argv[2:]]
     config, _ = config_lib.parse(flags, "", workdir="unused")
     config.update_from_flattened_dict(changes)

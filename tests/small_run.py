@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 from bert_jax import metrics, records, tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VOCAB_SIZE, LENGTH, PREDICTIONS = 100, 32, 5
+VOCAB_SIZE, LENGTH, PREDICTIONS, PROBABILITY = 100, 32, 5, 0.3
 
 
 def make_tokenizer() -> tokenizer.Tokenizer:
@@ -20,13 +20,13 @@ def make_tokenizer() -> tokenizer.Tokenizer:
     return tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *words))
 
 
-def make_examples(count: int, seed: int) -> np.ndarray:
+def make_examples(count: int, seed: int, shortest: int) -> np.ndarray:
     """Random pairs with a rule to learn: token i+1 is token i + 1, and B repeats A when IsNext."""
     rng = np.random.default_rng(seed)
     examples = np.zeros(count, records.example_dtype(LENGTH, VOCAB_SIZE, PREDICTIONS))
     low, high = len(tokenizer.SPECIAL_TOKENS), VOCAB_SIZE
     for example in examples:
-        length = rng.integers(LENGTH // 2, LENGTH + 1)
+        length = rng.integers(shortest, LENGTH + 1)
         second = length // 2
         ids = low + (rng.integers(high - low) + np.arange(length)) % (high - low)
         label = rng.integers(2)
@@ -36,7 +36,8 @@ def make_examples(count: int, seed: int) -> np.ndarray:
             )
         ids[0], ids[second - 1], ids[-1] = 2, 3, 3
         candidates = np.setdiff1d(np.arange(length), [0, second - 1, length - 1])
-        positions = np.sort(rng.choice(candidates, rng.integers(2, PREDICTIONS + 1), False))
+        most = min(PREDICTIONS, round(length * PROBABILITY))
+        positions = np.sort(rng.choice(candidates, rng.integers(2, most + 1), False))
         example["masked_lm_positions"][: len(positions)] = positions
         example["masked_lm_ids"][: len(positions)] = ids[positions]
         example["num_masked"] = len(positions)
@@ -47,30 +48,42 @@ def make_examples(count: int, seed: int) -> np.ndarray:
     return examples
 
 
-def make_data_dir(directory: pathlib.Path, shards: dict[str, list[int]]) -> pathlib.Path:
-    """Writes a DATA_DIR; `shards`: split -> number of examples of each shard."""
+def make_data_dir(
+    directory: pathlib.Path, shards: dict[str, list[int]], shortest: int = LENGTH // 2
+) -> pathlib.Path:
+    """Writes a DATA_DIR of examples of `shortest` (at least 8) to LENGTH tokens.
+
+    `shards`: split -> number of examples of each shard.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tok = make_tokenizer()
     tokenizer.save(tok, directory / "tokenizer")
     np.save(directory / records.TOKEN_COUNTS, np.arange(VOCAB_SIZE)[::-1])
-    splits = {}
+    splits, statistics = {}, {}
     for split, counts in shards.items():
-        splits[split] = []
+        splits[split], lengths = [], []
         for i, count in enumerate(counts):
             name = records.shard_name(split, i, len(counts))
-            examples = make_examples(count, seed=1000 * len(split) + i)
+            examples = make_examples(count, 1000 * len(split) + i, shortest)
+            lengths.append(examples["num_tokens"])
             writer = array_record_module.ArrayRecordWriter(str(directory / name), "group_size:1")
             for start in range(0, count, records.EXAMPLES_PER_RECORD):
                 writer.write(examples[start : start + records.EXAMPLES_PER_RECORD].tobytes())
             writer.close()
             splits[split].append(records.Shard(name, count, f"hash of {split} {i} {count}"))
+        np.save(directory / records.NUM_TOKENS.format(split=split), np.concatenate(lengths))
+        statistics[split] = {"example_tokens": int(np.concatenate(lengths).sum())}
     arguments = {
         "masking": "static",
         "objective": "nsp",
         "max_seq_length": LENGTH,
         "max_predictions_per_seq": PREDICTIONS,
+        "masked_lm_prob": PROBABILITY,
     }
-    records.Manifest(arguments, tok.fingerprint, VOCAB_SIZE, splits, {}).write(directory)
+    manifest = records.Manifest(
+        arguments, tok.fingerprint, VOCAB_SIZE, splits, {"splits": statistics}
+    )
+    manifest.write(directory)
     return directory
 
 

@@ -1,27 +1,22 @@
-"""benchmarks/finetuning.py: what it stores, reuses and prints; the training itself stood in for."""
+"""The benchmarks: that both sides do the same work, what is stored, reused and printed."""
 
-import importlib.util
 import json
-import pathlib
 
+import jax
+import numpy as np
 import pytest
 import torch
 import transformers
 from small_finetune import TOKENIZER, make_pretrained, write_reviews
 
-from bert_jax import convert, finetune
+from benchmarks import finetuning, input_pipeline, peers, step_time
+from bert_jax import convert, finetune, train
 from bert_jax.cli import UserError
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def benchmark():
-    path = ROOT / "benchmarks" / "finetuning.py"
-    spec = importlib.util.spec_from_file_location("finetuning_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return finetuning
 
 
 @pytest.fixture
@@ -118,3 +113,54 @@ def test_torch_rows_are_as_transformers_makes_them(benchmark, flags):
     tagged += [{"input_ids": [2, 3], "token_type_ids": [0] * 2, "token_labels": [-1, -1]}]
     batch = benchmark.collate([benchmark.torch_row(x, "token_classification") for x in tagged])
     assert batch["labels"].tolist() == [[-100, 4, -100], [-100, -100, -100]]
+
+
+def test_the_sides_of_step_time_have_one_loss(one_thread):
+    config = step_time.make_config("tiny", "float32", batch_size=10, length=32)
+    config.model.update(vocab_size=100, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    batch = step_time.make_batch(config, 32)
+    assert (batch["masked_lm_weights"].sum(1) == [5] * 9 + [2]).all()  # 15 % of 32, of 16
+    model = train.make_model(config)
+    params = train.init_params(model, jax.random.key(0))
+    objective = train.pretraining_objective(model)
+    sums, weights = objective.sums(params, batch, None), objective.weights(batch)
+    ours = float(sum(sums[name] / weights[name] for name in objective.losses))
+    theirs = peers.pretraining_model(config, jax.tree.map(np.array, params))
+    data = peers.pretraining_batch(batch)
+    positions = torch.nonzero(data["labels"].flatten() != peers.IGNORED).squeeze(1)
+    with torch.no_grad():
+        assert theirs(**data).loss.item() == pytest.approx(ours, rel=1e-5)
+        gathered = step_time.gathered_loss(theirs, data, positions)
+    assert gathered.item() == pytest.approx(ours, rel=1e-5)
+
+
+def test_step_time_prints_every_side(monkeypatch, capsys, one_thread):
+    monkeypatch.setitem(step_time.MATRIX, "cpu", 64)
+    flags = "--sizes=tiny --dtypes=float32 --lengths=16 --batch_size=2 --steps=1 --repeats=2"
+    step_time.main([*flags.split(), "--json"])
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert [x["side"] for x in result["sides"]] == ["bert_jax", "transformers", "gathered + fused"]
+    assert result["sides"][0]["ratio"] == 1 and all(x["utilisation"] > 0 for x in result["sides"])
+    assert step_time.table([result]).count("| tiny | float32 | 2 × 16 |") == 3
+    with pytest.raises(UserError, match="both must see the GPU"):
+        step_time.main(["--device=gpu"])
+    with pytest.raises(SystemExit):
+        step_time.main(["--sizes=giant"])
+    assert "'giant' is not one of" in capsys.readouterr().err
+
+
+def test_input_pipeline_prints_both_sides(data_dir, capsys, monkeypatch):
+    input_pipeline.main([f"--data_dir={data_dir}", "--batch_size=8", "--seconds=0.1", "--json"])
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["examples"] == 320 and result["bert_jax"] > 0 and result["torch"] > 0
+    with pytest.raises(UserError, match="must be positive"):
+        input_pipeline.main([f"--data_dir={data_dir}", "--seconds=0"])
+
+
+def test_torch_sees_the_examples_that_ours_are(data_dir):
+    data = input_pipeline.input_pipeline.PretrainingData(str(data_dir), "train", 8, seed=0)
+    batch = next(iter(input_pipeline.torch_batches(data, 8)))
+    assert batch["input_ids"].shape == (8, 32) and (batch["labels"] != peers.IGNORED).any()
+    # A random word of the collator may be [CLS]; what is to be guessed never is.
+    labels = batch["labels"].numpy()
+    assert not data.tokenizer.is_special_V[labels[labels != peers.IGNORED]].any()

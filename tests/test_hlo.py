@@ -129,6 +129,39 @@ def test_flops_of_convolutions(line, expected):
     assert total(hlo.flops, program) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "products", "cycles"),
+    [
+        (
+            "%splash_mha_fwd_segmented_residuals.1 = (f32[2,256,128]{2,1,0}, bf16[2,3,256,64]"
+            "{3,2,1,0}) custom-call(%mask, %q, %k, %k)",
+            2,
+            7.9,
+        ),
+        ("%splash_mha_dkv_segmented.7 = bf16[2,3,256,64]{3,2,1,0} custom-call(%q, %k)", 5, 12.7),
+        ("%fused_attention_backward_dropout.2 = bf16[2,256,192]{2,1,0} custom-call(%f)", 5, 10.1),
+    ],
+)
+def test_kernels_count_their_products_and_cycles(line, products, cycles):
+    scores = 2 * 3 * 256 * 256
+    noted = f'"flops":"{2 * products * scores * 64}","transcendentals":"{scores}"'
+    config = f'{{"custom_call_config":{{"cost_estimate":{{{noted},"bytes_accessed":"9"}}}}}}'
+    if "splash" in line:
+        config = '{"custom_call_config":{"body":""}}'  # it notes nothing
+    program = entry(
+        "%mask = s8[1,1,1]{2,1,0} parameter(0)",
+        "%q = bf16[2,3,256,64]{3,2,1,0} parameter(1)",
+        "%k = bf16[2,3,256,64]{3,2,1,0} parameter(2)",
+        "%f = bf16[2,256,192]{2,1,0} parameter(3)",
+        f'{line}, custom_call_target="tpu_custom_call", backend_config={config}',
+        '%other = f32[8]{0} custom-call(%q), custom_call_target="Sharding"',
+    )
+    assert total(hlo.flops, program) == 2 * products * scores * 64
+    found = [hlo.kernel(c, i) for c, i, _ in hlo.executions(program)]
+    (kernel,) = [k for k in found if k]
+    assert kernel.cycles == pytest.approx(cycles * scores / 1024)
+
+
 SLICING = """\
 %slicing (a: f32[100,8], i: s32[]) -> f32[1,8] {
   %a = f32[100,8]{1,0} parameter(0)

@@ -38,6 +38,7 @@ def test_metrics_have_the_names_of_the_contract(config, tmp_path):
         "step",
         "learning_rate",
         "gradient_norm",
+        "padding",
         *SPEEDS,
     }
     kinds = {f"mlm_accuracy_{kind}" for kind in ("mask",)}  # as the data has them
@@ -158,13 +159,14 @@ def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
 
 
 def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tmp_path):
-    longer = make_data_dir(tmp_path / "longer", {"train": [200], "validation": [20]})
+    longer = make_data_dir(tmp_path / "longer", {"train": [200], "validation": [20]}, shortest=8)
     config.update(num_steps=12, eval_every=0, checkpoint_every=2)
     config.phases = (
         {"num_steps": 7},
         {
             "data_dir": str(longer),
             "batch_size": 8,
+            "packing": 4,
             "optimizer": {"learning_rate": 3e-4, "warmup_steps": 1},
             "reset_moments": True,
         },
@@ -175,12 +177,16 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
     assert lines[7]["learning_rate"] == pytest.approx(5e-4 * (12 - 6) / 10)  # of the run
     assert lines[8]["learning_rate"] == pytest.approx(3e-4)  # of the phase
     assert lines[12]["learning_rate"] == pytest.approx(3e-4 * 1 / 4)
+    assert lines[8]["padding"] < 0.1 < 0.2 < lines[7]["padding"]
     for interruption in (6, 9):  # on either side of the boundary
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(loop._Run, "report", dying_at(interruption))
             loop.train_and_evaluate(config, tmp_path / f"{interruption}")
         loop.train_and_evaluate(config, tmp_path / f"{interruption}")
         assert numbers(tmp_path / f"{interruption}") == numbers(tmp_path / "whole")
+    config.phases[1]["packing"] = 3
+    with pytest.raises(UserError, match="packing of the phase from step 7 is 4 there, 3 here"):
+        loop.train_and_evaluate(config, tmp_path / "whole")
     config.phases = (config.phases[0] | {"num_steps": 6}, config.phases[1])
     with pytest.raises(
         UserError, match=r"batch_size of the phase from step 6 is missing there, 8 here"
@@ -220,7 +226,7 @@ def test_poisoned_record_is_named_and_the_run_goes_on(poisoned, tmp_path, caplog
     (incident,) = map(json.loads, (tmp_path / "run" / "incidents.jsonl").read_text().splitlines())
     assert incident["step"] == 17 * 4 + 1 and incident["reason"] == "not finite"
     assert incident["records"] == [record]
-    assert incident["out_of_vocabulary"] == [{"example": 17 * 64 + 5, "token_id": 200}]
+    assert incident["out_of_vocabulary"] == [{"record": record, "example": 5, "token_id": 200}]
     assert record in caplog.text and "token id 200" in caplog.text
     assert ("rolled back to the parameters of step 60" in caplog.text) == (action == "rollback")
     lines = {line["step"]: line["loss"] for line in numbers(tmp_path / "run")}

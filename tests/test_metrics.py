@@ -78,7 +78,7 @@ def test_speeds_leave_out_what_is_no_training(tmp_path, monkeypatch):
         yield "batch"
 
     assert list(telemetry.waited(slow_data())) == ["batch"]
-    figures = telemetry.figures(10, batch_size=4, seq_length=8, flops=6.0, peak=12.0)
+    figures = telemetry.figures(10, examples=4, tokens=32, flops=6.0, peak=12.0)
     assert figures == {
         "sequences_per_second": 4.0,
         "tokens_per_second": 32.0,
@@ -94,7 +94,7 @@ def test_speeds_leave_out_what_is_no_training(tmp_path, monkeypatch):
     pass_time(15)
     telemetry = metrics.Telemetry(tmp_path, 10, wall_clock=lambda: 1000 + clock["now"])
     pass_time(10)
-    figures = telemetry.figures(15, batch_size=4, seq_length=8, flops=6.0, peak=None)
+    figures = telemetry.figures(15, examples=4, tokens=32, flops=6.0, peak=None)
     assert figures["sequences_per_second"] == 2.0
     assert figures["training_seconds"] == 20.0 and figures["goodput"] == pytest.approx(20 / 40)
     assert "model_flops_utilization" not in figures

@@ -73,7 +73,7 @@ def torch_model(config, params):
     sizes = {
         field: value
         for field, value in dataclasses.asdict(config).items()
-        if field not in ("dtype", "scan_layers", "remat")
+        if field not in ("dtype", "attention", "scan_layers", "remat")
     }
     hf = transformers.BertConfig(
         **sizes | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},

@@ -220,6 +220,28 @@ def test_lengths_come_from_flags_data_or_publication(config):
     assert list(estimate.lengths_of(config, 512, 80).values()) == [512, 80]
 
 
+@pytest.mark.parametrize(("bandwidth", "expected"), [(1e15, 7.7 * 256 / 1.5e9), (1e9, 262152e-9)])
+def test_kernels_add_to_the_compiler_s_cycles(bandwidth, expected):
+    """A kernel takes its schedule or its bytes, whichever is longer."""
+    text = """\
+HloModule m
+
+ENTRY %main () -> bf16[1,512,64] {
+  %q = bf16[1,512,64]{2,1,0} parameter(0)
+  %seeds = u32[2]{0} parameter(1)
+  %n = bf16[1,512,64]{2,1,0:S(1)} negate(%q), backend_config={"estimated_cycles":"3000"}
+  ROOT %fused_attention_forward_dropout.1 = bf16[1,512,64]{2,1,0} custom-call(%seeds, %q, %q, %q), \
+backend_config={"cost_estimate":{"flops":"67108864","transcendentals":"262144"}}
+}
+"""
+    chip = hardware.Chip("chip", ("cpu",), 1e14, 2**30, bandwidth, 1e9, clock_hz=1.5e9)
+    compiled = estimate.Compiled(text, {})
+    result = estimate._traffic(compiled, sharding.make_mesh(), chip, 1.0, 0.0)
+    assert result["flops"] == 2 * 2 * 512**2 * 64
+    assert result["kernel_seconds"] == pytest.approx(expected)
+    assert result["compiler_seconds"] == pytest.approx(3000 / 1.5e9 + expected)
+
+
 def test_memory_that_the_compiler_refuses_is_read_from_its_message():
     message = "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G"
     assert estimate.refused_memory(message) == {"needed": int(20.5 * 2**30)}
@@ -248,6 +270,30 @@ def test_plan_of_a_tpu_slice():
     assert math.isclose(
         result["step_seconds"], result["compiler_seconds"] + result["collective_seconds"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "cycles"), [(0.1, 7.7 + 10.1), (0.0, 7.9 + 12.7)], ids=["fused", "splash"]
+)
+def test_kernels_compile_for_a_tpu_slice(rate, cycles):
+    """On a mesh that splits rows and heads; 2 layers, 8 rows and 1 head of 64 on a device."""
+    pytest.importorskip("libtpu")
+    result = run_command(
+        "bert_jax.plan",
+        *TINY,
+        "--max_seq_length=256",
+        "--config.batch_size=32",
+        "--config.mesh.tensor=2",
+        f"--config.model.attention_probs_dropout_prob={rate}",
+        "--topology=v5e:2x4",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    result = json.loads(result.stdout)
+    expected = 2 * 8 * 256**2 / 1024 * cycles / 1.5e9
+    assert result["kernel_seconds"] == pytest.approx(expected, rel=0.2)  # or their bytes
+    assert result["kernel_seconds"] < result["compiler_seconds"]
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from small_run import ROOT, make_tokenizer, overrides
+from small_run import ROOT, make_data_dir, make_tokenizer, overrides
 
 from bert_jax import input_pipeline, optimizer, sharding, train
 from bert_jax.models import bert
@@ -37,6 +38,21 @@ def test_loss_on_one_batch_falls_to_near_zero(config):
         losses.append(float(values["loss"]))
     assert losses[0] == pytest.approx(np.log(100) + np.log(2), abs=0.2)  # guessing
     assert losses[-1] < 0.1
+
+
+def test_cross_entropy_is_optaxs():
+    logits = jax.random.normal(jax.random.key(0), (4, 3, 50)).at[..., 40:].set(-1e30)
+    labels = (
+        jax.random.randint(jax.random.key(1), (4, 3), 0, 40).at[0, 0].set(logits[0, 0].argmax())
+    )
+    weights = jnp.arange(12.0).reshape(4, 3)
+    both = [
+        jax.value_and_grad(lambda x, f=f: jnp.sum(f(x, labels) * weights))(logits)
+        for f in (train.cross_entropy, optax.softmax_cross_entropy_with_integer_labels)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
+    assert (train.is_right(logits, labels) == (logits.argmax(-1) == labels)).all()
+    assert train.is_right(logits, labels)[0, 0]
 
 
 def make_step(config, max_loss_ratio=0.0):
@@ -111,9 +127,15 @@ def test_evaluation_tells_kinds_of_masks_and_frequencies_apart(config):
     assert weights["mlm_accuracy_rank_21_60"] == ((labels >= 40) & (labels <= 79)).sum()
 
 
-@pytest.mark.parametrize("variants", ["quick", pytest.param("all", marks=pytest.mark.slow)])
-def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, variants):
+@pytest.mark.parametrize(
+    "variants",
+    ["quick", *(pytest.param(name, marks=pytest.mark.slow) for name in ("packed", "all"))],
+)
+def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, variants, tmp_path):
     """Dropout on; the script prints the losses of each variant on 8 virtual devices."""
+    if variants == "packed":
+        config.data_dir = str(make_data_dir(tmp_path, {"train": [150, 100, 70]}, shortest=8))
+        config.packing = 4
     script = pathlib.Path(__file__).with_name("mesh_losses.py")
     result = subprocess.run(
         [sys.executable, script, variants, *overrides(config)],
@@ -127,7 +149,7 @@ def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, varia
     losses = json.loads(result.stdout)
     reference = losses.pop("1x1x1")
     assert len(set(reference)) == 20
-    assert len(losses) == {"quick": 3, "all": 11}[variants]
+    assert len(losses) == {"quick": 4, "packed": 1, "all": 12}[variants]
     threefry = losses.pop("1x1x1 threefry", None)
     for variant, values in losses.items():
         expected = threefry if "threefry" in variant else reference

@@ -1,15 +1,14 @@
 """The BERT encoder (Devlin et al. 2018, https://arxiv.org/abs/1810.04805), in Flax Linen.
 
 Shapes live in names: B batch, L sequence length, D hidden width, H heads, K head size,
-F feed-forward width, V vocabulary (padded), M masked positions.
+F feed-forward width, V vocabulary (padded), M masked positions, E examples packed into a row.
 
-Dropout takes explicit keys, one per example (`keys_B`), derived from (seed, step, example). What an
-example draws then depends neither on the mesh, nor on accumulation, nor on how layers are run.
-`keys_B=None` turns dropout off.
+`keys_B` are dropout's keys, one an example (models/dropout.py); None turns dropout off.
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.cli import UserError
+from bert_jax.models.attention import IMPLEMENTATIONS, attend
+from bert_jax.models.dropout import dropout
 from bert_jax.sharding import constrain
 
 # Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
@@ -25,6 +26,8 @@ ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
 }
+# Fields of BertConfig that say how the model is computed, and not what it computes.
+COMPUTE_FIELDS = ("dtype", "attention", "scan_layers", "remat")
 VOCAB_MULTIPLE = 128  # the lane width of a TPU, and even shards on meshes of up to 128 devices
 
 
@@ -41,6 +44,9 @@ class BertConfig:
         runs slower.
       dropout_rng: where dropout's bits come from: "hash", a mixing of key and position, which runs
         inside the operations that use the bits; "threefry", JAX's own generator.
+      attention: "xla", plain operations; "splash" or "fused", kernels for TPU, without and with
+        dropout on the probabilities; "cudnn", for GPU; "auto": by device, length and dropout (see
+        models/attention.py).
       remat: what the backward pass recomputes instead of storing: "none"; "dots", all but matrix
         products; "full", each layer from its input.
     """
@@ -59,6 +65,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     dtype: str = "float32"
     dropout_rng: str = "hash"
+    attention: str = "auto"
     scan_layers: bool = False
     remat: str = "none"
 
@@ -73,12 +80,18 @@ class BertConfig:
             ("hidden_act", tuple(ACTIVATIONS)),
             ("dtype", ("float32", "bfloat16")),
             ("dropout_rng", ("threefry", "hash")),
+            ("attention", IMPLEMENTATIONS),
             ("remat", ("none", "dots", "full")),
         ):
             if getattr(self, field) not in allowed:
                 problems.append(f"{field} {getattr(self, field)!r} is not one of {allowed}")
         if problems:
             raise UserError("config.model: " + "; ".join(problems))
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], dtype: str) -> "BertConfig":
+        """The model that `fields` describe, computed in `dtype` and else by the defaults."""
+        return cls(**{k: v for k, v in fields.items() if k not in COMPUTE_FIELDS}, dtype=dtype)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -88,51 +101,6 @@ class BertConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-
-def dropout(
-    x: jax.Array, keys_B: jax.Array | None, rate: float, site: int, rng: str = "hash"
-) -> jax.Array:
-    """Zeroes elements of `x` [B, …, even] with probability `rate` and rescales the rest.
-
-    The rate is rounded to 1/65,536: sixteen random bits an element halve the generator's work.
-
-    Args:
-      keys_B: one key an example, or None for no dropout.
-      site: which dropout of the model this is; distinct sites draw independently.
-      rng: see `BertConfig.dropout_rng`.
-    """
-    threshold = round(rate * 2**16)
-    if keys_B is None or threshold == 0:
-        return x
-    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
-    if rng == "hash":
-        keep = _hashed_bits(keys_B, x.shape[1:]) >= jnp.uint32(threshold << 16)
-    else:
-        half = (*x.shape[1:-1], x.shape[-1] // 2)
-        words = jax.vmap(lambda key: jax.random.bits(key, half, jnp.uint32))(keys_B)
-        keep = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape) >= threshold
-    return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
-
-
-def _hashed_bits(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32[B, *shape]: the position in `shape`, mixed with the example's key.
-
-    Rounds of MurmurHash3's finaliser over a Weyl sequence, one half of the key before each. The
-    upper bits alone are good. Elementwise, so it runs inside the operation that uses the bits, no
-    mask is stored, and the mesh does not matter. Threefry's bits are stored and reshaped: a quarter
-    of BERT-base's step on TPU v5e.
-    """
-    words_B2 = jax.random.key_data(keys_B)
-    first, second = (words_B2[:, i].reshape(-1, *(1 for _ in shape)) for i in (0, 1))
-    x, stride = first, 0x9E3779B1  # 2³² over the golden ratio
-    for axis in reversed(range(len(shape))):
-        position = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1)
-        x = x + position * jnp.uint32(stride)
-        stride = stride * shape[axis] % 2**32
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = x ^ second
-    return (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
 
 
 def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
@@ -171,12 +139,19 @@ class Embeddings(nn.Module):
         self.layer_norm = layer_norm(config, None)
 
     def __call__(
-        self, input_ids_BL: jax.Array, token_type_ids_BL: jax.Array, keys_B: jax.Array | None
+        self,
+        input_ids_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None,
+        position_ids_BL: jax.Array | None,
     ) -> jax.Array:
-        positions_L = jnp.arange(input_ids_BL.shape[1])
+        if position_ids_BL is None:
+            positions = jnp.arange(input_ids_BL.shape[1])
+        else:
+            positions = position_ids_BL
         x_BLD = (
             self.word_embeddings(input_ids_BL)
-            + self.position_embeddings(positions_L)
+            + self.position_embeddings(positions)
             + self.token_type_embeddings(token_type_ids_BL)
         )
         x_BLD = constrain(x_BLD, "batch", None, None)
@@ -190,9 +165,13 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over the sequence, both directions."""
+    """Multi-head attention over the sequence, both directions.
+
+    With `packed`, the mask numbers a row's examples and each attends to itself alone.
+    """
 
     config: BertConfig
+    packed: bool = False
 
     @nn.compact
     def __call__(
@@ -211,18 +190,19 @@ class SelfAttention(nn.Module):
 
         # Three products, not one fused: faster on CPU and TPU (no slicing of the result).
         q_BLHK, k_BLHK, v_BLHK = project("query"), project("key"), project("value")
-        scores_BHLL = jnp.einsum(
-            "BQHK,BSHK->BHQS",
-            q_BLHK * config.head_size**-0.5,
+        y_BLHK = attend(
+            q_BLHK,
             k_BLHK,
-            preferred_element_type=jnp.float32,
+            v_BLHK,
+            attention_mask_BL,
+            keys_B,
+            # Initial parameters do not depend on it, and are made at a length that no kernel takes.
+            implementation="xla" if self.is_initializing() else config.attention,
+            packed=self.packed,
+            dropout_rate=config.attention_probs_dropout_prob,
+            site=site,
+            rng=config.dropout_rng,
         )
-        scores_BHLL = jnp.where(attention_mask_BL[:, None, None, :] > 0, scores_BHLL, -1e30)
-        probs_BHLL = jax.nn.softmax(scores_BHLL, axis=-1).astype(x_BLD.dtype)
-        probs_BHLL = dropout(
-            probs_BHLL, keys_B, config.attention_probs_dropout_prob, site, config.dropout_rng
-        )
-        y_BLHK = jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
         return dense(config, config.hidden_size, "output")(y_BLHK.reshape(x_BLD.shape))
 
 
@@ -230,6 +210,7 @@ class Layer(nn.Module):
     """One post-LayerNorm transformer layer (Vaswani et al. 2017, as BERT uses it)."""
 
     config: BertConfig
+    packed: bool = False
 
     @nn.compact
     def __call__(
@@ -241,7 +222,8 @@ class Layer(nn.Module):
     ) -> tuple[jax.Array, None]:
         config = self.config
         site = 3 * index + 1  # site 0 is the embeddings'
-        y_BLD = SelfAttention(config, name="attention")(x_BLD, attention_mask_BL, keys_B, site)
+        attention = SelfAttention(config, self.packed, name="attention")
+        y_BLD = attention(x_BLD, attention_mask_BL, keys_B, site)
         y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 1, config.dropout_rng)
         x_BLD = layer_norm(config, "attention_layer_norm")(x_BLD + y_BLD)
         y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
@@ -259,7 +241,11 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, attention_mask_BL: jax.Array, keys_B: jax.Array | None
+        self,
+        x_BLD: jax.Array,
+        attention_mask_BL: jax.Array,
+        keys_B: jax.Array | None,
+        packed: bool,
     ) -> jax.Array:
         config = self.config
         layer_class: Any = Layer
@@ -275,9 +261,11 @@ class Encoder(nn.Module):
                 length=config.num_hidden_layers,
             )
             indices = jnp.arange(config.num_hidden_layers)
-            return scanned(config, name="layers")(x_BLD, indices, attention_mask_BL, keys_B)[0]
+            layers = scanned(config, packed, name="layers")
+            return layers(x_BLD, indices, attention_mask_BL, keys_B)[0]
         for i in range(config.num_hidden_layers):
-            x_BLD, _ = layer_class(config, name=f"layer_{i}")(x_BLD, i, attention_mask_BL, keys_B)
+            layer = layer_class(config, packed, name=f"layer_{i}")
+            x_BLD, _ = layer(x_BLD, i, attention_mask_BL, keys_B)
         return x_BLD
 
 
@@ -297,17 +285,27 @@ class BertModel(nn.Module):
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
         keys_B: jax.Array | None = None,
+        position_ids_BL: jax.Array | None = None,
+        first_token_positions_BE: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D]).
+        """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D], packed [B, E, D]).
 
         Args:
           input_ids_BL: int[B, L] below `vocab_size` (XLA clamps larger ids without an error).
-          attention_mask_BL: int[B, L], 1 for tokens and 0 for padding.
+          attention_mask_BL: int[B, L], 1 for tokens and 0 for padding; packed, the number of the
+            token's example in the row, from 1.
           token_type_ids_BL: int[B, L], 0 for segment A and 1 for segment B.
-          keys_B: one dropout key an example, or None for no dropout.
+          keys_B: one dropout key an example, or None for no dropout; packed, one a row.
+          position_ids_BL: int[B, L], given for packed rows: from 0 in every example.
+          first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
         """
-        x_BLD = self.encode(input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B)
-        return x_BLD, jnp.tanh(self.pooler(x_BLD[:, 0]))
+        x_BLD = self.encode(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B, position_ids_BL
+        )
+        if position_ids_BL is None:
+            return x_BLD, jnp.tanh(self.pooler(x_BLD[:, 0]))
+        first_BED = jnp.take_along_axis(x_BLD, first_token_positions_BE[..., None], axis=1)
+        return x_BLD, jnp.tanh(self.pooler(first_BED))
 
     def encode(
         self,
@@ -315,10 +313,12 @@ class BertModel(nn.Module):
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
         keys_B: jax.Array | None = None,
+        position_ids_BL: jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden states alone, for heads without use for the pooler."""
-        x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B)
-        return self.encoder(x_BLD, attention_mask_BL, keys_B)
+        x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B, position_ids_BL)
+        packed = position_ids_BL is not None
+        return self.encoder(x_BLD, attention_mask_BL, keys_B, packed)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,9 @@ class PretrainingOutput(NamedTuple):
     """What BertForPreTraining computes.
 
     mlm_logits_BMV: float32, -1e30 for the padding of the vocabulary.
-    nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random".
-    pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype.
+    nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random"; packed, of each
+      example of a row: [B, E, 2].
+    pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype; packed, pooled [B, E, D].
     """
 
     mlm_logits_BMV: jax.Array
@@ -56,11 +57,21 @@ class BertForPreTraining(nn.Module):
         token_type_ids_BL: jax.Array,
         masked_lm_positions_BM: jax.Array | None = None,
         keys_B: jax.Array | None = None,
+        position_ids_BL: jax.Array | None = None,
+        first_token_positions_BE: jax.Array | None = None,
     ) -> PretrainingOutput:
-        """Scores the vocabulary at `masked_lm_positions_BM`, or at every position if None."""
+        """Scores the vocabulary at `masked_lm_positions_BM`, or at every position if None.
+
+        The other arguments are `BertModel`'s.
+        """
         config = self.config
         hidden_BLD, pooled_BD = self.bert(
-            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+            input_ids_BL,
+            attention_mask_BL,
+            token_type_ids_BL,
+            keys_B,
+            position_ids_BL,
+            first_token_positions_BE,
         )
         x_BMD = hidden_BLD
         if masked_lm_positions_BM is not None:
