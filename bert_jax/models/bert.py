@@ -103,11 +103,19 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
 
+def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers, **options) -> jax.Array:
+    y = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options
+    )
+    return y.reshape(*x.shape[:-1], -1)
+
+
 def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
     """A linear layer with the published initialisation: truncated normal, zero bias."""
     return nn.Dense(
         features,
         dtype=config.dtype,
+        dot_general=flat_dot_general,
         kernel_init=nn.initializers.truncated_normal(config.initializer_range),
         name=name,
     )
@@ -161,7 +169,7 @@ class Embeddings(nn.Module):
     def attend(self, x_BMD: jax.Array) -> jax.Array:
         """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
         table_VD = self.word_embeddings.embedding.astype(x_BMD.dtype)
-        return jnp.einsum("BMD,VD->BMV", x_BMD, table_VD, preferred_element_type=jnp.float32)
+        return flat_dot_general(x_BMD, table_VD.T, None, preferred_element_type=jnp.float32)
 
 
 class SelfAttention(nn.Module):
