@@ -99,7 +99,8 @@ def training_flops(config: BertConfig, seq_length: int, predictions: int, batch_
 
     A multiplication and its addition are two FLOPs, the backward pass is twice the forward pass.
     Matrix products alone are counted: not lookups, softmax, LayerNorm, activations, dropout, the
-    optimizer; nor what remat computes again, nor the padding of the vocabulary.
+    optimizer; nor what remat computes again, nor the padding of the vocabulary, nor what the last
+    layer would give at positions that no head reads.
 
     Args:
       config: sizes of the model.
@@ -108,10 +109,14 @@ def training_flops(config: BertConfig, seq_length: int, predictions: int, batch_
       batch_size: sequences of an optimizer step, over all devices.
     """
     width, length = config.hidden_size, seq_length
-    projections = 4 * length * width**2  # query, key, value, output
-    attention = 2 * length**2 * width  # scores, and the weighted sum of values
-    feed_forward = 2 * length * width * config.intermediate_size
+
+    def layer(rows: int) -> int:
+        """Multiplications of a layer that gives its output at `rows` positions."""
+        projections = 2 * (length + rows) * width**2  # key and value; query and output
+        attention = 2 * rows * length * width  # scores, and the weighted sum of values
+        return projections + attention + 2 * rows * width * config.intermediate_size
+
+    layers = (config.num_hidden_layers - 1) * layer(length) + layer(min(predictions + 1, length))
     mlm_head = predictions * (width**2 + width * config.vocab_size)
     nsp_head = width**2 + 2 * width
-    layers = config.num_hidden_layers * (projections + attention + feed_forward)
     return 3 * 2.0 * batch_size * (layers + mlm_head + nsp_head)

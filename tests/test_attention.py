@@ -207,7 +207,7 @@ def test_model_with_fused_attention_equals_xla_s():
     config = BertConfig(
         vocab_size=100,
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=HEADS,
         intermediate_size=64,
         max_position_embeddings=32,

@@ -10,7 +10,7 @@ import transformers
 
 from bert_jax import convert, train
 from bert_jax.models import heads
-from bert_jax.models.bert import BertConfig, stack_layers, unstack_layers
+from bert_jax.models.bert import BertConfig, BertModel, stack_layers, unstack_layers
 
 SIZES = {  # layers, width, heads, feed-forward; batch, length (short where the model is large)
     "tiny": (2, 128, 2, 512, 6, 48),
@@ -112,7 +112,7 @@ def torch_batch(batch):
 
 
 def ours(config, params, batch):
-    """(loss, outputs, gradients) of the pretraining objective, dropout off."""
+    """(loss, (outputs, all hidden states), gradients) of the objective, dropout off."""
     module = heads.BertForPreTraining(config)
     objective = train.pretraining_objective(module)
     names = ("input_ids", "attention_mask", "token_type_ids", "masked_lm_positions")
@@ -120,7 +120,11 @@ def ours(config, params, batch):
     def loss(params):
         sums, weights = objective.sums(params, batch, None), objective.weights(batch)
         total = sum(sums[name] / weights[name] for name in objective.losses)
-        return total, module.apply({"params": params}, *(batch[name] for name in names))
+        inputs = tuple(batch[name] for name in names)
+        outputs = module.apply({"params": params}, *inputs)
+        # Without the positions to score, the hidden states are those of all positions.
+        hidden_BLD, _ = BertModel(config).apply({"params": params["bert"]}, *inputs[:3])
+        return total, (outputs, hidden_BLD)
 
     (total, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     gradients = unstack_layers(jax.device_get(gradients))
@@ -138,13 +142,14 @@ def test_outputs_and_gradients(size, scan_layers):
     theirs.loss.backward()
     if scan_layers:
         config, params = dataclasses.replace(config, scan_layers=True), stack_layers(params)
-    loss, outputs, gradients = ours(config, params, batch)
+    loss, (outputs, hidden_BLD), gradients = ours(config, params, batch)
 
     # Outputs.
     hidden = theirs.hidden_states[-1]
     rows_B1 = np.arange(len(batch["input_ids"]))[:, None]
     expected = {
-        "hidden": (outputs.hidden_BLD, hidden),
+        "hidden": (hidden_BLD, hidden),
+        "hidden, masked": (outputs.hidden_BLD, hidden[rows_B1, batch["masked_lm_positions"]]),
         "pooled": (outputs.pooled_BD, model.bert.pooler(hidden)),
         "mlm_logits": (
             outputs.mlm_logits_BMV[..., : config.vocab_size],

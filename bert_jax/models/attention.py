@@ -110,17 +110,20 @@ def attend(
     dropout_rate: float = 0.0,
     site: int | jax.Array = 0,
     rng: str = "hash",
+    rows_BR: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q·kᵀ / √K)·v, [B, L, H, K] in the inputs' dtype; softmax in float32.
 
     Args:
       keys_B, dropout_rate, site, rng: of the dropout on the probabilities (models/dropout.py).
       implementation: one of `IMPLEMENTATIONS`.
+      rows_BR: given, the queries are those of these positions alone, [B, R, H, K], and so is what
+        comes out; by plain operations, since a kernel would save nothing.
 
     Raises:
       UserError: see `choose`.
     """
-    _, length, heads, head_size = q_BLHK.shape
+    _, length, heads, head_size = k_BLHK.shape
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape["tensor"]
     drop = 0 if keys_B is None else dropout_lib.threshold(dropout_rate)
@@ -135,6 +138,8 @@ def attend(
         dropping=drop > 0,
         rng=rng,
     )
+    if rows_BR is not None:
+        implementation = "xla"
     if implementation == "cudnn":
         return _library(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, "cudnn")
     q_BLHK = q_BLHK * head_size**-0.5
@@ -142,9 +147,11 @@ def attend(
         scores_BHLL = jnp.einsum(
             "BQHK,BSHK->BHQS", q_BLHK, k_BLHK, preferred_element_type=jnp.float32
         )
-        scores_BHLL = jnp.where(_allowed(attention_mask_BL, packed), scores_BHLL, -1e30)
+        scores_BHLL = jnp.where(_allowed(attention_mask_BL, packed, rows_BR), scores_BHLL, -1e30)
         probs_BHLL = jax.nn.softmax(scores_BHLL, axis=-1).astype(q_BLHK.dtype)
-        probs_BHLL = dropout_lib.dropout(probs_BHLL, keys_B, dropout_rate, site, rng)
+        probs_BHLL = dropout_lib.dropout(
+            probs_BHLL, keys_B, dropout_rate, site, rng, rows_BR, length
+        )
         return jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
 
     interpret = platform == "cpu"
@@ -181,12 +188,17 @@ def platform_of(mesh: jax.sharding.AbstractMesh) -> str:
     return platform
 
 
-def _allowed(attention_mask_BL: jax.Array, packed: bool) -> jax.Array:
-    """bool[B, 1, L or 1, L]: which keys (last) a query may attend to."""
+def _allowed(
+    attention_mask_BL: jax.Array, packed: bool, rows_BR: jax.Array | None = None
+) -> jax.Array:
+    """bool[B, 1, L, R or 1, L]: which keys (last) a query may attend to."""
     keys_B11L = attention_mask_BL[:, None, None, :]
-    if packed:
-        return (keys_B11L > 0) & (attention_mask_BL[:, None, :, None] == keys_B11L)
-    return keys_B11L > 0
+    if not packed:
+        return keys_B11L > 0
+    queries_BL = attention_mask_BL
+    if rows_BR is not None:
+        queries_BL = jnp.take_along_axis(attention_mask_BL, rows_BR, axis=1)
+    return (keys_B11L > 0) & (queries_BL[:, None, :, None] == keys_B11L)
 
 
 def _library(

@@ -1,7 +1,8 @@
 """The BERT encoder (Devlin et al. 2018, https://arxiv.org/abs/1810.04805), in Flax Linen.
 
 Shapes live in names: B batch, L sequence length, D hidden width, H heads, K head size,
-F feed-forward width, V vocabulary (padded), M masked positions, E examples packed into a row.
+F feed-forward width, V vocabulary (padded), M masked positions, E examples packed into a row,
+R positions that a head reads: the last layer computes no others (`take_rows`).
 
 `keys_B` are dropout's keys, one an example (models/dropout.py); None turns dropout off.
 """
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.cli import UserError
-from bert_jax.models.attention import IMPLEMENTATIONS, attend
+from bert_jax.models.attention import IMPLEMENTATIONS, attend, platform_of
 from bert_jax.models.dropout import dropout
 from bert_jax.sharding import constrain
 
@@ -103,11 +104,38 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers, **options) -> jax.Array:
+def take_rows(x_BLD: jax.Array, rows_BR: jax.Array | None) -> jax.Array:
+    """[B, R, D], the states at these positions; of all where none are given."""
+    if rows_BR is None:
+        return x_BLD
+    return jnp.take_along_axis(x_BLD, rows_BR[..., None], axis=1)
+
+
+def product(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """`jax.lax.dot_general` of [B, L, D] and a matrix; on a CPU, with B·L as one axis.
+
+    With two axes of rows, XLA for CPU brings the matrix's gradient into order by computing whatever
+    its operands come from once more, transposed: a fifth of a step. XLA for TPU lays out three axes
+    better than two: a tenth of a step, by its own estimate.
+    """
+    rows = x.shape[:-1]
+    if platform_of(jax.sharding.get_abstract_mesh()) == "cpu":
+        ((_, axes), batch_axes) = dimension_numbers
+        x, dimension_numbers = x.reshape(-1, x.shape[-1]), (((1,), axes), batch_axes)
     y = jax.lax.dot_general(
-        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options
+        x,
+        kernel,
+        dimension_numbers,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
     )
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*rows, -1)
 
 
 def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
@@ -115,7 +143,7 @@ def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
     return nn.Dense(
         features,
         dtype=config.dtype,
-        dot_general=flat_dot_general,
+        dot_general=product,
         kernel_init=nn.initializers.truncated_normal(config.initializer_range),
         name=name,
     )
@@ -169,7 +197,8 @@ class Embeddings(nn.Module):
     def attend(self, x_BMD: jax.Array) -> jax.Array:
         """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
         table_VD = self.word_embeddings.embedding.astype(x_BMD.dtype)
-        return flat_dot_general(x_BMD, table_VD.T, None, preferred_element_type=jnp.float32)
+        over_D = (((x_BMD.ndim - 1,), (1,)), ((), ()))
+        return product(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
 
 
 class SelfAttention(nn.Module):
@@ -188,16 +217,23 @@ class SelfAttention(nn.Module):
         attention_mask_BL: jax.Array,
         keys_B: jax.Array | None,
         site: int | jax.Array,
+        rows_BR: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        heads = (*x_BLD.shape[:2], config.num_attention_heads, config.head_size)
 
-        def project(name: str) -> jax.Array:
-            x_BLHK = dense(config, config.hidden_size, name)(x_BLD).reshape(heads)
+        def project(name: str, x_BLD: jax.Array) -> jax.Array:
+            x_BLHK = dense(config, config.hidden_size, name)(x_BLD).reshape(
+                *x_BLD.shape[:2], config.num_attention_heads, config.head_size
+            )
             return constrain(x_BLHK, "batch", None, "tensor", None)
 
         # Three products, not one fused: faster on CPU and TPU (no slicing of the result).
-        q_BLHK, k_BLHK, v_BLHK = project("query"), project("key"), project("value")
+        read_BLD = take_rows(x_BLD, rows_BR)
+        q_BLHK, k_BLHK, v_BLHK = (
+            project("query", read_BLD),
+            project("key", x_BLD),
+            project("value", x_BLD),
+        )
         y_BLHK = attend(
             q_BLHK,
             k_BLHK,
@@ -210,12 +246,16 @@ class SelfAttention(nn.Module):
             dropout_rate=config.attention_probs_dropout_prob,
             site=site,
             rng=config.dropout_rng,
+            rows_BR=rows_BR,
         )
-        return dense(config, config.hidden_size, "output")(y_BLHK.reshape(x_BLD.shape))
+        return dense(config, config.hidden_size, "output")(y_BLHK.reshape(read_BLD.shape))
 
 
 class Layer(nn.Module):
-    """One post-LayerNorm transformer layer (Vaswani et al. 2017, as BERT uses it)."""
+    """One post-LayerNorm transformer layer (Vaswani et al. 2017, as BERT uses it).
+
+    Given `rows_BR`, what it gives is [B, R, D]: its output at these positions alone.
+    """
 
     config: BertConfig
     packed: bool = False
@@ -227,23 +267,32 @@ class Layer(nn.Module):
         index: int | jax.Array,
         attention_mask_BL: jax.Array,
         keys_B: jax.Array | None,
+        rows_BR: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         config = self.config
+        length = x_BLD.shape[1]
+
+        def drop(y_BLD: jax.Array, site: int | jax.Array) -> jax.Array:
+            rate, rng = config.hidden_dropout_prob, config.dropout_rng
+            return dropout(y_BLD, keys_B, rate, site, rng, rows_BR, length)
+
         site = 3 * index + 1  # site 0 is the embeddings'
         attention = SelfAttention(config, self.packed, name="attention")
-        y_BLD = attention(x_BLD, attention_mask_BL, keys_B, site)
-        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 1, config.dropout_rng)
-        x_BLD = layer_norm(config, "attention_layer_norm")(x_BLD + y_BLD)
+        y_BLD = drop(attention(x_BLD, attention_mask_BL, keys_B, site, rows_BR), site + 1)
+        x_BLD = layer_norm(config, "attention_layer_norm")(take_rows(x_BLD, rows_BR) + y_BLD)
         y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
         y_BLF = ACTIVATIONS[config.hidden_act](constrain(y_BLF, "batch", None, "tensor"))
-        y_BLD = dense(config, config.hidden_size, "output")(y_BLF)
-        y_BLD = dropout(y_BLD, keys_B, config.hidden_dropout_prob, site + 2, config.dropout_rng)
+        y_BLD = drop(dense(config, config.hidden_size, "output")(y_BLF), site + 2)
         x_BLD = layer_norm(config, "output_layer_norm")(x_BLD + y_BLD)
         return constrain(x_BLD, "batch", None, None), None  # None: nothing collected by a scan
 
 
 class Encoder(nn.Module):
-    """`num_hidden_layers` layers, unrolled or as one scanned loop."""
+    """`num_hidden_layers` layers, unrolled or as one scanned loop.
+
+    Given `rows_BR`, it gives the hidden states [B, R, D] at these positions alone, and an unrolled
+    last layer computes no others: of its products, keys' and values' are left whole.
+    """
 
     config: BertConfig
 
@@ -254,6 +303,7 @@ class Encoder(nn.Module):
         attention_mask_BL: jax.Array,
         keys_B: jax.Array | None,
         packed: bool,
+        rows_BR: jax.Array | None,
     ) -> jax.Array:
         config = self.config
         layer_class: Any = Layer
@@ -270,10 +320,11 @@ class Encoder(nn.Module):
             )
             indices = jnp.arange(config.num_hidden_layers)
             layers = scanned(config, packed, name="layers")
-            return layers(x_BLD, indices, attention_mask_BL, keys_B)[0]
+            return take_rows(layers(x_BLD, indices, attention_mask_BL, keys_B)[0], rows_BR)
         for i in range(config.num_hidden_layers):
             layer = layer_class(config, packed, name=f"layer_{i}")
-            x_BLD, _ = layer(x_BLD, i, attention_mask_BL, keys_B)
+            is_last = i == config.num_hidden_layers - 1
+            x_BLD, _ = layer(x_BLD, i, attention_mask_BL, keys_B, rows_BR if is_last else None)
         return x_BLD
 
 
@@ -295,10 +346,13 @@ class BertModel(nn.Module):
         keys_B: jax.Array | None = None,
         position_ids_BL: jax.Array | None = None,
         first_token_positions_BE: jax.Array | None = None,
+        read_positions_BM: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D], packed [B, E, D]).
 
         Args:
+          read_positions_BM: int[B, M], given where a head reads no other hidden states: these
+            [B, M, D] are returned, and the last layer computes little else.
           input_ids_BL: int[B, L] below `vocab_size` (XLA clamps larger ids without an error).
           attention_mask_BL: int[B, L], 1 for tokens and 0 for padding; packed, the number of the
             token's example in the row, from 1.
@@ -307,13 +361,32 @@ class BertModel(nn.Module):
           position_ids_BL: int[B, L], given for packed rows: from 0 in every example.
           first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
         """
-        x_BLD = self.encode(
-            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B, position_ids_BL
-        )
-        if position_ids_BL is None:
-            return x_BLD, jnp.tanh(self.pooler(x_BLD[:, 0]))
-        first_BED = jnp.take_along_axis(x_BLD, first_token_positions_BE[..., None], axis=1)
-        return x_BLD, jnp.tanh(self.pooler(first_BED))
+        packed = position_ids_BL is not None
+        if not packed:
+            first_token_positions_BE = jnp.zeros((input_ids_BL.shape[0], 1), jnp.int32)
+        inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B, position_ids_BL)
+        if read_positions_BM is None:
+            x_BLD = self.encode(*inputs)
+            first_BED = take_rows(x_BLD, first_token_positions_BE)
+        else:
+            rows_BR = jnp.concatenate([first_token_positions_BE, read_positions_BM], axis=1)
+            x_BRD = self.encode(*inputs, rows_BR)
+            examples = first_token_positions_BE.shape[1]
+            first_BED, x_BLD = x_BRD[:, :examples], x_BRD[:, examples:]
+        pooled_BED = jnp.tanh(self.pooler(first_BED))
+        return x_BLD, pooled_BED if packed else pooled_BED[:, 0]
+
+    def pooled(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """The pooled [CLS] state alone, [B, D], for heads that read nothing else."""
+        none_B0 = jnp.zeros((input_ids_BL.shape[0], 0), jnp.int32)
+        inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B)
+        return self(*inputs, read_positions_BM=none_B0)[1]
 
     def encode(
         self,
@@ -322,11 +395,12 @@ class BertModel(nn.Module):
         token_type_ids_BL: jax.Array,
         keys_B: jax.Array | None = None,
         position_ids_BL: jax.Array | None = None,
+        rows_BR: jax.Array | None = None,
     ) -> jax.Array:
-        """The last hidden states alone, for heads without use for the pooler."""
+        """The last hidden states alone, for heads without use for the pooler; of all or R rows."""
         x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B, position_ids_BL)
         packed = position_ids_BL is not None
-        return self.encoder(x_BLD, attention_mask_BL, keys_B, packed)
+        return self.encoder(x_BLD, attention_mask_BL, keys_B, packed, rows_BR)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:

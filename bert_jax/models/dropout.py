@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 
 def dropout(
-    x: jax.Array, keys_B: jax.Array | None, rate: float, site: int, rng: str = "hash"
+    x: jax.Array,
+    keys_B: jax.Array | None,
+    rate: float,
+    site: int | jax.Array,
+    rng: str = "hash",
+    rows_BR: jax.Array | None = None,
+    length: int = 0,
 ) -> jax.Array:
     """Zeroes elements of `x` [B, …, even] with probability `rate` and rescales the rest.
 
@@ -17,17 +23,22 @@ def dropout(
       keys_B: one key an example, or None for no dropout.
       site: which dropout of the model this is; distinct sites draw independently.
       rng: see `BertConfig.dropout_rng`.
+      rows_BR: given, `x` [B, …, R, even] holds these rows alone of an array with `length` of them,
+        and what is dropped is what would be there.
     """
     drop = threshold(rate)
     if keys_B is None or drop == 0:
         return x
     keys_B = fold_site(keys_B, site)
+    shape = x.shape[1:] if rows_BR is None else (*x.shape[1:-2], length, x.shape[-1])
     if rng == "hash":
-        keep = _hashed_bits(keys_B, x.shape[1:]) >= jnp.uint32(drop << 16)
+        keep = _hashed_bits(keys_B, shape, rows_BR) >= jnp.uint32(drop << 16)
     else:
-        half = (*x.shape[1:-1], x.shape[-1] // 2)
+        half = (*shape[:-1], shape[-1] // 2)
         words = jax.vmap(lambda key: jax.random.bits(key, half, jnp.uint32))(keys_B)
-        keep = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape) >= drop
+        keep = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1, *shape) >= drop
+        if rows_BR is not None:
+            keep = jax.vmap(lambda keep, rows_R: jnp.take(keep, rows_R, axis=-2))(keep, rows_BR)
     return jnp.where(keep, x / (1 - drop / 2**16), 0).astype(x.dtype)
 
 
@@ -41,8 +52,8 @@ def fold_site(keys_B: jax.Array, site: int | jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
 
 
-def _hashed_bits(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32[B, *shape]: the position in `shape`, mixed with the example's key.
+def _hashed_bits(keys_B: jax.Array, shape: tuple[int, ...], rows_BR: jax.Array | None) -> jax.Array:
+    """uint32[B, *shape]: the position in `shape`, mixed with the example's key; or rows of that.
 
     The upper bits alone are good. Elementwise, so it runs inside the operation that uses the bits,
     no mask is stored, and the mesh does not matter. Threefry's bits are stored and reshaped: a
@@ -50,9 +61,14 @@ def _hashed_bits(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     words_B2 = jax.random.key_data(keys_B)
     first, second = (words_B2[:, i].reshape(-1, *(1 for _ in shape)) for i in (0, 1))
+    drawn = shape if rows_BR is None else (*shape[:-2], rows_BR.shape[1], shape[-1])
     x = first
     for axis, stride in enumerate(strides(shape)):
-        position = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1)
+        if rows_BR is not None and axis == len(shape) - 2:
+            ones = (1,) * axis
+            position = rows_BR.astype(jnp.uint32).reshape(-1, *ones, rows_BR.shape[1], 1)
+        else:
+            position = jax.lax.broadcasted_iota(jnp.uint32, (1, *drawn), axis + 1)
         x = x + position * jnp.uint32(stride)
     return mix(x, second)
 

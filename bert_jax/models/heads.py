@@ -27,6 +27,7 @@ class PretrainingOutput(NamedTuple):
     nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random"; packed, of each
       example of a row: [B, E, 2].
     pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype; packed, pooled [B, E, D].
+      With masked positions given, hidden states are of those alone, [B, M, D].
     """
 
     mlm_logits_BMV: jax.Array
@@ -72,11 +73,9 @@ class BertForPreTraining(nn.Module):
             keys_B,
             position_ids_BL,
             first_token_positions_BE,
+            masked_lm_positions_BM,
         )
-        x_BMD = hidden_BLD
-        if masked_lm_positions_BM is not None:
-            x_BMD = jnp.take_along_axis(hidden_BLD, masked_lm_positions_BM[..., None], axis=1)
-        x_BMD = ACTIVATIONS[config.hidden_act](self.mlm_transform(x_BMD))
+        x_BMD = ACTIVATIONS[config.hidden_act](self.mlm_transform(hidden_BLD))
         x_BMD = self.mlm_layer_norm(x_BMD)
         bias_V = jnp.where(
             jnp.arange(config.padded_vocab_size) < config.vocab_size, self.mlm_bias, -1e30
@@ -122,7 +121,7 @@ class BertForSequenceClassification(nn.Module):
         keys_B: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        _, pooled_BD = BertModel(config, name="bert")(
+        pooled_BD = BertModel(config, name="bert").pooled(
             input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
         )
         site = 3 * config.num_hidden_layers + 1
@@ -196,7 +195,7 @@ class BertForMultipleChoice(nn.Module):
         if keys_B is not None:
             # One key a choice: each choice is a sequence of its own to the encoder.
             keys_B = jax.vmap(lambda key: jax.random.split(key, choices))(keys_B).reshape(-1)
-        _, pooled_BD = BertModel(config, name="bert")(
+        pooled_BD = BertModel(config, name="bert").pooled(
             *(
                 x_BNL.reshape(batch * choices, length)
                 for x_BNL in (input_ids_BNL, attention_mask_BNL, token_type_ids_BNL)
