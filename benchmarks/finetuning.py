@@ -9,8 +9,10 @@ compare them with transformers' tokenizer), in batches of similar length, and tr
 recipe's settings. A time is that of training and of evaluating after every epoch, compilation
 included, data preparation and export left out.
 
-Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last.
-Needs the extra `hf`, accelerate, and seqeval for conll2003.
+Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last,
+and --report prints the table of what is there, of whichever commands. A seed's two sides run on one
+machine, one after the other; the ratio of times is the median over seeds. Needs the extra `hf`,
+accelerate, and seqeval for conll2003.
 """
 
 import argparse
@@ -232,7 +234,6 @@ def settings_of(config, options: argparse.Namespace) -> dict[str, Any]:
         },
         "max_train_examples": options.max_train_examples,
         "max_validation_examples": options.max_validation_examples,
-        **peers.environment(),
     }
 
 
@@ -268,6 +269,10 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
             for side in SIDES
         }
         done = {key: stored(path, settings) for key, path in paths.items()}
+        for seed in options.seeds:
+            pair = [done[seed, side] for side in SIDES]
+            if any(x and x["environment"] != peers.environment() for x in pair) and None in pair:
+                done.update({(seed, side): None for side in SIDES})  # two machines do not compare
         inputs = None
         for (seed, side), path in paths.items():
             if done[seed, side] is None:
@@ -292,6 +297,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "quality": quality(config.task, lines),
                     "seconds": seconds,
                     "settings": settings,
+                    "environment": peers.environment(),
                 }
                 shutil.rmtree(directory)
                 partial = path.with_suffix(".partial")
@@ -323,7 +329,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for task in dict.fromkeys(result["task"] for result in results):
         here, there = (groups[task, side] for side in SIDES)
         times = [[result["seconds"] for result in side] for side in (here, there)]
-        ratio = statistics.median(times[1]) / statistics.median(times[0])
+        ratio = statistics.median(y / x for x, y in zip(*times, strict=True))
         for figure in here[0]["quality"]:
             values = [[result["quality"][figure] for result in side] for side in (here, there)]
             difference = statistics.median(values[0]) - statistics.median(values[1])
@@ -338,16 +344,32 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{ratio:.2f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    settings = results[0]["settings"]
-    seeds = sorted({result["seed"] for result in results})
-    varying = ("epochs", "batch_size", "learning_rate", "max_seq_length")
-    lines += ["", f"Median (lowest–highest) over the seeds {', '.join(map(str, seeds))}."]
-    for task in dict.fromkeys(result["task"] for result in results):
-        its = groups[task, SIDES[0]][0]["settings"]
-        lines.append(f"{task}: " + ", ".join(f"{name} {its[name]}" for name in varying) + ".")
-    rest = (name for name in settings if name not in varying)
-    lines.append(", ".join(f"{name} {settings[name]}" for name in rest) + ".")
+    lines += ["", "Median (lowest–highest) over the seeds."]
+    for (task, side), its in groups.items():
+        if side == SIDES[0]:
+            seeds = ", ".join(str(result["seed"]) for result in its)
+            settings = ", ".join(f"{name} {x}" for name, x in its[0]["settings"].items())
+            lines.append(f"{task}: seeds {seeds}; {settings}.")
+    lines += dict.fromkeys(
+        ", ".join(f"{name} {x}" for name, x in result["environment"].items()) + "."
+        for result in results
+    )
     return "\n".join(lines)
+
+
+def finished(output: pathlib.Path) -> list[dict[str, Any]]:
+    """The stored results of both sides of a seed, by task, side and seed.
+
+    Raises:
+      UserError: there are none.
+    """
+    results = [json.loads(path.read_text()) for path in sorted(output.glob("*/*.json"))]
+    seeds = {side: {(x["task"], x["seed"]) for x in results if x["side"] == side} for side in SIDES}
+    both = set.intersection(*seeds.values())
+    results = [x for x in results if (x["task"], x["seed"]) in both]
+    if not results:
+        raise UserError(f"{output} holds no finished pair of runs: leave out --report to make some")
+    return sorted(results, key=lambda x: ([*TASKS].index(x["task"]), x["side"], x["seed"]))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -366,6 +388,7 @@ def main(argv: Sequence[str]) -> None:
     add("--learning_rate", type=float, default=0.0, help="0: the recipe's")
     add("--max_train_examples", type=int, default=0, help="a random sample; 0: all")
     add("--max_validation_examples", type=int, default=0, help="a random sample; 0: all")
+    add("--report", action="store_true", help="run nothing; print what DIR holds")
     add("--json", action="store_true", help="print every result as JSON, not the table")
     options = parser.parse_args(argv)
     options.tasks = options.tasks.split(",")
@@ -375,9 +398,9 @@ def main(argv: Sequence[str]) -> None:
         options.seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds={options.seeds}: expected whole numbers, as in 0,1,2") from None
-    if not transformers.utils.is_accelerate_available():
+    if not options.report and not transformers.utils.is_accelerate_available():
         raise UserError("transformers' Trainer needs accelerate: pip install accelerate")
-    results = run_all(options)
+    results = finished(options.output) if options.report else run_all(options)
     print(json.dumps(results, indent=1) if options.json else table(results))
 
 

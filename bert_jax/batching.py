@@ -11,7 +11,7 @@ import numpy as np
 # Arrays with one entry a token (their last axis is padded to the bucket's length) and the padding.
 # Targets of -1 are not scored. The padding id is hidden by the attention mask: any will do.
 TOKEN_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "token_labels": -1}
-CHUNK = 16  # batches whose examples are sorted by length together
+CHUNK = 50  # batches whose examples are sorted by length together
 Batch = dict[str, np.ndarray]
 
 
@@ -50,7 +50,7 @@ def epoch_batches(
 ) -> list[np.ndarray]:
     """The example indices of an epoch's batches, in a random order of (seed, epoch).
 
-    Examples of similar length share a batch: within every 16 batches' worth of the shuffled
+    Examples of similar length share a batch: within every 50 batches' worth of the shuffled
     examples they are sorted by length, then the batches are shuffled.
     """
     lengths_N = np.asarray(lengths_N)
@@ -62,6 +62,28 @@ def epoch_batches(
         chunk = chunk[np.argsort(lengths_N[chunk], kind="stable")]
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def choose_buckets(
+    lengths_N: Sequence[int],
+    validation_lengths_N: Sequence[int],
+    batch_size: int,
+    count: int,
+    longest: int,
+) -> tuple[int, ...]:
+    """At most `count` lengths to pad batches to, those of an epoch and of an evaluation.
+
+    They depend on the data alone, not on the run's seed: runs that differ in it share programs.
+    """
+    longest_B = [
+        max(lengths[i] for i in batch)
+        for lengths, batches in (
+            (lengths_N, epoch_batches(lengths_N, batch_size, seed=0, epoch=0)),
+            (validation_lengths_N, sorted_batches(validation_lengths_N, batch_size)),
+        )
+        for batch in batches
+    ]
+    return bucket_lengths(longest_B, count, longest)
 
 
 def sorted_batches(lengths_N: Sequence[int], batch_size: int) -> list[np.ndarray]:

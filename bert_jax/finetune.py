@@ -272,8 +272,12 @@ def finetune(
     validation_lengths = [
         np.shape(feature.arrays["input_ids"])[-1] for feature in validation_features
     ]
-    buckets = batching.bucket_lengths(
-        lengths + validation_lengths, config.length_buckets, config.max_seq_length
+    buckets = batching.choose_buckets(
+        lengths,
+        validation_lengths,
+        config.batch_size,
+        config.length_buckets,
+        config.max_seq_length,
     )
     steps_per_epoch = -(-len(features) // config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
@@ -326,7 +330,9 @@ def finetune(
         },
         weights=lambda batch: {"task_loss": task.loss_weight(batch)},
     )
-    train_step = train.make_train_step(objective, tx, schedule, mesh, config.seed)
+    train_step = train.make_train_step(
+        objective, tx, schedule, mesh, config.seed, separate_update=True
+    )
     predict_step = jax.jit(lambda params, batch: apply(params, batch, None))
     placement = sharding.batch_sharding(mesh)
 

@@ -180,7 +180,7 @@ class _Run:
                     with self.telemetry.pause():
                         compiled = self.compile(train_step, batch)
                 self.profiler.before(self.step + 1)
-                self.state, step_metrics = compiled(self.state, batch)
+                self.state, step_metrics = compiled(self.state, batch, *train_step.constants)
                 self.step += 1
                 # One step late: the device is busy with this step while the host reads the last.
                 if pending:

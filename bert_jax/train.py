@@ -211,7 +211,7 @@ def reset_moments(
     return state.replace(opt_state=opt_state)
 
 
-def dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+def dropout_keys(seed: int | jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
     """One key an example of the global batch, a function of (seed, step, row) alone."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch_size))
@@ -219,18 +219,24 @@ def dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """A jitted function that is called, or lowered, with the mesh set."""
+    """A jitted function that is called, or lowered, with the mesh set.
+
+    Attributes:
+      constants: further arguments of every call. Written into the program, one that differs would
+        make another program of it, to be compiled anew.
+    """
 
     function: Callable[..., Any]
     mesh: Mesh
+    constants: tuple[Any, ...] = ()
 
     def __call__(self, *args: Any) -> Any:
         with jax.set_mesh(self.mesh):
-            return self.function(*args)
+            return self.function(*args, *self.constants)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh):
-            return self.function.lower(*args)
+            return self.function.lower(*args, *self.constants)
 
 
 def make_train_step(
@@ -241,7 +247,8 @@ def make_train_step(
     seed: int,
     accumulate_steps: int = 1,
     max_loss_ratio: float = 0.0,
-) -> OnMesh:
+    separate_update: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """The jitted step (state, batch) -> (state, metrics); it takes the state's memory over.
 
     A batch whose loss or gradient is not finite, or whose loss is a spike, leaves parameters and
@@ -253,6 +260,8 @@ def make_train_step(
       accumulate_steps: the batch is worked off in that many parts, one after the other, to the same
         result with less memory.
       max_loss_ratio: a loss above this multiple of its moving average is a spike; 0 for no limit.
+      separate_update: make the update a program of its own, for batches of many lengths: each then
+        compiles its gradient alone, in half the time. Else the step is an `OnMesh`.
     """
 
     def loss_and_metrics(params: Any, batch: Batch, keys_B: jax.Array, weights: Scalars):
@@ -277,11 +286,15 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, parts)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        keys_B = dropout_keys(seed, state.step, jax.tree.leaves(batch)[0].shape[0])
+    def gradients(
+        params: Any, step: jax.Array, batch: Batch, seed: jax.Array
+    ) -> tuple[Any, Scalars]:
+        keys_B = dropout_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
         weights = objective.weights(batch)
-        gradients = grad_fn if accumulate_steps == 1 else accumulated
-        grads, means = gradients(state.params, batch, keys_B, weights)
+        fn = grad_fn if accumulate_steps == 1 else accumulated
+        return fn(params, batch, keys_B, weights)
+
+    def update(state: TrainState, grads: Any, means: Scalars) -> tuple[TrainState, Scalars]:
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
         learning_rate = schedule(state.step)
         params = apply_updates(state.params, directions, learning_rate)
@@ -310,8 +323,21 @@ def make_train_step(
             "accepted": accepted.astype(jnp.float32),
         }
 
-    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
-    return OnMesh(jitted, mesh)
+    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Scalars]:
+        return update(state, *gradients(state.params, state.step, batch, seed))
+
+    def placed_gradients(*args: Any) -> tuple[Any, Scalars]:
+        grads, means = gradients(*args)
+        return jax.lax.with_sharding_constraint(grads, sharding.shardings_of(grads, mesh)), means
+
+    constants = (np.int64(seed).astype(np.int32),)
+    options = compiler_options(mesh)
+    if not separate_update:
+        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+        return OnMesh(jitted, mesh, constants)
+    first = OnMesh(jax.jit(placed_gradients, compiler_options=options), mesh, constants)
+    then = OnMesh(jax.jit(update, donate_argnums=0, compiler_options=options), mesh)
+    return lambda state, batch: then(state, *first(state.params, state.step, batch))
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:

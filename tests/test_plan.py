@@ -333,7 +333,7 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     objective = train.pretraining_objective(model)
     step = train.make_train_step(objective, tx, phase.schedule, mesh, config.seed)
     _, trained = step(fresh(), batch)
-    _, planned = lowered.compile()(fresh(), batch)
+    _, planned = lowered.compile()(fresh(), batch, *step.constants)
     assert jax.device_get(planned) == jax.device_get(trained)
 
 
