@@ -26,6 +26,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     # Compiled programs are kept between runs: going on, or a second run, starts in seconds.
     cache = pathlib.Path.home() / ".cache" / "bert_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if jax := sys.modules.get("jax"):  # imported before, by a benchmark: it has read it already
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
