@@ -150,6 +150,22 @@ def test_buckets_have_the_least_padding():
     assert batching.bucket_lengths([3, 5, 30], 2, 128) == (8, 32)
 
 
+def test_buckets_are_those_of_batches_and_the_longest_text_fits():
+    # 30 texts of 40 tokens, one of 100: most batches need 40, one needs 100.
+    lengths = [40] * 30 + [100]
+    assert batching.choose_buckets(lengths, [8], batch_size=10, count=2, longest=128) == (40, 104)
+    rng = np.random.default_rng(0)
+    lengths, validation = rng.integers(3, 90, 500), rng.integers(3, 120, 60)
+    buckets = batching.choose_buckets(lengths, validation, 16, 4, 128)
+    assert len(buckets) == 4 and buckets[-1] >= validation.max()
+    padded = lambda buckets: sum(  # noqa: E731
+        min(b for b in buckets if b >= lengths[batch].max())
+        for batch in batching.epoch_batches(lengths, 16, seed=0, epoch=0)
+    )
+    by_texts = batching.bucket_lengths([*lengths, *validation], 4, 128)
+    assert padded(buckets) <= padded(by_texts)
+
+
 def test_epochs_hold_every_example_once_in_another_order():
     lengths = np.random.default_rng(0).integers(3, 100, 1003)
     epochs = [batching.epoch_batches(lengths, 8, seed=1, epoch=epoch) for epoch in (0, 1)]

@@ -83,6 +83,37 @@ def test_batch_with_an_infinite_loss_changes_nothing_but_the_position(config):
     assert np.isfinite(values["loss"]) and values["accepted"] == 1
 
 
+def test_an_update_apart_is_the_same_step(config):
+    mesh, model = sharding.make_mesh(), train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    schedule = optimizer.make_schedule(config.optimizer, 20)
+    objective = train.pretraining_objective(model)
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
+    results = []
+    for apart in (False, True):
+        state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+        step = train.make_train_step(objective, tx, schedule, mesh, seed=7, separate_update=apart)
+        results.append(step(step(state, batch)[0], batch))
+    assert float(results[0][1]["loss"]) > 1
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *results)
+
+
+def test_seeds_share_a_program_and_draw_differently(config):
+    mesh, model = sharding.make_mesh(), train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    schedule = optimizer.make_schedule(config.optimizer, 20)
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
+    texts, losses = set(), set()
+    for seed in (0, 1, 2**40 + 1):  # JAX takes the lower 32 bits of a seed
+        state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+        step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, seed)
+        texts.add(step.lower(state, batch).as_text())
+        losses.add(float(step(state, batch)[1]["loss"]))
+    assert len(texts) == 1 and len(losses) == 2
+
+
 def test_spike_is_measured_against_the_moving_average(config):
     state, step, batch = make_step(config, max_loss_ratio=1.5)
     state, values = step(state, batch(0))

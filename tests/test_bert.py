@@ -1,0 +1,101 @@
+"""The encoder's shortcuts change nothing: rows alone, products of matrices, seeds as arguments."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import sharding, train
+from bert_jax.models.bert import BertConfig, BertModel, product
+from bert_jax.models.dropout import dropout
+
+BATCH, LENGTH = 3, 16
+KEYS = train.dropout_keys(0, np.int32(3), BATCH)
+ROWS = np.array([[0, 3, 9, 3], [0, 15, 1, 2], [0, 8, 9, 10]])
+CONFIG = BertConfig(
+    vocab_size=100,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=LENGTH,
+    initializer_range=0.3,
+)
+
+
+@pytest.mark.parametrize("rng", ["hash", "threefry"])
+@pytest.mark.parametrize("between", [(), (4,)], ids=["hidden states", "probabilities"])
+def test_rows_alone_drop_what_they_would_among_all(rng, between):
+    x = np.ones((BATCH, *between, LENGTH, 8), np.float32)
+    whole = np.asarray(dropout(x, KEYS, 0.3, 5, rng))
+    expected = np.stack([np.take(w, rows, axis=-2) for w, rows in zip(whole, ROWS, strict=True)])
+    found = dropout(x[..., : ROWS.shape[1], :], KEYS, 0.3, 5, rng, ROWS, LENGTH)
+    assert 0.2 < (expected == 0).mean() < 0.4
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rng", ["hash", "threefry"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_positions_read_alone_equal_those_of_all(rng, packed):
+    config = dataclasses.replace(CONFIG, dropout_rng=rng)
+    ids = np.random.default_rng(0).integers(5, 100, (BATCH, LENGTH))
+    mask = np.ones((BATCH, LENGTH), np.int32)
+    mask[1, 12:] = 0
+    extra = ()
+    if packed:
+        mask[:, 8:] *= 2
+        extra = (np.arange(LENGTH)[None] % 8 + mask * 0, np.full((BATCH, 2), (0, 8)))
+    module = BertModel(config)
+    params = module.init(jax.random.key(0), ids, mask, mask * 0)["params"]
+
+    def loss(params, rows):
+        hidden, pooled = module.apply(
+            {"params": params}, ids, mask, ids % 2, KEYS, *extra, read_positions_BM=rows
+        )
+        if rows is None:
+            hidden = hidden[np.arange(BATCH)[:, None], ROWS]
+        return jnp.sum(jnp.sin(hidden)) + jnp.sum(jnp.cos(pooled)), (hidden, pooled)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (_, whole), whole_gradients = grad(params, None)
+    (_, read), read_gradients = grad(params, ROWS)
+    for x, y in zip(read, whole, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5), read_gradients, whole_gradients
+    )
+
+
+def test_last_layer_computes_little_beyond_the_positions_read():
+    ids = np.ones((BATCH, 256), np.int32)
+    config = dataclasses.replace(CONFIG, num_hidden_layers=1, max_position_embeddings=256)
+    module = BertModel(config)
+    params = module.init(jax.random.key(0), ids, ids, ids)["params"]
+
+    def flops(rows) -> float:
+        apply = jax.jit(
+            lambda p: module.apply({"params": p}, ids, ids, ids, read_positions_BM=rows)
+        )
+        return apply.lower(params).compile().cost_analysis()["flops"]
+
+    assert flops(ROWS) < 0.35 * flops(None)  # keys and values are two of twelve squares
+
+
+def over(device_kind: str, platform: str) -> str:
+    """The jaxpr of `product` on a mesh of these devices."""
+    device = jax.sharding.AbstractDevice(device_kind, 1, platform)
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=device)
+    x, kernel = np.ones((2, 8, 4), np.float32), np.ones((4, 5), np.float32)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return str(jax.make_jaxpr(lambda x: product(x, kernel, (((2,), (0,)), ((), ()))))(x))
+
+
+def test_products_on_a_cpu_are_of_two_matrices():
+    x = np.random.default_rng(0).standard_normal((2, 8, 4)).astype(np.float32)
+    kernel = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
+    found = product(x, kernel, (((2,), (1,)), ((), ())))
+    np.testing.assert_allclose(found, x @ kernel.T, atol=1e-6)
+    assert "f32[16,5] = dot_general" in over("cpu", "cpu")
+    assert "f32[2,8,5] = dot_general" in over("TPU v5 lite", "tpu")
