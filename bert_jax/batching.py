@@ -3,7 +3,7 @@
 N examples, B rows a batch, L length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,14 @@ def choose_buckets(
         for batch in batches
     ]
     return bucket_lengths(longest_B, count, longest)
+
+
+def used_buckets(
+    lengths_N: Sequence[int], batches: Iterable[np.ndarray], buckets: Sequence[int]
+) -> list[int]:
+    """The buckets that some of `batches` will be padded to."""
+    longest = {max(lengths_N[i] for i in batch) for batch in batches}
+    return sorted({next(b for b in buckets if b >= length) for length in longest})
 
 
 def sorted_batches(lengths_N: Sequence[int], batch_size: int) -> list[np.ndarray]:

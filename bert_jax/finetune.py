@@ -330,23 +330,44 @@ def finetune(
         },
         weights=lambda batch: {"task_loss": task.loss_weight(batch)},
     )
-    train_step = train.make_train_step(
-        objective, tx, schedule, mesh, config.seed, separate_update=True
+    train_step = train.StepByLength(objective, tx, schedule, mesh, config.seed)
+    predict_step = train.ByShape(
+        train.OnMesh(jax.jit(lambda params, batch: apply(params, batch, None)), mesh)
     )
-    predict_step = jax.jit(lambda params, batch: apply(params, batch, None))
     placement = sharding.batch_sharding(mesh)
+
+    evaluation_batches = batching.sorted_batches(validation_lengths, config.batch_size)
+
+    def compile_for(batches: Sequence[Any]) -> None:
+        """Compiles the gradient for an epoch's batches, the prediction for the evaluation's."""
+        before = time.monotonic()
+        calls = []
+        for rows, row_lengths, indices, by_shape, arguments in (
+            (features, lengths, batches, train_step.gradients, train_step.gradient_arguments),
+            (
+                validation_features,
+                validation_lengths,
+                evaluation_batches,
+                predict_step,
+                lambda state, batch: (state.params, batch),
+            ),
+        ):
+            shortest = rows[int(np.argmin(row_lengths))].arrays
+            for length in batching.used_buckets(row_lengths, indices, buckets):
+                batch = batching.collate([shortest], (length,), config.batch_size)
+                calls.append((by_shape, arguments(state, jax.device_put(batch, placement))))
+        train.compile_together(calls)
+        progress.note(f"compiled in {time.monotonic() - before:.0f} s")
 
     def evaluate(params: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         outputs: list[Any] = [None] * len(validation_features)
-        batches = batching.sorted_batches(validation_lengths, config.batch_size)
         for indices, batch in batching.iterate(
             [feature.arrays for feature in validation_features],
-            batches,
+            evaluation_batches,
             buckets,
             config.batch_size,
         ):
-            with jax.set_mesh(mesh):
-                logits = predict_step(params, jax.device_put(batch, placement))
+            logits = predict_step(params, jax.device_put(batch, placement))
             for i, row in zip(indices, jax.device_get(logits), strict=False):
                 outputs[i] = row
         return task.evaluate(inputs.validation_examples, validation_features, outputs)
@@ -380,6 +401,9 @@ def finetune(
                 )
                 break
             batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
+            if epoch == start_step // steps_per_epoch:
+                compile_for(batches)
+                window = (start_step, time.monotonic())  # no training time either
             done = max(0, start_step - epoch * steps_per_epoch)  # of this epoch, before a restart
             pending: tuple[int, Any] | None = None  # figures of a step that may still be running
             stream = batching.iterate(arrays, batches[done:], buckets, config.batch_size)

@@ -3,9 +3,11 @@
 B is the global batch, M the masked positions an example, V the padded vocabulary.
 """
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -239,6 +241,33 @@ class OnMesh:
             return self.function.lower(*args, *self.constants)
 
 
+@dataclasses.dataclass(frozen=True)
+class ByShape:
+    """A function of a batch, its last argument, of several shapes; see `compile_together`."""
+
+    function: OnMesh
+    programs: dict[Any, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def key(batch: Batch) -> tuple[tuple[int, ...], ...]:
+        return tuple(x.shape for x in jax.tree.leaves(batch))
+
+    def __call__(self, *args: Any) -> Any:
+        program = self.programs.get(self.key(args[-1]))
+        return program(*args, *self.function.constants) if program else self.function(*args)
+
+
+def compile_together(calls: Sequence[tuple[ByShape, tuple[Any, ...]]]) -> None:
+    """Compiles functions for these arguments side by side: one compilation keeps one core busy."""
+
+    def compile_one(call: tuple[ByShape, tuple[Any, ...]]) -> None:
+        by_shape, args = call
+        by_shape.programs[ByShape.key(args[-1])] = by_shape.function.lower(*args).compile()
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, calls))
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -247,8 +276,7 @@ def make_train_step(
     seed: int,
     accumulate_steps: int = 1,
     max_loss_ratio: float = 0.0,
-    separate_update: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+) -> OnMesh:
     """The jitted step (state, batch) -> (state, metrics); it takes the state's memory over.
 
     A batch whose loss or gradient is not finite, or whose loss is a spike, leaves parameters and
@@ -260,9 +288,68 @@ def make_train_step(
       accumulate_steps: the batch is worked off in that many parts, one after the other, to the same
         result with less memory.
       max_loss_ratio: a loss above this multiple of its moving average is a spike; 0 for no limit.
-      separate_update: make the update a program of its own, for batches of many lengths: each then
-        compiles its gradient alone, in half the time. Else the step is an `OnMesh`.
     """
+    gradients, update = _parts(
+        objective, optimizer, schedule, mesh, accumulate_steps, max_loss_ratio
+    )
+
+    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Scalars]:
+        return update(state, *gradients(state.params, state.step, seed, batch))
+
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
+    return OnMesh(jitted, mesh, (_as_argument(seed),))
+
+
+class StepByLength:
+    """The training step for batches of several lengths, as two programs.
+
+    The gradient is compiled for each length and the update once, which is half of the compilation.
+
+    Attributes:
+      gradients: (params, step, seed, batch) -> (gradients, means), to be compiled together.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        schedule: optax.Schedule,
+        mesh: Mesh,
+        seed: int,
+    ):
+        gradients, update = _parts(objective, optimizer, schedule, mesh)
+
+        def placed(*args: Any) -> tuple[Any, Scalars]:
+            grads, means = gradients(*args)
+            shardings = sharding.shardings_of(grads, mesh)
+            return jax.lax.with_sharding_constraint(grads, shardings), means
+
+        options = compiler_options(mesh)
+        self.gradients = ByShape(OnMesh(jax.jit(placed, compiler_options=options), mesh))
+        self._update = OnMesh(jax.jit(update, donate_argnums=0, compiler_options=options), mesh)
+        self._seed = _as_argument(seed)
+
+    def gradient_arguments(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
+        return state.params, state.step, self._seed, batch
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        return self._update(state, *self.gradients(*self.gradient_arguments(state, batch)))
+
+
+def _as_argument(seed: int) -> np.int32:
+    """A seed to be passed to a program: its lower 32 bits, which are those that JAX uses."""
+    return np.int64(seed).astype(np.int32)
+
+
+def _parts(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    accumulate_steps: int = 1,
+    max_loss_ratio: float = 0.0,
+) -> tuple[Callable[..., tuple[Any, Scalars]], Callable[..., tuple[TrainState, Scalars]]]:
+    """What a step consists of: gradients, and the update of the state by them."""
 
     def loss_and_metrics(params: Any, batch: Batch, keys_B: jax.Array, weights: Scalars):
         sums = objective.sums(params, batch, keys_B)
@@ -287,7 +374,7 @@ def make_train_step(
         return jax.lax.scan(add, zeros, parts)[0]
 
     def gradients(
-        params: Any, step: jax.Array, batch: Batch, seed: jax.Array
+        params: Any, step: jax.Array, seed: jax.Array, batch: Batch
     ) -> tuple[Any, Scalars]:
         keys_B = dropout_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
         weights = objective.weights(batch)
@@ -323,21 +410,7 @@ def make_train_step(
             "accepted": accepted.astype(jnp.float32),
         }
 
-    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Scalars]:
-        return update(state, *gradients(state.params, state.step, batch, seed))
-
-    def placed_gradients(*args: Any) -> tuple[Any, Scalars]:
-        grads, means = gradients(*args)
-        return jax.lax.with_sharding_constraint(grads, sharding.shardings_of(grads, mesh)), means
-
-    constants = (np.int64(seed).astype(np.int32),)
-    options = compiler_options(mesh)
-    if not separate_update:
-        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
-        return OnMesh(jitted, mesh, constants)
-    first = OnMesh(jax.jit(placed_gradients, compiler_options=options), mesh, constants)
-    then = OnMesh(jax.jit(update, donate_argnums=0, compiler_options=options), mesh)
-    return lambda state, batch: then(state, *first(state.params, state.step, batch))
+    return gradients, update
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
