@@ -75,23 +75,26 @@ def choose_buckets(
 
     They depend on the data alone, not on the run's seed: runs that differ in it share programs.
     """
-    longest_B = [
-        max(lengths[i] for i in batch)
-        for lengths, batches in (
-            (lengths_N, epoch_batches(lengths_N, batch_size, seed=0, epoch=0)),
-            (validation_lengths_N, sorted_batches(validation_lengths_N, batch_size)),
-        )
-        for batch in batches
-    ]
-    return bucket_lengths(longest_B, count, longest)
+    epoch = _longest(lengths_N, epoch_batches(lengths_N, batch_size, seed=0, epoch=0))
+    evaluation = _longest(validation_lengths_N, sorted_batches(validation_lengths_N, batch_size))
+    return bucket_lengths(epoch + evaluation, count, longest)
 
 
 def used_buckets(
     lengths_N: Sequence[int], batches: Iterable[np.ndarray], buckets: Sequence[int]
 ) -> list[int]:
     """The buckets that some of `batches` will be padded to."""
-    longest = {max(lengths_N[i] for i in batch) for batch in batches}
-    return sorted({next(b for b in buckets if b >= length) for length in longest})
+    return sorted({_bucket(length, buckets) for length in _longest(lengths_N, batches)})
+
+
+def _longest(lengths_N: Sequence[int], batches: Iterable[np.ndarray]) -> list[int]:
+    """The length of each batch's longest example."""
+    return [max(lengths_N[i] for i in batch) for batch in batches]
+
+
+def _bucket(length: int, buckets: Sequence[int]) -> int:
+    """The shortest bucket that holds `length`."""
+    return next(bucket for bucket in buckets if bucket >= length)
 
 
 def sorted_batches(lengths_N: Sequence[int], batch_size: int) -> list[np.ndarray]:
@@ -110,7 +113,7 @@ def collate(features: Sequence[dict[str, Any]], buckets: Sequence[int], batch_si
         {"attention_mask": np.ones_like(feature["input_ids"]), **feature} for feature in features
     ]
     length = max(np.shape(feature["input_ids"])[-1] for feature in features)
-    width = next(bucket for bucket in buckets if bucket >= length)
+    width = _bucket(length, buckets)
     filling = batch_size - len(features)
     batch = {}
     for name in features[0]:

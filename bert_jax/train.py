@@ -294,7 +294,7 @@ def make_train_step(
     )
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Scalars]:
-        return update(state, *gradients(state.params, state.step, seed, batch))
+        return update(state, *gradients(state.params, state.step, batch, seed))
 
     jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
     return OnMesh(jitted, mesh, (_as_argument(seed),))
@@ -306,7 +306,7 @@ class StepByLength:
     The gradient is compiled for each length and the update once, which is half of the compilation.
 
     Attributes:
-      gradients: (params, step, seed, batch) -> (gradients, means), to be compiled together.
+      gradients: (params, step, batch) -> (gradients, means), to be compiled together.
     """
 
     def __init__(
@@ -325,12 +325,12 @@ class StepByLength:
             return jax.lax.with_sharding_constraint(grads, shardings), means
 
         options = compiler_options(mesh)
-        self.gradients = ByShape(OnMesh(jax.jit(placed, compiler_options=options), mesh))
+        jitted = jax.jit(placed, compiler_options=options)
+        self.gradients = ByShape(OnMesh(jitted, mesh, (_as_argument(seed),)))
         self._update = OnMesh(jax.jit(update, donate_argnums=0, compiler_options=options), mesh)
-        self._seed = _as_argument(seed)
 
     def gradient_arguments(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
-        return state.params, state.step, self._seed, batch
+        return state.params, state.step, batch
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         return self._update(state, *self.gradients(*self.gradient_arguments(state, batch)))
@@ -374,7 +374,7 @@ def _parts(
         return jax.lax.scan(add, zeros, parts)[0]
 
     def gradients(
-        params: Any, step: jax.Array, seed: jax.Array, batch: Batch
+        params: Any, step: jax.Array, batch: Batch, seed: jax.Array
     ) -> tuple[Any, Scalars]:
         keys_B = dropout_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
         weights = objective.weights(batch)

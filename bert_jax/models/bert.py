@@ -351,8 +351,6 @@ class BertModel(nn.Module):
         """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D], packed [B, E, D]).
 
         Args:
-          read_positions_BM: int[B, M], given where a head reads no other hidden states: these
-            [B, M, D] are returned, and the last layer computes little else.
           input_ids_BL: int[B, L] below `vocab_size` (XLA clamps larger ids without an error).
           attention_mask_BL: int[B, L], 1 for tokens and 0 for padding; packed, the number of the
             token's example in the row, from 1.
@@ -360,6 +358,8 @@ class BertModel(nn.Module):
           keys_B: one dropout key an example, or None for no dropout; packed, one a row.
           position_ids_BL: int[B, L], given for packed rows: from 0 in every example.
           first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
+          read_positions_BM: int[B, M], given where a head reads no other hidden states: these
+            [B, M, D] are returned, and the last layer computes little else.
         """
         packed = position_ids_BL is not None
         if not packed:
