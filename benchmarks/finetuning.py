@@ -6,25 +6,28 @@ DATA has a folder for each task: sst2 and rte with train.tsv and dev.tsv, ag_new
 with train.csv and dev.csv, conll2003 with eng.train and eng.testa, squad with train.json and
 dev.json, in the formats of the recipes. Both sides read the same rows of tokens, made here (tests
 compare them with transformers' tokenizer), in batches of similar length, and train with the
-recipe's settings. A time is that of training and of evaluating after every epoch, compilation
-included, data preparation and export left out.
+recipe's settings. A time is that of training, and of evaluating and saving after every epoch;
+compilation is included, data preparation and export are left out.
 
 Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last,
 and --report prints the table of what is there, of whichever commands. A seed's two sides run on one
-machine, one after the other; the ratio of times is the median over seeds. Needs the extra `hf`,
-accelerate, and seqeval for conll2003.
+machine, one after the other, each in a process of its own, as a user would run them (in one process
+the frameworks' threads and memory slow each other down); the ratio of times is the median over
+seeds. Needs the extra `hf`, accelerate, and seqeval for conll2003.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import pathlib
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -156,7 +159,8 @@ def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.
         adam_epsilon=settings.eps,
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
-        save_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -256,55 +260,61 @@ def stored(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     return result
 
 
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What `function` returns, called in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def run_one(name: str, side: str, seed: int, path: pathlib.Path, options: argparse.Namespace):
+    """Fine-tunes, writes the result to `path` and returns it."""
+    config = make_config(name, options)
+    config.seed = seed
+    inputs = limited(
+        finetune.read_inputs(config, options.model),
+        options.max_train_examples,
+        options.max_validation_examples,
+    )
+    directory = path.with_suffix("")
+    # Begun and not finished: its time would not be the whole.
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    train = {"bert_jax": train_here, "transformers": train_there}[side]
+    lines, seconds = train(config, options.model, inputs, directory)
+    result = {
+        "task": name,
+        "side": side,
+        "seed": seed,
+        "examples": [len(inputs.train_examples), len(inputs.validation_examples)],
+        "quality": quality(config.task, lines),
+        "seconds": seconds,
+        "settings": settings_of(config, options),
+        "environment": peers.environment(),
+    }
+    shutil.rmtree(directory)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
+    return result
+
+
 def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The results of every task, seed and side, those that are stored included."""
-    sides = {"bert_jax": train_here, "transformers": train_there}
     results = []
     for name in options.tasks:
-        config = make_config(name, options)
-        settings = settings_of(config, options)
-        paths = {
-            (seed, side): options.output / name / f"{side}_seed-{seed}.json"
-            for seed in options.seeds
-            for side in SIDES
-        }
-        done = {key: stored(path, settings) for key, path in paths.items()}
+        settings = settings_of(make_config(name, options), options)
         for seed in options.seeds:
-            pair = [done[seed, side] for side in SIDES]
-            if any(x and x["environment"] != peers.environment() for x in pair) and None in pair:
-                done.update({(seed, side): None for side in SIDES})  # two machines do not compare
-        inputs = None
-        for (seed, side), path in paths.items():
-            if done[seed, side] is None:
-                if inputs is None:
-                    inputs = limited(
-                        finetune.read_inputs(config, options.model),
-                        options.max_train_examples,
-                        options.max_validation_examples,
-                    )
-                print(f"{name}, seed {seed}: {side}", file=sys.stderr, flush=True)
-                config.seed = seed
-                directory = path.with_suffix("")
-                # Begun and not finished: its time would not be the whole.
-                shutil.rmtree(directory, ignore_errors=True)
-                directory.mkdir(parents=True)
-                lines, seconds = sides[side](config, options.model, inputs, directory)
-                result = {
-                    "task": name,
-                    "side": side,
-                    "seed": seed,
-                    "examples": [len(inputs.train_examples), len(inputs.validation_examples)],
-                    "quality": quality(config.task, lines),
-                    "seconds": seconds,
-                    "settings": settings,
-                    "environment": peers.environment(),
-                }
-                shutil.rmtree(directory)
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(result, indent=1) + "\n")
-                partial.replace(path)
-                done[seed, side] = result
-            results.append(done[seed, side])
+            paths = {side: options.output / name / f"{side}_seed-{seed}.json" for side in SIDES}
+            pair = {side: stored(path, settings) for side, path in paths.items()}
+            environments = [result["environment"] for result in pair.values() if result]
+            if None in pair.values() and any(x != peers.environment() for x in environments):
+                pair = dict.fromkeys(SIDES)  # two machines do not compare
+            for side, result in pair.items():
+                if result is None:
+                    print(f"{name}, seed {seed}: {side}", file=sys.stderr, flush=True)
+                    result = in_own_process(run_one, name, side, seed, paths[side], options)
+                results.append(result)
     return results
 
 

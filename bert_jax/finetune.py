@@ -234,8 +234,8 @@ def finetune(
 
     Returns:
       the validation figures of the selected epoch ("accuracy", "f1", "majority_share", … by task),
-      "epoch", "examples", "seconds" of this call without the export, and "parity" of the export
-      (NaN without torch).
+      "epoch", "examples", "seconds" of this call up to the last epoch's evaluation and checkpoint,
+      and "parity" of the export (NaN without torch).
 
     Raises:
       UserError: data, model, config and workdir do not fit each other.
@@ -272,12 +272,12 @@ def finetune(
     validation_lengths = [
         np.shape(feature.arrays["input_ids"])[-1] for feature in validation_features
     ]
-    buckets = batching.choose_buckets(
-        lengths,
-        validation_lengths,
-        config.batch_size,
+    # Of the data alone, not of the seed: runs that differ in it share programs.
+    buckets = batching.bucket_lengths(
+        lengths + validation_lengths,
         config.length_buckets,
         config.max_seq_length,
+        batching.PROGRAM_TOKENS / config.num_epochs,
     )
     steps_per_epoch = -(-len(features) // config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
@@ -400,7 +400,9 @@ def finetune(
                     f"within {config.early_stopping} evaluations (config.early_stopping)"
                 )
                 break
-            batches = batching.epoch_batches(lengths, config.batch_size, config.seed, epoch)
+            batches = batching.epoch_batches(
+                lengths, buckets, config.batch_size, config.seed, epoch
+            )
             if epoch == start_step // steps_per_epoch:
                 compile_for(batches)
                 window = (start_step, time.monotonic())  # no training time either
@@ -437,11 +439,11 @@ def finetune(
     last_step = step = int(state.step)
     if config.select == "best":
         step, _ = max(evaluations(workdir, task.metric), key=lambda pair: pair[1])
+    seconds = time.monotonic() - started
     selected = checkpoint.load(workdir / checkpoint.CHECKPOINTS / str(step))
     if step != last_step or not figures:
         placed = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
         figures, lines = evaluate(placed)
-    seconds = time.monotonic() - started
     parity = convert.write_hf(selected, workdir, workdir / "hf")
     with (workdir / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

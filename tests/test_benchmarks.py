@@ -56,6 +56,7 @@ def test_finished_runs_are_stored_and_reused(benchmark, flags, tmp_path, monkeyp
         return run
 
     monkeypatch.setattr(transformers.utils, "is_accelerate_available", lambda: True)
+    monkeypatch.setattr(benchmark, "in_own_process", lambda function, *args: function(*args))
     monkeypatch.setattr(benchmark, "train_here", side("here", 7, 10))
     monkeypatch.setattr(benchmark, "train_there", side("there", 6, 20))
     with pytest.raises(KeyboardInterrupt):

@@ -145,10 +145,10 @@ def interrupted_in_epoch(number):
     """What runs inside must be interrupted as this epoch begins."""
     make = batching.epoch_batches
 
-    def interrupted(lengths, batch_size, seed, epoch):
+    def interrupted(lengths, buckets, batch_size, seed, epoch):
         if epoch == number:
             raise KeyboardInterrupt
-        return make(lengths, batch_size, seed, epoch)
+        return make(lengths, buckets, batch_size, seed, epoch)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(batching, "epoch_batches", interrupted)

@@ -137,7 +137,7 @@ def test_labels_argument():
 def test_buckets_have_the_least_padding():
     rng = np.random.default_rng(0)
     lengths = np.concatenate([rng.integers(3, 20, 200), rng.integers(90, 128, 50)])
-    rounded = np.minimum(-(-lengths // 8) * 8, 127)
+    rounded = np.minimum(-(-lengths // 4) * 4, 127)
 
     def padded(buckets):
         return sum(min(b for b in buckets if b >= n) for n in rounded)
@@ -150,28 +150,40 @@ def test_buckets_have_the_least_padding():
     assert batching.bucket_lengths([3, 5, 30], 2, 128) == (8, 32)
 
 
-def test_buckets_are_those_of_batches_and_the_longest_text_fits():
-    # Two batches, of 1, 1, 1, 40 and 41, 41, 41, 88 tokens: 48 would be best for the texts.
-    lengths = [1, 41, 88, 1, 41, 40, 1, 41]
-    assert batching.bucket_lengths(lengths, 2, 128) == (48, 88)
-    assert batching.choose_buckets(lengths, [5], batch_size=4, count=2, longest=128) == (40, 88)
-    rng = np.random.default_rng(0)
-    lengths, validation = rng.integers(3, 90, 500), rng.integers(3, 120, 60)
-    buckets = batching.choose_buckets(lengths, validation, 16, 4, 128)
-    assert len(buckets) == 4 and buckets[-1] >= validation.max()
+def test_a_bucket_saves_what_it_costs():
+    # Of 1,000 texts 10 are long: buckets of (8,), (8, 100) or (8, 40, 100) pad the less.
+    lengths = [8] * 990 + [40] * 6 + [100] * 4
+
+    def buckets(least_saving):
+        return batching.bucket_lengths(lengths, 9, 128, least_saving)
+
+    assert buckets(0) == buckets(360) == (8, 40, 100)
+    assert buckets(361) == (8, 100)
+    assert buckets(99_999) == (100,)
 
 
 def test_epochs_hold_every_example_once_in_another_order():
     lengths = np.random.default_rng(0).integers(3, 100, 1003)
-    epochs = [batching.epoch_batches(lengths, 8, seed=1, epoch=epoch) for epoch in (0, 1)]
+    buckets = (20, 60, 100)
+    epochs = [batching.epoch_batches(lengths, buckets, 8, seed=1, epoch=epoch) for epoch in (0, 1)]
     for batches in epochs:
-        assert len(batches) == 126
+        assert [len(batch) for batch in batches].count(8) == 125 and len(batches) == 126
         assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
     assert not np.array_equal(epochs[0][0], epochs[1][0])
-    again = batching.epoch_batches(lengths, 8, seed=1, epoch=1)
+    again = batching.epoch_batches(lengths, buckets, 8, seed=1, epoch=1)
     assert all(np.array_equal(x, y) for x, y in zip(epochs[1], again, strict=True))
-    spread = np.mean([np.ptp(lengths[batch]) for batch in epochs[0]])
-    assert spread < 12  # of 97: similar lengths share a batch
+
+
+def test_a_batch_holds_examples_of_one_bucket_and_what_was_left_over():
+    lengths = np.array([5] * 10 + [30] * 10 + [90] * 5)
+    buckets = (20, 60, 100)
+    batches = batching.epoch_batches(lengths, buckets, 8, seed=0, epoch=0)
+    its_lengths = sorted(np.unique(lengths[batch]).tolist() for batch in batches)
+    assert its_lengths == [[5], [5, 30], [30, 90], [90]]
+    assert batching.used_buckets(lengths, batches, buckets) == [20, 60, 100]
+    # Too few for a batch each: one, as long as the longest.
+    (batch,) = batching.epoch_batches([5, 90, 30], buckets, 8, seed=0, epoch=0)
+    assert batching.used_buckets([5, 90, 30], [batch], buckets) == [100]
 
 
 def test_collate():
