@@ -10,21 +10,24 @@ A step is forward, backward, gradient clipping and AdamW, with dropout as publis
     gathered + fused  the same model, vocabulary at the masked positions, torch's fused AdamW
     … compiled        (GPU) both of torch's under torch.compile
 
-The sides take turns in every repeat; a ratio is the median over repeats of their times' ratios. The
-utilisation is the step's model FLOPs over what a large matrix product reaches in the same run, by
-the faster of both frameworks. Needs the extra `hf`.
+The sides take turns in every repeat; a ratio is the median over repeats of their times' ratios.
+Each framework has a process of its own, as in use: in one process their threads and memory slow
+each other down. The utilisation is the step's model FLOPs over what a large matrix product reaches
+in the same run, by the faster of both frameworks. Needs the extra `hf`.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # JAX would take most of a GPU's memory for itself; torch needs its part.
@@ -56,7 +59,7 @@ BATCH_SIZES = {
     ("gpu", "base"): 256,
     ("gpu", "large"): 128,
 }
-MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matrix product that utilisation is measured by
+MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matrix product that utilisation is of
 
 Step = Callable[[], Any]  # starts one step; the result is waited for by `wait`
 
@@ -101,9 +104,13 @@ def make_batch(config, length: int) -> dict[str, np.ndarray]:
     }
 
 
-def our_side(config, state: train.TrainState, batch: dict[str, np.ndarray], mesh) -> Side:
-    phase = phases.resolve(config)[0]
-    step_fn = phase.make_train_step(train.make_model(config), mesh)
+def our_side(config, batch: dict[str, np.ndarray]) -> Side:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    model, phase = train.make_model(config), phases.resolve(config)[0]
+    state = train.init_state(
+        lambda key: train.init_params(model, key), phase.make_optimizer(), mesh, config.seed
+    )
+    step_fn = phase.make_train_step(model, mesh)
     on_device = jax.device_put(batch, sharding.batch_sharding(mesh))
     held = {"state": state, "metrics": None}
 
@@ -130,9 +137,8 @@ def torch_wait(device: str) -> Callable[[], Any]:
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
-def torch_side(
-    config, params: Any, batch, device: str, *, gathered: bool, compiled: bool = False
-) -> Side:
+def torch_side(config, batch, device: str, *, gathered: bool, compiled: bool) -> Side:
+    params = train.init_params(train.make_model(config), jax.random.key(config.seed))
     model = peers.pretraining_model(config, params).to(device)
     data = {name: x.to(device) for name, x in peers.pretraining_batch(batch).items()}
     optimizer = peers.adamw(model, config.optimizer, **({"fused": True} if gathered else {}))
@@ -158,22 +164,44 @@ def torch_side(
     return Side(name, step, torch_wait(device))
 
 
-def matrix_sides(dtype: str, device: str, size: int) -> list[Side]:
-    """A square matrix product in both frameworks."""
+def our_product(dtype: str, size: int) -> Side:
+    """A square matrix product."""
     x = jnp.ones((size, size), dtype)
-    y = torch.ones((size, size), dtype=getattr(torch, dtype), device=device)
     product = jax.jit(lambda a: a @ a)
     held = {}
 
-    def ours() -> None:
+    def step() -> None:
         held["x"] = product(x)
 
-    def theirs() -> None:
-        held["y"] = y @ y
+    return Side("matrix product, jax", step, lambda: jax.block_until_ready(held["x"]))
 
+
+def torch_product(dtype: str, device: str, size: int) -> Side:
+    x = torch.ones((size, size), dtype=getattr(torch, dtype), device=device)
+    held = {}
+
+    def step() -> None:
+        held["x"] = x @ x
+
+    return Side("matrix product, torch", step, torch_wait(device))
+
+
+def make_sides(
+    framework: str, config, batch: dict[str, np.ndarray], matrix_size: int, options
+) -> list[Side]:
+    """The sides in this framework, the matrix product last."""
+    dtype = config.model.dtype
+    if framework == "jax":
+        return [our_side(config, batch), our_product(dtype, matrix_size)]
+    jax.config.update("jax_platforms", "cpu")  # for the initial parameters alone
+    device = "cuda" if options.device == "gpu" else "cpu"
     return [
-        Side("matrix product, jax", ours, lambda: jax.block_until_ready(held["x"])),
-        Side("matrix product, torch", theirs, torch_wait(device)),
+        *(
+            torch_side(config, batch, device, gathered=gathered, compiled=compiled)
+            for compiled, gathered in itertools.product((False, True), (False, True))
+            if options.device == "gpu" or not compiled
+        ),
+        torch_product(dtype, device, matrix_size),
     ]
 
 
@@ -186,55 +214,79 @@ def timed(side: Side, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
+def serve(connection, *args: Any) -> None:
+    """A framework's process: sends the names of its sides, then a time for every (name, steps)."""
+    sides = {side.name: side for side in make_sides(*args)}
+    connection.send(list(sides))
+    while order := connection.recv():
+        name, steps = order
+        connection.send(timed(sides[name], steps))
+
+
+@contextlib.contextmanager
+def in_process(framework: str, *args: Any) -> Iterator[dict[str, Callable[[int], float]]]:
+    """The sides by name, each a function from a number of steps to seconds a step."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, framework, *args), daemon=True)
+    process.start()
+    there.close()  # so that the process's end is noticed here
+
+    def answer() -> Any:
+        try:
+            return here.recv()
+        except EOFError:
+            raise UserError(f"the process of {framework} has ended; its error is above") from None
+
+    def timer(name: str) -> Callable[[int], float]:
+        def seconds(steps: int) -> float:
+            here.send((name, steps))
+            return answer()
+
+        return seconds
+
+    try:
+        yield {name: timer(name) for name in answer()}
+    finally:
+        process.terminate()
+        process.join()
+
+
 def measure(size: str, dtype: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
     """Times of all sides, taking turns."""
-    device = "cuda" if options.device == "gpu" else "cpu"
     batch_size = options.batch_size or max(1, BATCH_SIZES[options.device, size] * 128 // length)
+    matrix_size = options.matrix_size or MATRIX[options.device]
     config = make_config(size, dtype, batch_size, length)
     batch = make_batch(config, length)
-    model = train.make_model(config)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    phase = phases.resolve(config)[0]
-    state = train.init_state(
-        lambda key: train.init_params(model, key), phase.make_optimizer(), mesh, config.seed
-    )
-    params = jax.tree.map(np.array, jax.device_get(state.params))  # the step takes the memory over
-    sides = [
-        our_side(config, state, batch, mesh),
-        *(
-            torch_side(config, params, batch, device, gathered=gathered, compiled=compiled)
-            for compiled, gathered in itertools.product((False, True), (False, True))
-            if options.device == "gpu" or not compiled
-        ),
-    ]
-    del params, state
-    products = matrix_sides(dtype, device, MATRIX[options.device])
-    times: dict[str, list[float]] = {side.name: [] for side in [*sides, *products]}
-    for side in [*sides, *products]:
-        progress(f"{size}, {dtype}, {length} tokens: {side.name}, first steps")
-        timed(side, 2)
-    for repeat in range(options.repeats):
-        for side in [*sides, *products]:
-            progress(f"{size}, {dtype}, {length} tokens: repeat {repeat + 1}, {side.name}")
-            times[side.name].append(timed(side, options.steps))
+    arguments = (config, batch, matrix_size, options)
+    with in_process("jax", *arguments) as ours, in_process("torch", *arguments) as theirs:
+        sides = ours | theirs
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for name, seconds in sides.items():
+            progress(f"{size}, {dtype}, {length} tokens: {name}, first steps")
+            seconds(2)
+        for repeat in range(options.repeats):
+            for name, seconds in sides.items():
+                progress(f"{size}, {dtype}, {length} tokens: repeat {repeat + 1}, {name}")
+                times[name].append(seconds(options.steps))
     progress("")
     flops = hardware.training_flops(
-        model.config, length, batch["masked_lm_ids"].shape[1], batch_size
+        train.make_model(config).config, length, batch["masked_lm_ids"].shape[1], batch_size
     )
-    best = min(min(times[side.name]) for side in products)
-    rate = 2.0 * MATRIX[options.device] ** 3 / best
+    products = [name for name in sides if name.startswith("matrix product")]
+    rate = 2.0 * matrix_size**3 / min(min(times[name]) for name in products)
     rows = [
         {
-            "side": side.name,
-            "seconds": statistics.median(times[side.name]),
-            "fastest_seconds": min(times[side.name]),
-            "utilisation": flops / statistics.median(times[side.name]) / rate,
+            "side": name,
+            "seconds": statistics.median(times[name]),
+            "fastest_seconds": min(times[name]),
+            "utilisation": flops / statistics.median(times[name]) / rate,
             "ratio": statistics.median(
-                theirs / ours
-                for theirs, ours in zip(times[side.name], times["bert_jax"], strict=True)
+                x / y for x, y in zip(times[name], times["bert_jax"], strict=True)
             ),
         }
-        for side in sides
+        for name in sides
+        if name not in products
     ]
     return {
         "size": size,
@@ -297,6 +349,7 @@ def main(argv: Sequence[str]) -> None:
     add("--batch_size", type=int, default=0, help="sequences a step; 0: by size, device, length")
     add("--steps", type=int, default=0, help="steps of a side in a repeat: 2; on a GPU 10")
     add("--repeats", type=int, default=7)
+    add("--matrix_size", type=int, default=0, help="rows of the matrix product; 0: by device")
     add("--json", action="store_true", help="print the figures as JSON, not the table")
     options = parser.parse_args(argv)
     on_gpu = options.device == "gpu"

@@ -15,7 +15,7 @@ TOKEN_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "toke
 MULTIPLE = 4  # of tokens, that buckets are
 # A bucket is a program to compile. This many tokens are trained on a laptop in that time, by a
 # model of 6 layers and 384 units.
-PROGRAM_TOKENS = 2000
+PROGRAM_TOKENS = 4000
 Batch = dict[str, np.ndarray]
 
 

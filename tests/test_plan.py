@@ -277,7 +277,10 @@ def test_plan_of_a_tpu_slice():
     ("rate", "cycles"), [(0.1, 7.7 + 10.1), (0.0, 7.9 + 12.7)], ids=["fused", "splash"]
 )
 def test_kernels_compile_for_a_tpu_slice(rate, cycles):
-    """On a mesh that splits rows and heads; 2 layers, 8 rows and 1 head of 64 on a device."""
+    """On a mesh that splits rows and heads; 8 rows and 1 head of 64 on a device.
+
+    The first of the 2 layers runs the kernel; the last computes the positions that are read.
+    """
     pytest.importorskip("libtpu")
     result = run_command(
         "bert_jax.plan",
@@ -291,7 +294,7 @@ def test_kernels_compile_for_a_tpu_slice(rate, cycles):
     )
     assert result.returncode == 0, result.stderr
     result = json.loads(result.stdout)
-    expected = 2 * 8 * 256**2 / 1024 * cycles / 1.5e9
+    expected = 8 * 256**2 / 1024 * cycles / 1.5e9
     assert result["kernel_seconds"] == pytest.approx(expected, rel=0.2)  # or their bytes
     assert result["kernel_seconds"] < result["compiler_seconds"]
 

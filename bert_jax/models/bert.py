@@ -321,6 +321,9 @@ class Encoder(nn.Module):
             indices = jnp.arange(config.num_hidden_layers)
             layers = scanned(config, packed, name="layers")
             return take_rows(layers(x_BLD, indices, attention_mask_BL, keys_B)[0], rows_BR)
+        if platform_of(jax.sharding.get_abstract_mesh()) == "cpu":
+            # Layers of one shape are traced once. XLA for TPU would leave kernels in calls.
+            layer_class = nn.jit(layer_class)
         for i in range(config.num_hidden_layers):
             layer = layer_class(config, packed, name=f"layer_{i}")
             is_last = i == config.num_hidden_layers - 1
