@@ -122,7 +122,7 @@ def test_regression(pretrained, tmp_path):
         str(tmp_path / f"{x}.csv") for x in ("train", "dev")
     )
     config.max_seq_length = 32
-    config.num_epochs = 2
+    config.num_epochs = 4
     config.optimizer.learning_rate = 1e-2
     results = finetune.finetune(config, pretrained, tmp_path / "run")
     lines = [
