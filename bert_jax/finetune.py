@@ -331,9 +331,11 @@ def finetune(
         weights=lambda batch: {"task_loss": task.loss_weight(batch)},
     )
     train_step = train.StepByLength(objective, tx, schedule, mesh, config.seed)
-    predict_step = train.ByShape(
-        train.OnMesh(jax.jit(lambda params, batch: apply(params, batch, None)), mesh)
+    predict = jax.jit(
+        lambda params, batch: apply(params, batch, None),
+        compiler_options=train.compiler_options(mesh, by_length=True),
     )
+    predict_step = train.ByShape(train.OnMesh(predict, mesh))
     placement = sharding.batch_sharding(mesh)
 
     evaluation_batches = batching.sorted_batches(validation_lengths, config.batch_size)
