@@ -83,7 +83,7 @@ def wait_for(condition, process, seconds=120):
 
 
 def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path):
-    config.update(num_steps=200, eval_every=0, checkpoint_every=5)
+    config.update(num_steps=80, eval_every=0, checkpoint_every=5)
     flags = ["--config=configs/bert_tiny.py:laptop", *overrides(config)]
     command = ["bert_jax.pretrain", *flags]
     assert run_command(*command, f"--workdir={tmp_path / 'whole'}").returncode == 0
