@@ -11,9 +11,8 @@ compilation is included, data preparation and export are left out.
 
 Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last,
 and --report prints the table of what is there, of whichever commands. A seed's two sides run on one
-machine, one after the other, each in a process of its own, as a user would run them (in one process
-the frameworks' threads and memory slow each other down); the ratio of times is the median over
-seeds. Needs the extra `hf`, accelerate, and seqeval for conll2003.
+machine, one after the other, each in a process of its own, as a user would run them; the ratio of
+times is the median over seeds. Needs the extra `hf`, accelerate, and seqeval for conll2003.
 """
 
 import argparse

@@ -11,9 +11,9 @@ A step is forward, backward, gradient clipping and AdamW, with dropout as publis
     … compiled        (GPU) both of torch's under torch.compile
 
 The sides take turns in every repeat; a ratio is the median over repeats of their times' ratios.
-Each framework has a process of its own, as in use: in one process their threads and memory slow
-each other down. The utilisation is the step's model FLOPs over what a large matrix product reaches
-in the same run, by the faster of both frameworks. Needs the extra `hf`.
+Each framework has a process of its own, so that neither's threads and memory disturb the other. The
+utilisation is the step's model FLOPs over what a large matrix product reaches in the same run, by
+the faster of both frameworks. Needs the extra `hf`.
 """
 
 import argparse
