@@ -21,7 +21,6 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
-import os
 import pathlib
 import shutil
 import statistics
@@ -35,8 +34,6 @@ import numpy as np
 import torch
 import transformers
 
-# JAX would take most of a GPU's memory for itself; torch needs its part.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Python puts a script's own directory first, where data_prep.py hides the package of its name.
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])

@@ -13,6 +13,9 @@ import transformers
 
 from bert_jax import convert, hf_format, train
 
+# JAX would take most of a GPU's memory for itself; torch needs its part.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 IGNORED = -100  # transformers' label of a position that is not scored
 
 

@@ -22,7 +22,6 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
-import os
 import pathlib
 import statistics
 import sys
@@ -30,8 +29,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# JAX would take most of a GPU's memory for itself; torch needs its part.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Python puts a script's own directory first, where data_prep.py hides the package of its name.
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -59,7 +56,7 @@ BATCH_SIZES = {
     ("gpu", "base"): 256,
     ("gpu", "large"): 128,
 }
-MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matrix product that utilisation is of
+MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matrix product that utilisation is measured by
 
 Step = Callable[[], Any]  # starts one step; the result is waited for by `wait`
 
