@@ -141,6 +141,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def batch_parts(rows: int) -> int:
+    """Over how many parts of the mesh a batch of so many rows is spread; 1 if it does not divide.
+
+    A single row is used to make parameters (`train.init_params`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return 1 if rows % parts else parts
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the layout of an activation: per dimension "batch", a mesh axis, or None.
 

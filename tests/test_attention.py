@@ -65,6 +65,16 @@ def test_xla_is_softmax_attention(packed):
                 np.testing.assert_allclose(y[b, i, h], expected, atol=1e-5)
 
 
+def test_softmax_is_jax_s():
+    scores, weights = np.random.default_rng(0).normal(0, 3, (2, 5, 7)).astype(np.float32)
+    scores[1, 3:] = -1e30  # keys that may not be attended to
+    scores[2] = -1e30
+    found, gradient = jax.value_and_grad(lambda x: jnp.sum(attention.softmax(x) * weights))(scores)
+    expected = jax.value_and_grad(lambda x: jnp.sum(jax.nn.softmax(x) * weights))(scores)
+    np.testing.assert_allclose(found, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-6)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("keys_B", [None, KEYS], ids=["no dropout", "dropout"])
 def test_fused_equals_xla(keys_B, packed):

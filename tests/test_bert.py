@@ -1,4 +1,4 @@
-"""The encoder's shortcuts change nothing: rows alone, products of matrices, seeds as arguments."""
+"""The shortcuts change nothing: rows alone, products of matrices, gradients written out."""
 
 import dataclasses
 
@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from bert_jax import sharding, train
-from bert_jax.models.bert import BertConfig, BertModel, product
+from bert_jax.models.bert import BertConfig, BertModel, normalize, product
 from bert_jax.models.dropout import dropout
 
 BATCH, LENGTH = 3, 16
@@ -99,3 +100,21 @@ def test_products_on_a_cpu_are_of_two_matrices():
     np.testing.assert_allclose(found, x @ kernel.T, atol=1e-6)
     assert "f32[16,5] = dot_general" in over("cpu", "cpu")
     assert "f32[2,8,5] = dot_general" in over("TPU v5 lite", "tpu")
+
+
+def test_layer_norm_and_its_gradients_are_torch_s():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, (3, 5, 32)).astype(np.float32)
+    weights = rng.standard_normal(x.shape).astype(np.float32)
+    scale, bias = rng.standard_normal((2, 32)).astype(np.float32)
+    gradients = jax.grad(lambda *args: jnp.sum(normalize(*args, 1e-12) * weights), (0, 1, 2))
+    x_, scale_, bias_ = (torch.tensor(a, requires_grad=True) for a in (x, scale, bias))
+    y_ = torch.nn.functional.layer_norm(x_, (32,), scale_, bias_, 1e-12)
+    (y_ * torch.tensor(weights)).sum().backward()
+    np.testing.assert_allclose(normalize(x, scale, bias, 1e-12), y_.detach(), atol=1e-5)
+    for found, expected in zip(gradients(x, scale, bias), (x_, scale_, bias_), strict=True):
+        np.testing.assert_allclose(found, expected.grad, atol=1e-5)
+    # In bfloat16 what comes in and goes out is rounded, and nothing in between.
+    x = jnp.asarray(x, jnp.bfloat16)
+    exact = normalize(x.astype(jnp.float32), scale, bias, 1e-12)
+    np.testing.assert_array_equal(normalize(x, scale, bias, 1e-12), exact.astype(jnp.bfloat16))

@@ -2,14 +2,15 @@
 
 Shapes live in names: B batch, L sequence length, D hidden width, H heads, K head size,
 F feed-forward width, V vocabulary (padded), M masked positions, E examples packed into a row,
-R positions that a head reads: the last layer computes no others (`take_rows`).
+R positions that a head reads: the last layer computes no others (`take_rows`), N parts that the
+batch is spread over.
 
 `keys_B` are dropout's keys, one an example (models/dropout.py); None turns dropout off.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from bert_jax.cli import UserError
 from bert_jax.models.attention import IMPLEMENTATIONS, attend, platform_of
 from bert_jax.models.dropout import dropout
-from bert_jax.sharding import constrain
+from bert_jax.sharding import batch_parts, constrain
 
 # Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
 ACTIVATIONS = {
@@ -149,11 +150,49 @@ def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
     )
 
 
-def layer_norm(config: BertConfig, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics, two-pass variance."""
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_eps, dtype=config.dtype, use_fast_variance=False, name=name
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalize(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm over the last axis, in the dtype of `x`; statistics and parameters are float32.
+
+    The derivative is written out: differentiating the mean inside the variance leaves a sum over
+    every vector that is zero, and that the compiler computes.
+    """
+    return _normalize(x, scale_D, bias_D, epsilon)[0]
+
+
+def _normalize(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> Any:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+    y = (wide - mean) * (inverse_std * scale_D) + bias_D
+    return y.astype(x.dtype), (x, scale_D, mean, inverse_std)
+
+
+def _normalize_gradient(epsilon: float, saved: Any, dy: jax.Array) -> Any:
+    x, scale_D, mean, inverse_std = saved
+    dy = dy.astype(jnp.float32)
+    normalized = (x.astype(jnp.float32) - mean) * inverse_std
+    scaled = dy * scale_D
+    along = (scaled * normalized).mean(-1, keepdims=True)
+    dx = (scaled - scaled.mean(-1, keepdims=True) - normalized * along) * inverse_std
+    rows = tuple(range(x.ndim - 1))
+    return dx.astype(x.dtype), (dy * normalized).sum(rows), dy.sum(rows)
+
+
+normalize.defvjp(_normalize, _normalize_gradient)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016); see `normalize`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        x = x.astype(self.config.dtype)
+        return normalize(x, scale_D, bias_D, self.config.layer_norm_eps)
 
 
 class Embeddings(nn.Module):
@@ -172,7 +211,7 @@ class Embeddings(nn.Module):
         self.word_embeddings = embed(config.padded_vocab_size)
         self.position_embeddings = embed(config.max_position_embeddings)
         self.token_type_embeddings = embed(config.type_vocab_size)
-        self.layer_norm = layer_norm(config, None)
+        self.layer_norm = LayerNorm(config)
 
     def __call__(
         self,
@@ -180,13 +219,16 @@ class Embeddings(nn.Module):
         token_type_ids_BL: jax.Array,
         keys_B: jax.Array | None,
         position_ids_BL: jax.Array | None,
+        tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
         if position_ids_BL is None:
             positions = jnp.arange(input_ids_BL.shape[1])
         else:
             positions = position_ids_BL
+        if tables_NVD is None:
+            tables_NVD = self.token_tables(len(input_ids_BL))
         x_BLD = (
-            self.word_embeddings(input_ids_BL)
+            of_each_part(functools.partial(jnp.take, axis=0), tables_NVD, input_ids_BL)
             + self.position_embeddings(positions)
             + self.token_type_embeddings(token_type_ids_BL)
         )
@@ -194,11 +236,39 @@ class Embeddings(nn.Module):
         x_BLD = self.layer_norm(x_BLD)
         return dropout(x_BLD, keys_B, self.config.hidden_dropout_prob, 0, self.config.dropout_rng)
 
-    def attend(self, x_BMD: jax.Array) -> jax.Array:
+    def token_tables(self, batch: int) -> jax.Array:
+        """The token embeddings [N, V, D], once for each of the N parts that a batch is spread over.
+
+        Reading the same tables for the lookup and for the output product has each device add up
+        its gradients of both before the devices add theirs: one reduction of V × D, not two.
+        """
+        table_VD = self.word_embeddings.embedding.astype(self.config.dtype)
+        parts = batch_parts(batch)
+        tables_NVD = jnp.broadcast_to(table_VD, (parts, *table_VD.shape))
+        return constrain(tables_NVD, "batch" if parts > 1 else None, "tensor", None)
+
+    def attend(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
         """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
-        table_VD = self.word_embeddings.embedding.astype(x_BMD.dtype)
-        over_D = (((x_BMD.ndim - 1,), (1,)), ((), ()))
-        return product(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
+
+        def scores(table_VD: jax.Array, x_BMD: jax.Array) -> jax.Array:
+            over_D = (((x_BMD.ndim - 1,), (1,)), ((), ()))
+            y_BMV = product(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
+            return y_BMV + bias_V
+
+        return of_each_part(scores, tables_NVD, x_BMD)
+
+
+def of_each_part(
+    function: Callable[[jax.Array, jax.Array], jax.Array], tables: jax.Array, x: jax.Array
+) -> jax.Array:
+    """`function` of each of N tables and the rows of `x` [B, …] that lie with it."""
+    parts = len(tables)
+    if parts == 1:
+        return function(tables[0], x)
+    x = x.reshape(parts, -1, *x.shape[1:])
+    x = constrain(x, "batch", *(None for _ in x.shape[1:]))
+    y = jax.vmap(function)(tables, x)
+    return y.reshape(-1, *y.shape[2:])
 
 
 class SelfAttention(nn.Module):
@@ -279,11 +349,11 @@ class Layer(nn.Module):
         site = 3 * index + 1  # site 0 is the embeddings'
         attention = SelfAttention(config, self.packed, name="attention")
         y_BLD = drop(attention(x_BLD, attention_mask_BL, keys_B, site, rows_BR), site + 1)
-        x_BLD = layer_norm(config, "attention_layer_norm")(take_rows(x_BLD, rows_BR) + y_BLD)
+        x_BLD = LayerNorm(config, name="attention_layer_norm")(take_rows(x_BLD, rows_BR) + y_BLD)
         y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
         y_BLF = ACTIVATIONS[config.hidden_act](constrain(y_BLF, "batch", None, "tensor"))
         y_BLD = drop(dense(config, config.hidden_size, "output")(y_BLF), site + 2)
-        x_BLD = layer_norm(config, "output_layer_norm")(x_BLD + y_BLD)
+        x_BLD = LayerNorm(config, name="output_layer_norm")(x_BLD + y_BLD)
         return constrain(x_BLD, "batch", None, None), None  # None: nothing collected by a scan
 
 
@@ -350,6 +420,7 @@ class BertModel(nn.Module):
         position_ids_BL: jax.Array | None = None,
         first_token_positions_BE: jax.Array | None = None,
         read_positions_BM: jax.Array | None = None,
+        token_tables_NVD: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D], packed [B, E, D]).
 
@@ -363,17 +434,18 @@ class BertModel(nn.Module):
           first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
           read_positions_BM: int[B, M], given where a head reads no other hidden states: these
             [B, M, D] are returned, and the last layer computes little else.
+          token_tables_NVD: `Embeddings.token_tables`, given where a head reads them too.
         """
         packed = position_ids_BL is not None
         if not packed:
             first_token_positions_BE = jnp.zeros((input_ids_BL.shape[0], 1), jnp.int32)
         inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B, position_ids_BL)
         if read_positions_BM is None:
-            x_BLD = self.encode(*inputs)
+            x_BLD = self.encode(*inputs, token_tables_NVD=token_tables_NVD)
             first_BED = take_rows(x_BLD, first_token_positions_BE)
         else:
             rows_BR = jnp.concatenate([first_token_positions_BE, read_positions_BM], axis=1)
-            x_BRD = self.encode(*inputs, rows_BR)
+            x_BRD = self.encode(*inputs, rows_BR, token_tables_NVD)
             examples = first_token_positions_BE.shape[1]
             first_BED, x_BLD = x_BRD[:, :examples], x_BRD[:, examples:]
         pooled_BED = jnp.tanh(self.pooler(first_BED))
@@ -399,9 +471,12 @@ class BertModel(nn.Module):
         keys_B: jax.Array | None = None,
         position_ids_BL: jax.Array | None = None,
         rows_BR: jax.Array | None = None,
+        token_tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden states alone, for heads without use for the pooler; of all or R rows."""
-        x_BLD = self.embeddings(input_ids_BL, token_type_ids_BL, keys_B, position_ids_BL)
+        x_BLD = self.embeddings(
+            input_ids_BL, token_type_ids_BL, keys_B, position_ids_BL, token_tables_NVD
+        )
         packed = position_ids_BL is not None
         return self.encoder(x_BLD, attention_mask_BL, keys_B, packed, rows_BR)
 

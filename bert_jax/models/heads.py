@@ -14,9 +14,9 @@ from bert_jax.models.bert import (
     ACTIVATIONS,
     BertConfig,
     BertModel,
+    LayerNorm,
     dense,
     dropout,
-    layer_norm,
 )
 
 
@@ -45,7 +45,7 @@ class BertForPreTraining(nn.Module):
         config = self.config
         self.bert = BertModel(config)
         self.mlm_transform = dense(config, config.hidden_size, None)
-        self.mlm_layer_norm = layer_norm(config, None)
+        self.mlm_layer_norm = LayerNorm(config)
         self.mlm_bias = self.param(
             "mlm_bias", nn.initializers.zeros, (config.padded_vocab_size,), jnp.float32
         )
@@ -66,6 +66,7 @@ class BertForPreTraining(nn.Module):
         The other arguments are `BertModel`'s.
         """
         config = self.config
+        token_tables_NVD = self.bert.embeddings.token_tables(len(input_ids_BL))
         hidden_BLD, pooled_BD = self.bert(
             input_ids_BL,
             attention_mask_BL,
@@ -74,6 +75,7 @@ class BertForPreTraining(nn.Module):
             position_ids_BL,
             first_token_positions_BE,
             masked_lm_positions_BM,
+            token_tables_NVD,
         )
         x_BMD = ACTIVATIONS[config.hidden_act](self.mlm_transform(hidden_BLD))
         x_BMD = self.mlm_layer_norm(x_BMD)
@@ -81,7 +83,7 @@ class BertForPreTraining(nn.Module):
             jnp.arange(config.padded_vocab_size) < config.vocab_size, self.mlm_bias, -1e30
         )
         return PretrainingOutput(
-            mlm_logits_BMV=self.bert.embeddings.attend(x_BMD) + bias_V,
+            mlm_logits_BMV=self.bert.embeddings.attend(x_BMD, token_tables_NVD, bias_V),
             nsp_logits_B2=self.nsp_classifier(pooled_BD).astype(jnp.float32),
             pooled_BD=pooled_BD,
             hidden_BLD=hidden_BLD,
