@@ -25,6 +25,7 @@ from bert_jax.cli import Interrupted, UserError
 from bert_jax.input_pipeline import PretrainingData
 from bert_jax.phases import Phase
 from bert_jax.train import Scalars
+from bert_jax.warm_start import warm_start
 
 INCIDENTS_FILE = "incidents.jsonl"
 
@@ -108,9 +109,7 @@ class _Run:
         if self.store.latest_step is not None:
             self.state = self.store.restore(self.state)
         elif config.init_from:
-            self.state = checkpoint.warm_start(
-                self.state, config.init_from, self.model.config, tokenizer
-            )
+            self.state = warm_start(self.state, config.init_from, self.model.config, tokenizer)
         self.step = int(self.state.step)
         self.writer = metrics.MetricWriter(
             workdir, self.step, config.wandb_project, json.loads(config.to_json())
