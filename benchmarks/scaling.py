@@ -43,6 +43,7 @@ def draw(plans: Sequence[estimate.Plan], title: str, path: str) -> None:
     speed.plot(chips, [first * count for count in chips], ":", label="linear from the first")
     speed.set(xlabel="chips", ylabel="sequences/s", xscale="log", yscale="log", title="throughput")
     speed.set_xticks(chips, names)
+    speed.set_xticks([], minor=True)
     speed.legend()
     figure.savefig(path, dpi=120)
 
