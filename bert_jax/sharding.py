@@ -123,7 +123,7 @@ def shardings_of(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def _extent(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+def _extent(mesh: Mesh | jax.sharding.AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts a dimension with this entry of a PartitionSpec is split."""
     names = () if axes is None else (axes,) if isinstance(axes, str) else axes
     return math.prod(mesh.shape[name] for name in names)
@@ -147,7 +147,7 @@ def batch_parts(rows: int) -> int:
     A single row is used to make parameters (`train.init_params`).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = 1 if mesh.empty else _extent(mesh, BATCH_AXES)
     return 1 if rows % parts else parts
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bert_jax import sharding, train
-from bert_jax.models.bert import BertConfig, BertModel, normalize, product
+from bert_jax.models.bert import BertConfig, BertModel, product
 from bert_jax.models.dropout import dropout
+from bert_jax.models.layer_norm import normalize
 
 BATCH, LENGTH = 3, 16
 KEYS = train.dropout_keys(0, np.int32(3), BATCH)
