@@ -39,7 +39,7 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from benchmarks import peers
-from bert_jax import finetune, question_answering
+from bert_jax import finetune, host_memory, question_answering
 from bert_jax.cli import UserError, run
 from configs.finetune import ag_news, conll2003, rte, squad, sst2, text_classification
 
@@ -107,6 +107,7 @@ def limited(inputs: finetune.Inputs, max_train: int, max_validation: int) -> fin
 
 def train_here(config, model: str, inputs: finetune.Inputs, directory: pathlib.Path):
     """(objects of predictions.jsonl, seconds)."""
+    host_memory.keep_freed()  # as the command does
     results = finetune.finetune(config, model, directory, inputs)
     lines = (directory / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], results["seconds"]

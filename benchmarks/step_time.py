@@ -39,7 +39,7 @@ import numpy as np
 import torch
 
 from benchmarks import peers
-from bert_jax import hardware, phases, sharding, train
+from bert_jax import hardware, host_memory, phases, sharding, train
 from bert_jax.cli import UserError, run
 from configs import bert_base, bert_large, bert_mini, bert_tiny
 
@@ -213,6 +213,8 @@ def timed(side: Side, steps: int) -> float:
 
 def serve(connection, *args: Any) -> None:
     """A framework's process: sends the names of its sides, then a time for every (name, steps)."""
+    if args[0] == "jax":
+        host_memory.keep_freed()  # as our commands do
     sides = {side.name: side for side in make_sides(*args)}
     connection.send(list(sides))
     while order := connection.recv():

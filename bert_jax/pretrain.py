@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def cli() -> None:
-    run(main)
+    run(main, computes=True)
 
 
 if __name__ == "__main__":
