@@ -15,6 +15,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 import torch
+from small_finetune import make_pretrained
 from small_run import LENGTH, VOCAB_SIZE, make_data_dir
 
 from configs import bert_tiny
@@ -44,6 +45,12 @@ def config(data_dir):
     )
     config.optimizer.warmup_steps = 2
     return config
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> pathlib.Path:
+    """What small fine-tunings begin with."""
+    return make_pretrained(tmp_path_factory.mktemp("pretrained") / "workdir")
 
 
 @pytest.fixture

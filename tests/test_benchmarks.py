@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_finetune import TOKENIZER, make_pretrained, write_reviews
+from small_finetune import TOKENIZER, write_reviews
 
 from benchmarks import finetuning, input_pipeline, peers, step_time
 from bert_jax import convert, finetune, train
@@ -20,9 +20,9 @@ def benchmark():
 
 
 @pytest.fixture
-def flags(tmp_path):
+def flags(pretrained, tmp_path):
     """SST-2 in name, 40 + 12 made-up sentences in fact."""
-    convert.to_hf(make_pretrained(tmp_path / "workdir"), tmp_path / "hf")
+    convert.to_hf(pretrained, tmp_path / "hf")
     (tmp_path / "data" / "sst2").mkdir(parents=True)
     for name, count in (("train", 40), ("dev", 12)):
         path = tmp_path / "data" / "sst2" / f"{name}.tsv"

@@ -4,7 +4,7 @@ import importlib.util
 import pathlib
 
 import transformers
-from small_finetune import make_pretrained, write_reviews
+from small_finetune import write_reviews
 
 from bert_jax import convert
 
@@ -18,8 +18,8 @@ def load(name):
     return module
 
 
-def test_finetune_with_transformers(tmp_path, one_thread):
-    convert.to_hf(make_pretrained(tmp_path / "workdir"), tmp_path / "export")
+def test_finetune_with_transformers(pretrained, tmp_path, one_thread):
+    convert.to_hf(pretrained, tmp_path / "export")
     for name, count in (("train", 600), ("dev", 101)):
         path = tmp_path / f"{name}.csv"
         write_reviews(path, count, len(name))

@@ -3,15 +3,10 @@
 import json
 
 import pytest
-from small_finetune import make_pretrained, reviews_config
+from small_finetune import reviews_config
 
 from bert_jax import finetune, sweep
 from bert_jax.cli import UserError
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    return make_pretrained(tmp_path_factory.mktemp("pretrained") / "workdir")
 
 
 @pytest.fixture
