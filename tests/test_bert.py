@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bert_jax import sharding, train
-from bert_jax.models.bert import BertConfig, BertModel, product
+from bert_jax.models.bert import ACTIVATIONS, BertConfig, BertModel, product
 from bert_jax.models.dropout import dropout
 from bert_jax.models.layer_norm import normalize
 
@@ -119,3 +119,20 @@ def test_layer_norm_and_its_gradients_are_torch_s():
     x = jnp.asarray(x, jnp.bfloat16)
     exact = normalize(x.astype(jnp.float32), scale, bias, 1e-12)
     np.testing.assert_array_equal(normalize(x, scale, bias, 1e-12), exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_pytorch_tanh"])
+def test_gelu_and_its_gradient_are_torch_s(name, dtype):
+    x = np.concatenate([np.linspace(-12, 12, 2001), [-100, 0, 100]]).astype(np.float32)
+    x_ = torch.tensor(x).to(getattr(torch, dtype)).requires_grad_()
+    approximate = "tanh" if name.endswith("tanh") else "none"
+    y_ = torch.nn.functional.gelu(x_, approximate=approximate)
+    y_.sum().backward()
+    y, vjp = jax.vjp(ACTIVATIONS[name], jnp.asarray(x, dtype))
+    (slope,) = vjp(jnp.ones_like(y))
+    assert y.dtype == slope.dtype == dtype
+    relative = {"float32": 1e-6, "bfloat16": 2**-7}[dtype]  # the last digit of bfloat16
+    for found, expected in ((y, y_.detach()), (slope, x_.grad)):
+        expected = expected.float().numpy()
+        np.testing.assert_allclose(found.astype(np.float32), expected, relative, 5e-6)

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 from bert_jax.cli import UserError
 from bert_jax.models.attention import IMPLEMENTATIONS, attend, platform_of
 from bert_jax.models.dropout import dropout
+from bert_jax.models.gelu import exact_gelu, tanh_gelu
 from bert_jax.models.layer_norm import normalize
 from bert_jax.sharding import batch_parts, constrain
 
 # Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
 ACTIVATIONS = {
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": tanh_gelu,
+    "gelu": exact_gelu,
     "relu": jax.nn.relu,
 }
 # Fields of BertConfig that say how the model is computed, and not what it computes.
