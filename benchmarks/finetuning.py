@@ -107,7 +107,6 @@ def limited(inputs: finetune.Inputs, max_train: int, max_validation: int) -> fin
 
 def train_here(config, model: str, inputs: finetune.Inputs, directory: pathlib.Path):
     """(objects of predictions.jsonl, seconds)."""
-    host_memory.keep_freed()  # as the command does
     results = finetune.finetune(config, model, directory, inputs)
     lines = (directory / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], results["seconds"]
@@ -269,6 +268,8 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
 
 def run_one(name: str, side: str, seed: int, path: pathlib.Path, options: argparse.Namespace):
     """Fine-tunes, writes the result to `path` and returns it."""
+    if side == "bert_jax":
+        host_memory.keep_freed()  # first of all, as the command does
     config = make_config(name, options)
     config.seed = seed
     inputs = limited(

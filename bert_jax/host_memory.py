@@ -23,8 +23,9 @@ def keep_freed() -> bool:
     XLA for CPU takes a program's buffers from malloc and gives them back in every step. By default
     glibc returns them to Linux, which hands them out again page by page, filled with zeros: a tenth
     of a step (docs/performance.md). Kept, they cost nothing, and the process's memory does not
-    shrink. To be called before JAX starts its threads, whose arenas hold no large buffers. Nothing
-    happens on machines with an accelerator, and with another library than glibc.
+    shrink. To be called before anything starts threads, since arenas of theirs, which hold no large
+    buffers, would be used on. Nothing happens on machines with an accelerator, and with another
+    library than glibc.
     """
     if not _computes_here() or platform.libc_ver()[0] != "glibc":
         return False
