@@ -6,8 +6,6 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from bert_jax import host_memory
-
 EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, run the command again
 
@@ -23,14 +21,8 @@ class Interrupted(Exception):  # noqa: N818  (no error)
     """Stopped on request with everything saved; the same command goes on."""
 
 
-def run(main: Callable[[Sequence[str]], int | None], computes: bool = False) -> None:
-    """Runs `main(argv)`, turns `UserError` into one line on stderr, and exits with its code.
-
-    Args:
-      computes: JAX programs are what it spends its time on.
-    """
-    if computes:
-        host_memory.keep_freed()
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main(argv)`, turns `UserError` into one line on stderr, and exits with its code."""
     # Compiled programs are kept between runs: going on, or a second run, starts in seconds.
     cache = pathlib.Path.home() / ".cache" / "bert_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

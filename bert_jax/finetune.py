@@ -294,7 +294,7 @@ def finetune(
     state = train.init_state(
         lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed
     )
-    optimizer.values_of_rules(tx_config.learning_rate_rules, state.params, 1.0)  # each applies
+    factors = optimizer.values_of_rules(tx_config.learning_rate_rules, state.params, 1.0)
     params, fresh = start_params(
         state.params, inputs.loaded, config.task, task.labels, config.new_head
     )
@@ -319,6 +319,10 @@ def finetune(
         progress.note(f"going on from step {start_step:,} of {num_steps:,} in {workdir}")
 
     # Steps.
+    def trained(params: Any) -> Any:
+        """`params`, of which those that stay as they are have no gradient to be computed."""
+        return jax.tree.map(lambda p, x: p if x else jax.lax.stop_gradient(p), params, factors)
+
     def apply(params: Any, batch: tasks.Batch, keys_B: jax.Array | None) -> jax.Array:
         arrays = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
         return module.apply({"params": params}, *arrays, keys_B=keys_B)
@@ -326,7 +330,7 @@ def finetune(
     objective = train.Objective(
         losses=("task_loss",),
         sums=lambda params, batch, keys_B: {
-            "task_loss": task.loss_sum(apply(params, batch, keys_B), batch)
+            "task_loss": task.loss_sum(apply(trained(params), batch, keys_B), batch)
         },
         weights=lambda batch: {"task_loss": task.loss_weight(batch)},
     )
@@ -469,6 +473,9 @@ def main(argv: Sequence[str]) -> None:
         init="WORKDIR of a pretraining or fine-tuning, Hugging Face directory or hub name",
         workdir="directory of this run, local or gs://",
     )
+    from bert_jax import host_memory
+
+    host_memory.keep_freed()
     workdir = epath.Path(values["workdir"])
     if config.seeds or config.learning_rates:
         from bert_jax import sweep
@@ -485,7 +492,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def cli() -> None:
-    run(main, computes=True)
+    run(main)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import os
 import pathlib
 import platform
 
+import jax
+
 # Parameters of glibc's mallopt (malloc.h).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")  # in /dev: GPUs, TPUs
 
 
@@ -23,12 +25,12 @@ def keep_freed() -> bool:
     XLA for CPU takes a program's buffers from malloc and gives them back in every step. By default
     glibc returns them to Linux, which hands them out again page by page, filled with zeros: a tenth
     of a step (docs/performance.md). Kept, they cost nothing, and the process's memory does not
-    shrink. To be called before anything starts threads, since arenas of theirs, which hold no large
-    buffers, would be used on. Nothing happens on machines with an accelerator, and with another
-    library than glibc.
+    shrink. Only the main thread's arena holds buffers of any size, so programs are run by the
+    thread that calls them. To be called before JAX starts its devices. Nothing happens on
+    machines with an accelerator, and with another library than glibc.
     """
     if not _computes_here() or platform.libc_ver()[0] != "glibc":
         return False
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = ctypes.CDLL(None).mallopt
-    values = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 1}
-    return all([mallopt(name, value) for name, value in values.items()])
+    return all([mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_MMAP_MAX, 0)])

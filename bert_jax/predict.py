@@ -405,7 +405,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def cli() -> None:
-    run(main, computes=True)
+    run(main)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,16 @@ def main(argv: Sequence[str]) -> None:
     config, values = config_lib.parse(
         argv, USAGE, workdir="directory of this run, local or gs://", optional=DISTRIBUTED
     )
-    from bert_jax import distributed, loop  # after parsing: JAX takes seconds to import
+    # After parsing: JAX takes seconds to import.
+    from bert_jax import distributed, host_memory, loop
 
+    host_memory.keep_freed()
     distributed.initialize(**{name: values[name] for name in DISTRIBUTED})
     loop.train_and_evaluate(config, values["workdir"])
 
 
 def cli() -> None:
-    run(main, computes=True)
+    run(main)
 
 
 if __name__ == "__main__":

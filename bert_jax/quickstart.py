@@ -281,7 +281,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cli() -> None:
-    run(main, computes=True)
+    run(main)
 
 
 if __name__ == "__main__":
