@@ -16,7 +16,7 @@ from small_finetune import (
 )
 from small_run import run_command
 
-from bert_jax import batching, checkpoint, finetune, optimizer
+from bert_jax import batching, checkpoint, finetune, metrics, optimizer
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
@@ -143,13 +143,18 @@ def test_has_stalled(scores, patience, stalled):
 
 
 def test_frozen_encoder(pretrained, config, tmp_path):
+    config.num_epochs = config.log_every = 1
+    finetune.finetune(config, pretrained, tmp_path / "all")
     config.freeze_encoder = True
-    config.num_epochs = 1
     finetune.finetune(config, pretrained, tmp_path / "run")
     before, after = (checkpoint.load(path).params for path in (pretrained, tmp_path / "run"))
     for part in ("embeddings", "encoder"):
         jax.tree.map(np.testing.assert_array_equal, before["bert"][part], after["bert"][part])
     assert not np.array_equal(before["bert"]["pooler"]["kernel"], after["bert"]["pooler"]["kernel"])
+    # The same first step, of which the encoder's gradient is left out.
+    steps = [metrics.read(tmp_path / name)[0] for name in ("all", "run")]
+    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=1e-6)
+    assert 0 < steps[1]["gradient_norm"] < 0.9 * steps[0]["gradient_norm"]
     config.layer_lr_decay = 0.9
     with pytest.raises(UserError, match=r"leaves config\.layer_lr_decay=0\.9 nothing to act on"):
         finetune.finetune(config, pretrained, tmp_path / "other")
