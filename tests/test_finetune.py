@@ -8,12 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from small_finetune import (
-    SIZES,
-    TOKENIZER,
-    reviews_config,
-    write_reviews,
-)
+from small_finetune import SIZES, TOKENIZER, reviews_config, write_reviews
 from small_run import run_command
 
 from bert_jax import batching, checkpoint, finetune, metrics, optimizer
@@ -52,9 +47,7 @@ def test_goes_on_after_an_interruption(pretrained, config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     # Run again when all is done, it evaluates and exports what is there.
     results = finetune.finetune(config, pretrained, tmp_path / "run")
-    scored = [
-        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    ]
+    scored = metrics.read(tmp_path / "run")
     best = max(line["eval_accuracy"] for line in scored if "eval_accuracy" in line)
     assert results["accuracy"] == best
     # Other data is another run.

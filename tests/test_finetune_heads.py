@@ -9,20 +9,15 @@ import seqeval.metrics
 import sklearn.metrics
 import torch
 import transformers
-from small_finetune import (
-    WORDS,
-    reviews_config,
-    write_reviews,
-)
+from small_finetune import WORDS, reviews_config, write_reviews
 
-from bert_jax import convert, finetune
+from bert_jax import convert, finetune, metrics
 from bert_jax.cli import UserError
-from configs.finetune import (
-    squad2,
-    swag,
-    text_regression,
-    token_classification,
-)
+from configs.finetune import squad2, swag, text_regression, token_classification
+
+
+def predictions(run):
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
 
 
 def test_learns_and_exports(pretrained, tmp_path):
@@ -34,9 +29,7 @@ def test_learns_and_exports(pretrained, tmp_path):
     assert results["parity"] < 1e-5 and results["examples"] == 600 and results["epoch"] == 2
 
     # Predictions: the file's own figures are those reported.
-    lines = [
-        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = predictions(tmp_path / "run")
     truth, guesses = ([line[name] for line in lines] for name in ("label", "prediction"))
     assert sklearn.metrics.accuracy_score(truth, guesses) == pytest.approx(results["accuracy"])
     f1 = sklearn.metrics.f1_score(truth, guesses, pos_label="yes")
@@ -56,13 +49,11 @@ def test_learns_and_exports(pretrained, tmp_path):
         assert theirs == pytest.approx(line["scores"], abs=1e-5)
 
     # Figures of the run.
-    metrics = [
-        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    ]
-    evaluations = [line for line in metrics if "eval_accuracy" in line]
+    steps = metrics.read(tmp_path / "run")
+    evaluations = [line for line in steps if "eval_accuracy" in line]
     assert [line["step"] for line in evaluations] == [19, 38]
     assert evaluations[-1]["eval_accuracy"] == results["accuracy"]
-    assert metrics[0]["learning_rate"] > 0
+    assert steps[0]["learning_rate"] > 0
 
     # The fine-tuned workdir is itself a start, and an export by hand is the same model.
     convert.to_hf(tmp_path / "run", tmp_path / "by_hand")
@@ -83,7 +74,7 @@ def test_pairs(pretrained, tmp_path):
     config.labels = "no=contradiction,yes=entailment"
     results = finetune.finetune(config, pretrained, tmp_path / "run")
     assert results["accuracy"] > 0.9
-    line = json.loads((tmp_path / "run/predictions.jsonl").read_text().splitlines()[0])
+    line = predictions(tmp_path / "run")[0]
     assert set(line["scores"]) == {"contradiction", "entailment"}
     classify = transformers.pipeline("text-classification", model=str(tmp_path / "run/hf"))
     answer = classify({"text": line["texts"][0], "text_pair": line["texts"][1]})
@@ -107,9 +98,7 @@ def test_regression(pretrained, tmp_path):
     config.num_epochs = 4
     config.optimizer.learning_rate = 1e-2
     results = finetune.finetune(config, pretrained, tmp_path / "run")
-    lines = [
-        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = predictions(tmp_path / "run")
     truth, guesses = ([line[name] for line in lines] for name in ("label", "prediction"))
     assert results["pearson"] == pytest.approx(np.corrcoef(truth, guesses)[0, 1], abs=1e-5)
     assert results["pearson"] > 0.7 and results["parity"] < 1e-5
@@ -152,9 +141,7 @@ def test_token_classification(pretrained, tmp_path):
     config.optimizer.learning_rate = 1e-2
     results = finetune.finetune(config, pretrained, tmp_path / "run")
     assert results["f1"] > 0.8 and results["parity"] < 1e-5
-    lines = [
-        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = predictions(tmp_path / "run")
     truth, guesses = ([line[name] for line in lines] for name in ("labels", "predictions"))
     for name in ("f1", "precision", "recall"):
         oracle = getattr(seqeval.metrics, f"{name}_score")(truth, guesses)
@@ -204,9 +191,7 @@ def test_multiple_choice(pretrained, tmp_path):
     results = finetune.finetune(config, pretrained, tmp_path / "run")
     assert results["accuracy"] > 0.8 and results["parity"] < 1e-5
     # transformers' class, fed by its own tokenizer, chooses alike.
-    lines = [
-        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = predictions(tmp_path / "run")
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/hf")
     model = transformers.AutoModelForMultipleChoice.from_pretrained(tmp_path / "run/hf").eval()
     for line in lines[:20]:
@@ -254,9 +239,7 @@ def test_question_answering(pretrained, tmp_path):
     results = finetune.finetune(config, pretrained, tmp_path / "run")
     assert results["exact"] > 0.6 and results["f1"] > 0.8
     assert results["parity"] < 1e-5
-    lines = [
-        json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = predictions(tmp_path / "run")
 
     def plain(text):  # the words that the official script compares
         return [word for word in text.split() if word not in ("a", "the")]
