@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -273,11 +273,13 @@ def finetune(
         np.shape(feature.arrays["input_ids"])[-1] for feature in validation_features
     ]
     # Of the data alone, not of the seed: runs that differ in it share programs.
-    buckets = batching.bucket_lengths(
-        lengths + validation_lengths,
-        config.length_buckets,
-        config.max_seq_length,
-        batching.PROGRAM_TOKENS / config.num_epochs,
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    program_tokens = batching.CPU_PROGRAM_TOKENS if on_cpu else batching.ACCELERATOR_PROGRAM_TOKENS
+    buckets, validation_buckets = (
+        batching.bucket_lengths(
+            its, config.length_buckets, config.max_seq_length, program_tokens / config.num_epochs
+        )
+        for its in (lengths, validation_lengths)
     )
     steps_per_epoch = -(-len(features) // config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
@@ -312,8 +314,9 @@ def finetune(
     progress = metrics.Progress(num_steps)
     progress.note(
         f"{len(inputs.train_examples):,} examples to train on, "
-        f"{len(inputs.validation_examples):,} to evaluate; padded to "
-        f"{', '.join(map(str, buckets))} tokens; fresh: {', '.join(fresh) or 'nothing'}"
+        f"{len(inputs.validation_examples):,} to evaluate, padded to {len(buckets)} and "
+        f"{len(validation_buckets)} lengths of up to {buckets[-1]} and {validation_buckets[-1]} "
+        f"tokens; fresh: {', '.join(fresh) or 'nothing'}"
     )
     if start_step:
         progress.note(f"going on from step {start_step:,} of {num_steps:,} in {workdir}")
@@ -344,24 +347,28 @@ def finetune(
 
     evaluation_batches = batching.sorted_batches(validation_lengths, config.batch_size)
 
+    def one_of_each(
+        rows: Sequence[Any], row_lengths: Sequence[int], batches: Sequence[Any], its: Sequence[int]
+    ) -> Iterator[tasks.Batch]:
+        """A batch of every length of the buckets `its` that `batches` come to."""
+        shortest = rows[int(np.argmin(row_lengths))].arrays
+        for length in batching.used_buckets(row_lengths, batches, its):
+            batch = batching.collate([shortest], (length,), config.batch_size)
+            yield jax.device_put(batch, placement)
+
     def compile_for(batches: Sequence[Any]) -> None:
         """Compiles the gradient for an epoch's batches, the prediction for the evaluation's."""
         before = time.monotonic()
-        calls = []
-        for rows, row_lengths, indices, by_shape, arguments in (
-            (features, lengths, batches, train_step.gradients, train_step.gradient_arguments),
-            (
-                validation_features,
-                validation_lengths,
-                evaluation_batches,
-                predict_step,
-                lambda state, batch: (state.params, batch),
-            ),
-        ):
-            shortest = rows[int(np.argmin(row_lengths))].arrays
-            for length in batching.used_buckets(row_lengths, indices, buckets):
-                batch = batching.collate([shortest], (length,), config.batch_size)
-                calls.append((by_shape, arguments(state, jax.device_put(batch, placement))))
+        calls = [
+            (train_step.gradients, train_step.gradient_arguments(state, batch))
+            for batch in one_of_each(features, lengths, batches, buckets)
+        ]
+        calls += [
+            (predict_step, (state.params, batch))
+            for batch in one_of_each(
+                validation_features, validation_lengths, evaluation_batches, validation_buckets
+            )
+        ]
         train.compile_together(calls)
         progress.note(f"compiled in {time.monotonic() - before:.0f} s")
 
@@ -370,7 +377,7 @@ def finetune(
         for indices, batch in batching.iterate(
             [feature.arrays for feature in validation_features],
             evaluation_batches,
-            buckets,
+            validation_buckets,
             config.batch_size,
         ):
             logits = predict_step(params, jax.device_put(batch, placement))
