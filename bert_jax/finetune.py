@@ -273,11 +273,12 @@ def finetune(
         np.shape(feature.arrays["input_ids"])[-1] for feature in validation_features
     ]
     # Of the data alone, not of the seed: runs that differ in it share programs.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    program_tokens = batching.CPU_PROGRAM_TOKENS if on_cpu else batching.ACCELERATOR_PROGRAM_TOKENS
     buckets, validation_buckets = (
         batching.bucket_lengths(
-            its, config.length_buckets, config.max_seq_length, program_tokens / config.num_epochs
+            its,
+            config.length_buckets,
+            config.max_seq_length,
+            batching.PROGRAM_TOKENS / config.num_epochs,
         )
         for its in (lengths, validation_lengths)
     )
