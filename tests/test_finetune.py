@@ -77,6 +77,19 @@ def test_goes_on_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
+def test_validation_texts_may_be_longer_or_shorter_than_all_of_training(
+    pretrained, config, tmp_path
+):
+    config.num_epochs = 1
+    for dev in ("the film was good and fine," * 4, "good"):
+        with open(config.train_file, "w") as train:
+            train.write("review,verdict\n" + "good film plot,yes\nbad film plot,no\n" * 16)
+        with open(config.validation_file, "w") as validation:
+            validation.write(f"review,verdict\n{dev.replace(',', ' ')},yes\nbad,no\n")
+        results = finetune.finetune(config, pretrained, tmp_path / f"run{len(dev)}")
+        assert results["examples"] == 32 and np.isfinite(results["loss"])
+
+
 def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
     config.select = "best"
     alone = finetune.finetune(config, pretrained, tmp_path / "alone")
