@@ -314,10 +314,10 @@ def finetune(
     writer = metrics.MetricWriter(workdir, start_step)
     progress = metrics.Progress(num_steps)
     progress.note(
-        f"{len(inputs.train_examples):,} examples to train on, "
-        f"{len(inputs.validation_examples):,} to evaluate, padded to {len(buckets)} and "
-        f"{len(validation_buckets)} lengths of up to {buckets[-1]} and {validation_buckets[-1]} "
-        f"tokens; fresh: {', '.join(fresh) or 'nothing'}"
+        f"{len(inputs.train_examples):,} examples to train on, padded to {len(buckets)} lengths of "
+        f"up to {buckets[-1]} tokens; {len(inputs.validation_examples):,} to evaluate, to "
+        f"{len(validation_buckets)} of up to {validation_buckets[-1]}; "
+        f"fresh: {', '.join(fresh) or 'nothing'}"
     )
     if start_step:
         progress.note(f"going on from step {start_step:,} of {num_steps:,} in {workdir}")
@@ -349,11 +349,14 @@ def finetune(
     evaluation_batches = batching.sorted_batches(validation_lengths, config.batch_size)
 
     def one_of_each(
-        rows: Sequence[Any], row_lengths: Sequence[int], batches: Sequence[Any], its: Sequence[int]
+        rows: Sequence[Any],
+        row_lengths: Sequence[int],
+        batches: Sequence[Any],
+        padded_lengths: Sequence[int],
     ) -> Iterator[tasks.Batch]:
-        """A batch of every length of the buckets `its` that `batches` come to."""
+        """A batch of every one of `padded_lengths` that `batches` come to."""
         shortest = rows[int(np.argmin(row_lengths))].arrays
-        for length in batching.used_buckets(row_lengths, batches, its):
+        for length in batching.used_buckets(row_lengths, batches, padded_lengths):
             batch = batching.collate([shortest], (length,), config.batch_size)
             yield jax.device_put(batch, placement)
 

@@ -77,17 +77,17 @@ def test_goes_on_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
+@pytest.mark.parametrize("text", ["the film was good and fine " * 4, "good"])
 def test_validation_texts_may_be_longer_or_shorter_than_all_of_training(
-    pretrained, config, tmp_path
+    text, pretrained, config, tmp_path
 ):
     config.num_epochs = 1
-    for dev in ("the film was good and fine," * 4, "good"):
-        with open(config.train_file, "w") as train:
-            train.write("review,verdict\n" + "good film plot,yes\nbad film plot,no\n" * 16)
-        with open(config.validation_file, "w") as validation:
-            validation.write(f"review,verdict\n{dev.replace(',', ' ')},yes\nbad,no\n")
-        results = finetune.finetune(config, pretrained, tmp_path / f"run{len(dev)}")
-        assert results["examples"] == 32 and np.isfinite(results["loss"])
+    with open(config.train_file, "w") as file:
+        file.write("review,verdict\n" + "good film plot,yes\nbad film plot,no\n" * 16)
+    with open(config.validation_file, "w") as file:
+        file.write(f"review,verdict\n{text},yes\nbad,no\n")
+    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    assert results["examples"] == 32 and np.isfinite(results["loss"])
 
 
 def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
