@@ -22,11 +22,13 @@ class Tokenizer:
 
     Attributes:
       vocab: the tokens; the index is the id.
-      lowercase: whether text is lowercased and stripped of accents first ("uncased").
+      lowercase: whether text is lowercased first ("uncased").
+      strip_accents: whether accents are dropped first; None: as text is lowercased.
     """
 
     vocab: tuple[str, ...]
     lowercase: bool = True
+    strip_accents: bool | None = None
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
@@ -35,12 +37,24 @@ class Tokenizer:
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
         """The Rust tokenizer; adds no special tokens (templates are the caller's business)."""
-        return _backend(self.ids, self.lowercase)
+        backend = tokenizers.Tokenizer(
+            tokenizers.models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=100)
+        )
+        backend.normalizer = tokenizers.normalizers.BertNormalizer(
+            lowercase=self.lowercase, strip_accents=self.strip_accents
+        )
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        backend.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUATION_PREFIX)
+        backend.add_special_tokens([t for t in SPECIAL_TOKENS if t in self.ids])
+        return backend
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary and the lowercase flag: equal means the same token ids."""
-        text = json.dumps([self.lowercase, *self.vocab], ensure_ascii=False)
+        """SHA-256 over the vocabulary and the flags: equal means the same token ids."""
+        flags = [self.lowercase]
+        if self.strip_accents is not None:
+            flags.append(self.strip_accents)
+        text = json.dumps([*flags, *self.vocab], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -86,26 +100,16 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
-def _backend(ids: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)
-    )
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUATION_PREFIX)
-    backend.add_special_tokens([t for t in SPECIAL_TOKENS if t in ids])
-    return backend
-
-
 def load(source: str | epath.PathLike) -> Tokenizer:
     """Loads a tokenizer from a directory, a `vocab.txt` file or a Hugging Face hub name.
 
     A directory holds `vocab.txt` or `tokenizer.json`, and says in `tokenizer_config.json`
-    (`do_lower_case`) whether it lowercases; a bare vocabulary file is taken as uncased unless its
-    name contains "cased" without "uncased".
+    (`do_lower_case`, `strip_accents`) what is done to text first; a bare vocabulary file is taken
+    as uncased unless its name contains "cased" without "uncased".
 
     Raises:
-      UserError: nothing there, no vocabulary in it, or one without BERT's special tokens.
+      UserError: nothing there, no vocabulary in it, one without BERT's special tokens, or a
+        tokenizer that would give other ids than this one.
     """
     path = epath.Path(source)
     if path.is_file():
@@ -114,27 +118,53 @@ def load(source: str | epath.PathLike) -> Tokenizer:
         return _checked(Tokenizer(_read_vocab(path), lowercase), source)
     if not path.is_dir():
         path = _download(str(source))
-    lowercase = True
     config_path, json_path = path / "tokenizer_config.json", path / "tokenizer.json"
     backend = json.loads(json_path.read_text()) if json_path.exists() else {}
     config = json.loads(config_path.read_text()) if config_path.exists() else {}
-    if (backend.get("normalizer") or {}).get("lowercase") is not None:
-        lowercase = backend["normalizer"]["lowercase"]
-    lowercase = config.get("do_lower_case", lowercase)
+    normalizer = backend.get("normalizer") or {}
+    lowercase = config.get("do_lower_case", normalizer.get("lowercase", True))
+    strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
     if (path / "vocab.txt").exists():
-        return _checked(Tokenizer(_read_vocab(path / "vocab.txt"), lowercase), source)
-    if backend:
+        vocab = _read_vocab(path / "vocab.txt")
+    elif backend:
         if backend.get("model", {}).get("type") != "WordPiece":
             raise UserError(
                 f"{source}: tokenizer.json holds a {backend.get('model', {}).get('type')} model; "
                 "this project reads BERT's WordPiece tokenizers only"
             )
-        vocab = sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].get)
-        return _checked(Tokenizer(tuple(vocab), lowercase), source)
-    raise UserError(
-        f"{source} has no vocabulary: expected vocab.txt or tokenizer.json in it "
-        "(make one with: python -m data_prep.vocab --input=… --output=DIR)"
-    )
+        vocab = tuple(sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].get))
+    else:
+        raise UserError(
+            f"{source} has no vocabulary: expected vocab.txt or tokenizer.json in it "
+            "(make one with: python -m data_prep.vocab --input=… --output=DIR)"
+        )
+    _check_alike(source, vocab, backend, config)
+    return _checked(Tokenizer(vocab, lowercase, strip_accents), source)
+
+
+def _check_alike(
+    source: str | epath.PathLike, vocab: Sequence[str], backend: dict, config: dict
+) -> None:
+    """Raises UserError if a tokenizer.json or tokenizer_config.json asks for more than WordPiece.
+
+    Read without it, text would become other ids than those the model was trained on.
+    """
+    problems = []
+    name = config.get("tokenizer_class", "")
+    if "Japanese" in name:
+        problems.append(f"it is a {name}, which splits text into words by a dictionary")
+    normalizer = backend.get("normalizer") or {}
+    if not config.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)):
+        problems.append("it does not part Chinese characters (tokenize_chinese_chars is false)")
+    entries = [*backend.get("added_tokens", ()), *config.get("added_tokens_decoder", {}).values()]
+    added = sorted({entry["content"] for entry in entries} - set(vocab))
+    if added:
+        shown = ", ".join(map(repr, added[:5])) + (", …" if len(added) > 5 else "")
+        problems.append(f"it has {len(added)} token(s) beside its vocabulary ({shown})")
+    if problems:
+        raise UserError(
+            f"{source} is not a tokenizer that this project computes: {'; '.join(problems)}"
+        )
 
 
 def _read_vocab(path: epath.Path) -> tuple[str, ...]:
@@ -182,7 +212,7 @@ def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    backend = _backend(tokenizer.ids, tokenizer.lowercase)
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.post_processor = tokenizers.processors.BertProcessing(
         ("[SEP]", tokenizer.sep_id), ("[CLS]", tokenizer.cls_id)
     )
@@ -191,6 +221,7 @@ def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": tokenizer.lowercase,
+        "strip_accents": tokenizer.strip_accents,
         "model_max_length": model_max_length,
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",

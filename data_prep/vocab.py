@@ -236,7 +236,7 @@ def extend(
     for slot, name in zip(slots, added, strict=False):
         vocab[slot] = name
     vocab += added[len(slots) :]
-    extended = Tokenizer(tuple(vocab), base.lowercase)
+    extended = dataclasses.replace(base, vocab=tuple(vocab))
     after = extended.backend.encode_batch_fast(names, add_special_tokens=False)
     total = sum(words.values())
     if output is not None:

@@ -8,17 +8,34 @@ import transformers
 from bert_jax import tokenizer
 from bert_jax.cli import UserError
 
-WORDS = ("the", "man", "##kind", "went", "un", "##aff", "##able", ",", ".", "!", "U", "naive")
+WORDS = (
+    "the",
+    "man",
+    "##kind",
+    "went",
+    "un",
+    "##aff",
+    "##able",
+    ",",
+    ".",
+    "!",
+    "U",
+    "naive",
+    "naïve",
+)
 TEXTS = ["The mankind, unaffable man!", "Naïve the\tthe.", "xyzzy went", "[MASK] went ##kind"]
 
 
-def make(lowercase: bool) -> tokenizer.Tokenizer:
-    return tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS), lowercase)
+def make(lowercase: bool, strip_accents: bool | None = None) -> tokenizer.Tokenizer:
+    vocab = (*tokenizer.SPECIAL_TOKENS, *WORDS)
+    return tokenizer.Tokenizer(vocab, lowercase, strip_accents)
 
 
-@pytest.mark.parametrize("lowercase", [True, False])
-def test_transformers_reads_what_we_write(tmp_path, lowercase):
-    ours = make(lowercase)
+@pytest.mark.parametrize(
+    ("lowercase", "strip_accents"), [(True, None), (False, None), (True, False), (False, True)]
+)
+def test_transformers_reads_what_we_write(tmp_path, lowercase, strip_accents):
+    ours = make(lowercase, strip_accents)
     tokenizer.save(ours, tmp_path, model_max_length=64)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.model_max_length == 64
@@ -28,12 +45,20 @@ def test_transformers_reads_what_we_write(tmp_path, lowercase):
     assert theirs("the", "man")["token_type_ids"] == [0, 0, 0, 1, 1]
     again = tokenizer.load(tmp_path)
     assert again == ours and again.fingerprint == ours.fingerprint
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = tokenizer.load(tmp_path / "theirs")
+    for text in TEXTS:
+        assert again.encode(text) == ours.encode(text), text
 
 
 def test_casing_changes_ids_and_fingerprint():
     assert make(True).encode("The") == [make(True).ids["the"]]
     assert make(False).encode("The") == [make(False).unk_id]
     assert make(True).fingerprint != make(False).fingerprint
+    # As German and Turkish models are.
+    assert make(True, False).encode("Naïve") == [make(True).ids["naïve"]]
+    assert make(True).encode("Naïve") == [make(True).ids["naive"]]
+    assert make(True, False).fingerprint != make(True).fingerprint
 
 
 def test_reads_a_directory_without_vocab_txt_and_a_bare_vocabulary(tmp_path):
@@ -73,3 +98,19 @@ def test_unusable_tokenizers_are_named(tmp_path):
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
     assert "holds a BPE model" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "a dictionary"),
+        ("tokenizer_config.json", {"tokenize_chinese_chars": False}, "Chinese characters"),
+        ("tokenizer.json", {"added_tokens": [{"id": 90, "content": "[E1]"}]}, r"1 token.*\[E1\]"),
+    ],
+)
+def test_tokenizers_that_do_more_are_refused(name, change, message, tmp_path):
+    tokenizer.save(make(True), tmp_path)
+    path = tmp_path / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        tokenizer.load(tmp_path)
