@@ -1,6 +1,8 @@
 """Several hosts as one run: how the processes find each other and agree."""
 
 import logging
+import os
+import re
 import signal
 import sys
 import threading
@@ -16,9 +18,10 @@ from bert_jax.cli import UserError
 def initialize(coordinator: str = "", num_processes: str = "", process_id: str = "") -> None:
     """Joins the processes of a run; does nothing for a run of one process.
 
-    Cloud TPU, Slurm (srun, a process a node), MPI and Kubernetes are recognised by JAX itself.
-    Elsewhere each process is told: `coordinator` is host:port of process 0, the same everywhere.
-    To be called before JAX touches a device.
+    Cloud TPU, Slurm (srun, a process a node or a GPU), Open MPI (a process a GPU) and Kubernetes
+    are recognised by JAX itself. Elsewhere each process is told, and takes all GPUs of its host:
+    `coordinator` is host:port of process 0, the same everywhere. To be called before JAX touches a
+    device.
 
     Raises:
       UserError: the three do not come together, or are no numbers.
@@ -35,14 +38,24 @@ def initialize(coordinator: str = "", num_processes: str = "", process_id: str =
                 f"--process_id={process_id}: expected all three, as in "
                 "--coordinator=10.0.0.1:8476 --num_processes=4 --process_id=0 (ids from 0)"
             )
-        jax.distributed.initialize(coordinator, count, index)
+        # Else JAX looks for a scheduler all the same, and takes one GPU a process of it.
+        jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate")
     else:
+        _take_all_gpus_of_a_slurm_node()
         try:
             jax.distributed.initialize()
         except ValueError:  # no cluster was recognised: this process is the whole run
             return
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)  # the first process speaks for all
+
+
+def _take_all_gpus_of_a_slurm_node() -> None:
+    """Of Slurm's tasks JAX gives each one GPU, by its number on the node: a single one gets all."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 1(x4), or 2,1
+    if gpus.isdecimal() and re.fullmatch(r"1(\(x\d+\))?", tasks):
+        os.environ.setdefault("JAX_LOCAL_DEVICE_IDS", ",".join(map(str, range(int(gpus)))))
 
 
 def is_first() -> bool:

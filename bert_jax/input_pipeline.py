@@ -310,24 +310,28 @@ class PretrainingData:
         """The given rows of the batch that starts with row `start`."""
         return _concatenated([self.read(start + r.start, start + r.stop) for r in rows])
 
-    def eval_batches(self, mesh: Mesh, limit: int) -> Iterator[dict[str, jax.Array]]:
+    def eval_batches(
+        self, mesh: Mesh, limit: int, num_parts: int = 1
+    ) -> Iterator[dict[str, jax.Array]]:
         """The split in order, once, with fixed masks; the last batch is filled with zero weights.
 
         Args:
           limit: at most so many batches; 0 takes all.
+          num_parts: each batch comes in so many parts, one after the other.
         """
-        count = -(-self.num_examples // self._batch_size)
-        for index in range(min(count, limit) if limit else count):
-            start = index * self._batch_size
+        part_size = self._batch_size // num_parts
+        count = -(-self.num_examples // part_size)
+        for index in range(min(count, limit * num_parts) if limit else count):
+            start = index * part_size
             parts = []
-            for rows in local_rows(mesh, self._batch_size):
+            for rows in local_rows(mesh, part_size):
                 stop = min(start + rows.stop, self.num_examples)
                 kept = max(stop - start - rows.start, 0)
                 part = self.read(stop - kept, stop) if kept else self.read(0, 1)
                 part = {k: _padded(v[:kept], rows.stop - rows.start) for k, v in part.items()}
                 part["next_sentence_labels"][kept:] = -1
                 parts.append(part)
-            yield to_devices(_concatenated(parts), mesh, self._batch_size)
+            yield to_devices(_concatenated(parts), mesh, part_size)
 
     def origin(self, start: int, stop: int) -> dict[str, Any]:
         """Where rows [start, stop) of the endless stream lie, for people to look at them.
@@ -512,6 +516,16 @@ def open_eval_data(config: ml_collections.ConfigDict) -> dict[str, PretrainingDa
     for directory in filter(None, config.extra_eval_data_dirs.split(",")):
         directories[f"eval_{epath.Path(directory).name}_"] = directory
     return {prefix: open_data(d, "validation", config) for prefix, d in directories.items()}
+
+
+def check_has_pairs(data: PretrainingData) -> None:
+    """Raises UserError if held-out data, by which the best parameters are chosen, has no pairs."""
+    if not data.has_next_sentence_labels:
+        raise UserError(
+            f"{data.data_dir} has no sentence pairs to evaluate the next-sentence loss with, which "
+            "the training data has: give --config.eval_data_dir=DATA_DIR of pairs; text without "
+            "them may go to --config.extra_eval_data_dirs"
+        )
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -60,6 +61,7 @@ class _Run:
         self.model = train.make_model(config)
         self.phases = phases.resolve(config)
         check_guard(config.guard)
+        check_intervals(config)
         # All phases' data, so that the second does not fail after a week of the first.
         self.data = [
             input_pipeline.open_data(phase.config.data_dir, "train", phase.config)
@@ -69,8 +71,10 @@ class _Run:
             input_pipeline.open_eval_data(phase.config) if config.eval_every else {}
             for phase in self.phases
         ]
-        for phase in self.phases:
+        for phase, data, eval_data in zip(self.phases, self.data, self.eval_data, strict=True):
             input_pipeline.check_batch(phase.config, self.mesh)
+            if eval_data and data.has_next_sentence_labels:
+                input_pipeline.check_has_pairs(eval_data["eval_"])
         for number, phase in enumerate(self.phases):
             if number and not config.phases[number].get("data_dir") and distributed.is_first():
                 logging.warning(
@@ -155,7 +159,7 @@ class _Run:
             data.tokenizer.mask_id,
             data.token_ranks_V,
         )
-        eval_step = train.make_eval_step(objective, self.mesh)
+        eval_step = train.ByShape(train.make_eval_step(objective, self.mesh))
         flops = hardware.training_flops(
             self.model.config,
             data.max_seq_length,
@@ -177,7 +181,7 @@ class _Run:
             for batch in self.telemetry.waited(batches):
                 if compiled is None:
                     with self.telemetry.pause():
-                        compiled = self.compile(train_step, batch)
+                        compiled = self.compile(number, train_step, eval_step, batch)
                 self.profiler.before(self.step + 1)
                 self.state, step_metrics = compiled(self.state, batch, *train_step.constants)
                 self.step += 1
@@ -200,6 +204,7 @@ class _Run:
                         self.evaluate(eval_step, number, objective.losses)
                 if saving:
                     with self.telemetry.pause():
+                        self.writer.flush()
                         self.store.save(self.step, self.state)
                 if stopping and not is_last:
                     raise Interrupted(
@@ -209,21 +214,36 @@ class _Run:
         if pending:
             self.report(*pending, phase, data, flops)
 
-    def compile(self, train_step: train.OnMesh, batch: train.Batch) -> jax.stages.Compiled:
-        """The compiled step; raises UserError if it does not fit into the devices' memory."""
+    def compile(
+        self, number: int, train_step: train.OnMesh, eval_step: train.ByShape, batch: train.Batch
+    ) -> jax.stages.Compiled:
+        """The compiled step of a phase; `eval_step` is compiled for the phase's held-out sets.
+
+        Raises:
+          UserError: one of them does not fit into the devices' memory.
+        """
         before = time.monotonic()
+        eval_batches = (
+            next(self.eval_batches(number, data)) for data in self.eval_data[number].values()
+        )
+        one_of_each = {train.ByShape.key(batch): batch for batch in eval_batches}
         advice = (
             "take a smaller config.batch_size or more config.accumulate_steps, set "
             "config.model.remat=dots (or full), or split the parameters with config.mesh.fsdp"
         )
         try:
             compiled = train_step.lower(self.state, batch).compile()
+            train.compile_together(
+                [(eval_step, (self.state.params, batch)) for batch in one_of_each.values()]
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             cause = str(error).strip().splitlines()[0]
             raise UserError(f"the step does not fit into memory ({cause}): {advice}") from None
-        needed = _bytes_needed(compiled)
+        moments = _bytes_held(self.state.opt_state)  # lie there while the parameters are evaluated
+        evaluating = [_bytes_needed(program) + moments for program in eval_step.programs.values()]
+        needed = max([_bytes_needed(compiled), *evaluating])
         available = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         if available and needed > available:
             raise UserError(
@@ -269,11 +289,16 @@ class _Run:
             shown = {name: self.last[name] for name in names if name in self.last}
             self.progress.update(step, shown | {"sequences/s": speed["sequences_per_second"]})
 
-    def evaluate(self, eval_step: train.OnMesh, number: int, losses: tuple[str, ...]) -> None:
+    def eval_batches(self, number: int, data: PretrainingData) -> Iterator[train.Batch]:
+        """Batches as large as the parts that a step works off: what fits there fits here."""
+        parts = self.phases[number].config.accumulate_steps
+        return data.eval_batches(self.mesh, self.config.eval_batches, parts)
+
+    def evaluate(self, eval_step: train.ByShape, number: int, losses: tuple[str, ...]) -> None:
         """Evaluates on the phase's held-out sets; keeps the parameters if its best so far."""
         self.last = {}
         for prefix, data in self.eval_data[number].items():
-            batches = data.eval_batches(self.mesh, self.config.eval_batches)
+            batches = self.eval_batches(number, data)
             results = train.evaluate(eval_step, self.state.params, batches, losses)
             self.last |= {f"{prefix}{name}": value for name, value in results.items()}
         self.writer.write(self.step, self.last)
@@ -296,6 +321,21 @@ def _bytes_needed(compiled: jax.stages.Compiled) -> int:
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
+
+
+def _bytes_held(tree: Any) -> int:
+    """Memory of a device that arrays take."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+
+def check_intervals(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for numbers of steps that are none."""
+    for field, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
+        if config[field] < least:
+            raise UserError(
+                f"config.{field}={config[field]}, expected at least {least}"
+                + (" (0 turns evaluation off)" if field == "eval_every" else "")
+            )
 
 
 def check_guard(guard: ml_collections.ConfigDict) -> None:

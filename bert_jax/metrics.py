@@ -22,11 +22,15 @@ from bert_jax import distributed
 from bert_jax.cli import UserError, run
 
 METRICS_FILE = "metrics.jsonl"
+UPLOAD_SECONDS = 30
 STARTS_FILE = "starts.jsonl"  # one object a start of the run: when, from which step, on what
 
 
 class MetricWriter:
     """Appends one JSON object a line to WORKDIR/metrics.jsonl, TensorBoard events, and W&B.
+
+    On gs://, where a file can only be written anew as a whole, lines go out at most every
+    UPLOAD_SECONDS, and with `flush`.
 
     TensorBoard events are written when the extra `tensorboard` is installed, Weights & Biases when
     a project is given. Opened on a step, it first drops lines of later steps: a resumed run
@@ -52,6 +56,8 @@ class MetricWriter:
         if not self._writes:
             return
         self._path = epath.Path(workdir) / METRICS_FILE
+        self._is_remote = str(self._path).startswith("gs://")
+        self._uploaded = time.monotonic()
         kept = [line for line in read(workdir) if line["step"] <= step]
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         partial = self._path.with_name(METRICS_FILE + ".partial")
@@ -70,9 +76,10 @@ class MetricWriter:
             return
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         line = json.dumps({"step": step, **finite}) + "\n"
-        if str(self._path).startswith("gs://"):  # object stores can't append
+        if self._is_remote:
             self._text += line
-            self._path.write_text(self._text)
+            if time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+                self.flush()
         else:
             with self._path.open("a") as file:
                 file.write(line)
@@ -82,7 +89,14 @@ class MetricWriter:
         if self._wandb:
             self._wandb.log(dict(metrics), step=step)
 
+    def flush(self) -> None:
+        """Uploads what is waiting; to be called before a checkpoint, which these lines lead to."""
+        if self._writes and self._is_remote:
+            self._path.write_text(self._text)
+            self._uploaded = time.monotonic()
+
     def close(self) -> None:
+        self.flush()
         if self._events:
             self._events.close()
         if self._wandb:

@@ -71,10 +71,15 @@ def make_mesh(
 def device_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """`devices` as an array of shape (data, fsdp, tensor), neighbours of the network together.
 
+    The data axis spans TPU slices, or nodes of GPUs, each of which JAX calls a slice too. Where it
+    does not divide among the nodes, the GPUs are taken one after the other.
+
     Raises:
-      UserError: `data` does not divide among the slices.
+      UserError: `data` does not divide among the TPU slices.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices and devices[0].platform == "gpu":
+        slices = 1
     if shape[0] % slices:
         raise UserError(
             f"mesh data={shape[0]} does not divide among the {slices} slices: only the data axis "

@@ -442,7 +442,10 @@ def make_eval_step(objective: Objective, mesh: Mesh) -> OnMesh:
 
 
 def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, ...]) -> dict:
-    """Metrics over all of `batches` as Python floats, `loss` included."""
+    """Metrics over all of `batches` as Python floats, `loss` included.
+
+    A metric without anything to count, such as that of pairs in text without them, is left out.
+    """
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
     for batch in batches:
@@ -450,7 +453,7 @@ def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, 
             for name, value in jax.device_get(part).items():
                 total[name] = total.get(name, 0.0) + float(value)
     means = {name: sums[name] / weights[name] for name in sums if weights[name]}
-    result = {"loss": sum(means[name] for name in losses), **means}
+    result = {"loss": sum(means[name] for name in losses if name in means), **means}
     if "mlm_loss" in means:
         result["mlm_perplexity"] = math.exp(min(means["mlm_loss"], 100.0))
     return result

@@ -43,11 +43,6 @@ run() {
   # A process that was killed leaves its lock, and the next one hears that the TPU is in use.
   local lock=${LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
   if [[ -e $lock ]] && ! fuser -s "$lock" 2>/dev/null; then rm -f "$lock" || true; fi
-  # Under Slurm JAX gives a process one GPU; here a node has one process.
-  if [[ ${SLURM_GPUS_ON_NODE:-} && ! ${JAX_LOCAL_DEVICE_IDS:-} ]]; then
-    JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
-    export JAX_LOCAL_DEVICE_IDS
-  fi
   if [[ ${COORDINATOR:-} ]]; then
     set -- "$@" --coordinator="$COORDINATOR" --num_processes="$NUM_PROCESSES" \
       --process_id="$PROCESS_ID"

@@ -49,7 +49,10 @@ def make_examples(count: int, seed: int, shortest: int) -> np.ndarray:
 
 
 def make_data_dir(
-    directory: pathlib.Path, shards: dict[str, list[int]], shortest: int = LENGTH // 2
+    directory: pathlib.Path,
+    shards: dict[str, list[int]],
+    shortest: int = LENGTH // 2,
+    objective: str = "nsp",
 ) -> pathlib.Path:
     """Writes a DATA_DIR of examples of `shortest` (at least 8) to LENGTH tokens.
 
@@ -66,6 +69,8 @@ def make_data_dir(
             name = records.shard_name(split, i, len(counts))
             examples = make_examples(count, 1000 * len(split) + i, shortest)
             lengths.append(examples["num_tokens"])
+            if objective == "full_sentences":
+                examples["next_sentence_label"] = records.NO_NEXT_SENTENCE_LABEL
             writer = array_record_module.ArrayRecordWriter(str(directory / name), "group_size:1")
             for start in range(0, count, records.EXAMPLES_PER_RECORD):
                 writer.write(examples[start : start + records.EXAMPLES_PER_RECORD].tobytes())
@@ -75,7 +80,7 @@ def make_data_dir(
         statistics[split] = {"example_tokens": int(np.concatenate(lengths).sum())}
     arguments = {
         "masking": "static",
-        "objective": "nsp",
+        "objective": objective,
         "max_seq_length": LENGTH,
         "max_predictions_per_seq": PREDICTIONS,
         "masked_lm_prob": PROBABILITY,

@@ -1,9 +1,11 @@
 """Several processes as one run: the same losses, one stop, and other counts on going on."""
 
 import json
+import os
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from two_processes import finish, start
@@ -79,3 +81,27 @@ def test_incomplete_coordinates_are_refused():
     for given in (("host:1", "", ""), ("", "2", "0"), ("host", "2", "0"), ("host:1", "2", "2")):
         with pytest.raises(UserError, match="expected all three"):
             distributed.initialize(*given)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"), [("1", "0,1,2,3"), ("1(x2)", "0,1,2,3"), ("4(x2)", None), ("1,4", None)]
+)
+def test_the_only_process_of_a_slurm_node_takes_all_its_gpus(tasks, expected, monkeypatch):
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "")  # set first, so that it is restored
+    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    seen = []
+
+    def initialize(*arguments, **options):
+        seen.append((os.environ.get("JAX_LOCAL_DEVICE_IDS"), options))
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    distributed.initialize()
+    assert seen == [(expected, {})]
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2")  # one's own choice
+    distributed.initialize()
+    assert seen[1] == ("2", {})
+    # Told who is who, JAX does not ask Slurm, which would give a process one GPU.
+    distributed.initialize("host:1", "2", "0")
+    assert seen[2] == ("2", {"cluster_detection_method": "deactivate"})

@@ -1,12 +1,10 @@
 """The loader: which examples a step gets, and that it is a function of the step alone."""
 
-import json
-
 import numpy as np
 import pytest
 from small_run import LENGTH, PREDICTIONS, make_data_dir
 
-from bert_jax import input_pipeline, records, sharding
+from bert_jax import input_pipeline, sharding
 from bert_jax.cli import UserError
 
 
@@ -113,14 +111,21 @@ def test_evaluation_reads_the_split_once_with_empty_rows_at_the_end(config, mesh
     real = [row for b in batches for row in examples_of(b)][:45]
     assert sorted(real) == sorted(examples_of(data.read(0, 45)))
     assert len(list(data.eval_batches(mesh, 2))) == 2
+    # In parts, as a step that accumulates works it off.
+    parts = list(data.eval_batches(mesh, 2, num_parts=4))
+    assert [len(part["input_ids"]) for part in parts] == [4] * 8
+    for name in batches[0]:
+        np.testing.assert_array_equal(
+            np.concatenate([part[name] for part in parts]),
+            np.concatenate([batch[name] for batch in batches[:2]]),
+        )
 
 
 def test_objective_without_pairs_has_no_labels(tmp_path, config):
-    make_data_dir(tmp_path, {"train": [64]})
-    manifest = json.loads((tmp_path / records.MANIFEST).read_text())
-    manifest["arguments"]["objective"] = "full_sentences"
-    (tmp_path / records.MANIFEST).write_text(json.dumps(manifest))
-    assert not input_pipeline.open_data(str(tmp_path), "train", config).has_next_sentence_labels
+    make_data_dir(tmp_path, {"train": [64]}, objective="full_sentences")
+    data = input_pipeline.open_data(str(tmp_path), "train", config)
+    assert not data.has_next_sentence_labels
+    assert (data.read(0, 64)["next_sentence_labels"] == -1).all()
 
 
 def test_misfits_are_named(config, tmp_path):

@@ -273,6 +273,48 @@ def test_step_that_does_not_fit_into_memory_is_refused(config, tmp_path, monkeyp
         loop.train_and_evaluate(config, tmp_path)
 
 
+def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_path, monkeypatch):
+    needed = iter([2**20, 2**33])  # the step's, the evaluation's
+    monkeypatch.setattr(loop, "_bytes_needed", lambda compiled: next(needed))
+    monkeypatch.setattr(loop, "_bytes_held", lambda moments: 2**33)
+    small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 15 * 2**30})
+    monkeypatch.setattr(jax, "local_devices", lambda: [small])
+    with pytest.raises(UserError, match=r"needs 16\.0 GiB a device, which has 15\.0"):
+        loop.train_and_evaluate(config, tmp_path)
+    assert not metrics.read(tmp_path)
+
+
+def test_evaluation_goes_in_the_parts_that_a_step_works_off(config, tmp_path):
+    config.update(num_steps=2, eval_every=2)
+    whole = loop.train_and_evaluate(config, tmp_path / "whole")
+    config.accumulate_steps = 4
+    parts = loop.train_and_evaluate(config, tmp_path / "parts")
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_held_out_text_without_pairs(config, tmp_path):
+    plain = tmp_path / "plain"
+    make_data_dir(plain, {"validation": [40]}, objective="full_sentences")
+    config.update(num_steps=2, eval_every=2, extra_eval_data_dirs=str(plain))
+    last = loop.train_and_evaluate(config, tmp_path / "run")
+    assert last["eval_loss"] == pytest.approx(last["eval_mlm_loss"] + last["eval_nsp_loss"])
+    assert last["eval_plain_loss"] == last["eval_plain_mlm_loss"]
+    assert "eval_plain_nsp_loss" not in last
+    # The best parameters are not chosen by half of the loss.
+    config.eval_data_dir = str(plain)
+    with pytest.raises(UserError, match=r"plain has no sentence pairs to evaluate"):
+        loop.train_and_evaluate(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("field", ["log_every", "checkpoint_every"])
+def test_intervals_of_no_steps_are_refused(field, config, tmp_path):
+    config[field] = 0
+    with pytest.raises(UserError, match=rf"config\.{field}=0, expected at least 1"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_profile_and_wandb_get_what_they_should(config, tmp_path, monkeypatch):
     calls = []
     run = types.SimpleNamespace(

@@ -38,6 +38,22 @@ def test_going_on_drops_what_will_be_computed_anew(tmp_path):
     assert [line["loss"] for line in metrics.read(tmp_path)] == [1, 2, 30]
 
 
+def test_remote_lines_go_out_now_and_then(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    writer = metrics.MetricWriter(tmp_path)
+    writer._is_remote = True  # as on gs://
+    for step, seconds, uploaded in ((1, 1, 0), (2, 29, 0), (3, 31, 3), (4, 32, 3)):
+        now[0] = seconds
+        writer.write(step, {"loss": 1.0})
+        assert len(metrics.read(tmp_path)) == uploaded
+    writer.flush()
+    assert len(metrics.read(tmp_path)) == 4
+    writer.write(5, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
 def test_tensorboard_events_are_written(tmp_path):
     writer = metrics.MetricWriter(tmp_path)
     writer.write(1, {"loss": 2.5})

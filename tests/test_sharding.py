@@ -86,7 +86,7 @@ def test_mesh_that_does_not_fit_is_refused(axes):
 class FakeTpu:
     """A device of a TPU slice, as far as laying out a mesh looks at it."""
 
-    platform = "cpu"  # no ICI coordinates to order by
+    platform = "cpu"  # no ICI coordinates to order by: "tpu" would want some
     device_kind = "fake"
 
     def __init__(self, number, slice_index):
@@ -104,3 +104,18 @@ def test_data_axis_spans_slices_and_the_others_stay_inside():
     assert slices == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
     with pytest.raises(UserError, match="data=1 does not divide among the 2 slices"):
         sharding.device_grid([1, 4, 4], devices)
+
+
+class FakeGpu(FakeTpu):
+    platform = "gpu"
+
+
+def test_gpu_nodes_share_the_data_axis_where_it_divides():
+    devices = [FakeGpu(i, slice_index=i // 8) for i in range(16)]
+    grid = sharding.device_grid([4, 2, 2], devices)
+    nodes = [[device.slice_index for device in row.flat] for row in grid]
+    assert nodes == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+    grid = sharding.device_grid([1, 16, 1], devices)
+    assert [device.id for device in grid.flat] == list(range(16))
+    one_a_node = [FakeGpu(i, slice_index=i) for i in range(8)]
+    assert sharding.device_grid([1, 8, 1], one_a_node).shape == (1, 8, 1)
