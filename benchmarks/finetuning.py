@@ -39,8 +39,9 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from benchmarks import peers
-from bert_jax import finetune, host_memory, question_answering
+from bert_jax import finetune_loop, host_memory, question_answering
 from bert_jax.cli import UserError, run
+from bert_jax.finetune_inputs import Inputs, Split, make_split, read_inputs
 from configs.finetune import ag_news, conll2003, rte, squad, sst2, text_classification
 
 SIDES = ("bert_jax", "transformers")
@@ -85,29 +86,25 @@ def make_config(name: str, options: argparse.Namespace):
     return config
 
 
-def limited(inputs: finetune.Inputs, max_train: int, max_validation: int) -> finetune.Inputs:
+def limited(inputs: Inputs, config, max_train: int, max_validation: int) -> Inputs:
     """A random sample of the examples, the same in every run; 0: all of them."""
 
-    def sample(examples: list[Any], most: int) -> list[Any]:
-        if not most or most >= len(examples):
-            return examples
-        chosen = np.random.default_rng(0).permutation(len(examples))[:most]
-        return [examples[i] for i in sorted(chosen)]
+    def sample(split: Split, most: int) -> Split:
+        if not most or most >= len(split.examples):
+            return split
+        chosen = np.random.default_rng(0).permutation(len(split.examples))[:most]
+        return make_split(inputs.task, [split.examples[i] for i in sorted(chosen)], config)
 
-    train = sample(inputs.train_examples, max_train)
-    validation = sample(inputs.validation_examples, max_validation)
     return dataclasses.replace(
         inputs,
-        train_examples=train,
-        validation_examples=validation,
-        features=inputs.task.features(train),
-        validation_features=inputs.task.features(validation),
+        train=sample(inputs.train, max_train),
+        validation=sample(inputs.validation, max_validation),
     )
 
 
-def train_here(config, model: str, inputs: finetune.Inputs, directory: pathlib.Path):
+def train_here(config, model: str, inputs: Inputs, directory: pathlib.Path):
     """(objects of predictions.jsonl, seconds)."""
-    results = finetune.finetune(config, model, directory, inputs)
+    results = finetune_loop.finetune(config, model, directory, inputs)
     lines = (directory / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], results["seconds"]
 
@@ -136,12 +133,12 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.Path):
+def train_there(config, model: str, inputs: Inputs, directory: pathlib.Path):
     """(objects as ours, seconds) of transformers' Trainer with the same settings."""
     settings, task = config.optimizer, inputs.task
     transformers.set_seed(config.seed)  # of the fresh head
     labels = {"num_labels": len(task.labels)} if task.labels else {}
-    steps = -(-len(inputs.features) // config.batch_size) * config.num_epochs
+    steps = -(-len(inputs.train.features) // config.batch_size) * config.num_epochs
     arguments = transformers.TrainingArguments(
         output_dir=str(directory),
         seed=config.seed,
@@ -167,8 +164,8 @@ def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.
         dataloader_pin_memory=jax.default_backend() != "cpu",
     )
     rows, validation_rows = (
-        [torch_row(feature.arrays, config.task) for feature in features]
-        for features in (inputs.features, inputs.validation_features)
+        [torch_row(arrays, config.task) for arrays in split.arrays]
+        for split in (inputs.train, inputs.validation)
     )
     trainer = transformers.Trainer(
         model=MODELS[config.task].from_pretrained(model, **labels),
@@ -190,8 +187,7 @@ def train_there(config, model: str, inputs: finetune.Inputs, directory: pathlib.
         outputs = [
             x[: len(row["input_ids"])] for x, row in zip(outputs, validation_rows, strict=True)
         ]
-    features, examples = inputs.validation_features, inputs.validation_examples
-    _, lines = task.evaluate(examples, features, outputs)
+    _, lines = task.evaluate(inputs.validation.examples, inputs.validation.features, outputs)
     return lines, seconds
 
 
@@ -273,7 +269,8 @@ def run_one(name: str, side: str, seed: int, path: pathlib.Path, options: argpar
     config = make_config(name, options)
     config.seed = seed
     inputs = limited(
-        finetune.read_inputs(config, options.model),
+        read_inputs(config, options.model),
+        config,
         options.max_train_examples,
         options.max_validation_examples,
     )
@@ -287,7 +284,7 @@ def run_one(name: str, side: str, seed: int, path: pathlib.Path, options: argpar
         "task": name,
         "side": side,
         "seed": seed,
-        "examples": [len(inputs.train_examples), len(inputs.validation_examples)],
+        "examples": [len(inputs.train.examples), len(inputs.validation.examples)],
         "quality": quality(config.task, lines),
         "seconds": seconds,
         "settings": settings_of(config, options),

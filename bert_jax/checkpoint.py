@@ -37,6 +37,7 @@ BEST_FILE = "best.json"
 CHECKSUMS = "checksums.json"
 ORBAX_NOTE = "_CHECKPOINT_METADATA"
 LOCK_FILE = ".lock"
+RESULTS_FILE = "results.json"  # of a finished fine-tuning
 TOKENIZER = "tokenizer"
 # Fields that the numbers of a run depend on and that must not change under it: model sizes, what
 # a step draws from the data. Lengths, intervals, mesh and learning rate may change.
@@ -121,6 +122,17 @@ def _steps(directory: epath.Path) -> list[int]:
     """The steps of the finished checkpoints in `directory`, ascending."""
     names = [p.name for p in directory.iterdir()] if directory.exists() else []
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def steps(workdir: epath.PathLike) -> list[int]:
+    """The steps of the checkpoints in WORKDIR, ascending."""
+    return _steps(epath.Path(workdir) / CHECKPOINTS)
+
+
+def _selected(workdir: epath.Path) -> int | None:
+    """The step that a finished fine-tuning selected; None if there is none."""
+    path = workdir / RESULTS_FILE
+    return json.loads(path.read_text()).get("step") if path.exists() else None
 
 
 def _sha256(path: epath.Path) -> str:
@@ -423,9 +435,10 @@ class Loaded:
 
 
 def load(path: epath.PathLike) -> Loaded:
-    """Loads the parameters of WORKDIR (its last checkpoint), WORKDIR/checkpoints/STEP or /best.
+    """Loads the parameters of WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best.
 
-    A damaged last checkpoint is passed over for the one before, with a warning.
+    Of WORKDIR it is the checkpoint that a finished fine-tuning selected, else the last one; a
+    damaged last checkpoint is passed over for the one before, with a warning.
 
     Raises:
       UserError: no such workdir, no such checkpoint in it, or none that is whole.
@@ -437,13 +450,15 @@ def load(path: epath.PathLike) -> Loaded:
     elif path.parent.name in (CHECKPOINTS, BEST) and re.fullmatch(r"\d+", path.name):
         workdir, directory, wanted = path.parent.parent, path.parent, int(path.name)
     config = read_config(workdir)
-    steps = _steps(directory)
-    if not steps or (wanted is not None and wanted not in steps):
+    saved = _steps(directory)
+    if not saved or (wanted is not None and wanted not in saved):
         raise UserError(
             f"{path} is not a checkpoint: {directory} holds "
-            f"{'the steps ' + ', '.join(map(str, steps)) if steps else 'none (yet)'}"
+            f"{'the steps ' + ', '.join(map(str, saved)) if saved else 'none (yet)'}"
         )
-    for step in reversed(steps) if wanted is None else [wanted]:
+    if path == workdir and _selected(workdir) in saved:
+        wanted = _selected(workdir)
+    for step in reversed(saved) if wanted is None else [wanted]:
         reason = _damage(directory / str(step), item="params")
         if not reason:
             break

@@ -27,10 +27,16 @@ from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
 # What a checkpoint was trained for -> the transformers class that computes it.
 ARCHITECTURES = {
     "text_regression": "BertForSequenceClassification",
+    "multi_label_classification": "BertForSequenceClassification",
     "text_classification": "BertForSequenceClassification",
     "token_classification": "BertForTokenClassification",
     "question_answering": "BertForQuestionAnswering",
     "multiple_choice": "BertForMultipleChoice",
+}
+# Tasks of one class -> the problem_type by which transformers tells them apart.
+PROBLEM_TYPES = {
+    "text_regression": "regression",
+    "multi_label_classification": "multi_label_classification",
 }
 
 _ACTIVATION_ALIASES = {"gelu_new": "gelu_pytorch_tanh"}  # one formula, two names
@@ -82,8 +88,8 @@ def config_json(
         **{name: value for name, value in dataclasses.asdict(model).items() if name in shared},
         _MARK: f"bert_jax {__version__}",
     }
-    if task == "text_regression":
-        config["problem_type"] = "regression"
+    if task in PROBLEM_TYPES:
+        config["problem_type"] = PROBLEM_TYPES[task]
     if labels:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
@@ -127,8 +133,10 @@ def read_config(directory: epath.Path) -> Description:
     tasks = {name: task for task, name in ARCHITECTURES.items()}
     names = config.get("id2label") or {}
     task = tasks.get(architecture, "pretraining")
-    if task == "text_classification" and config.get("problem_type") == "regression":
-        task = "text_regression"
+    if task == "text_classification":
+        # One output without a problem_type is a score, as in transformers.
+        kind = config.get("problem_type") or ("regression" if len(names) == 1 else None)
+        task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind, task)
     return Description(
         architecture=architecture,
         model=BertConfig(**sizes),

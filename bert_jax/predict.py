@@ -80,14 +80,14 @@ class Predictor:
         import jax
         import ml_collections
 
-        from bert_jax import finetune, tasks
+        from bert_jax import finetune_inputs, tasks
         from bert_jax.models import heads
         from bert_jax.models.bert import BertConfig, BertModel
 
         path = epath.Path(model)
         if (path / "hf" / "config.json").exists():  # the selected epoch of a fine-tuning
             path = path / "hf"
-        self.loaded = finetune.load_init(path)
+        self.loaded = finetune_inputs.load_init(path)
         task = self.loaded.config.get("task", "pretraining")  # pretraining configs have none
         params = self.loaded.params
         if command in HEADS and task not in HEADS[command]:
@@ -322,6 +322,27 @@ def predictions(
         yield from zip(chunk, functions[command](predictor, chunk), strict=True)
 
 
+def check_output(output: str) -> None:
+    """Makes the directory of a file to be written.
+
+    Raises:
+      UserError: it cannot be written; before anything is computed.
+    """
+    path = epath.Path(output)
+    if path.is_dir():
+        raise UserError(f"--output={output} is a directory, expected a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written ({error})") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bert_jax.predict",
@@ -347,15 +368,19 @@ def _parser() -> argparse.ArgumentParser:
             "--output", default="-", help=f"a file{kinds}; - is standard output (default)"
         )
         command.add_argument("--jsonl", action="store_true", help="lines are JSON objects")
-        command.add_argument("--batch_size", type=int, default=32)
+        command.add_argument("--batch_size", type=_positive, default=32)
         command.add_argument(
-            "--max_seq_length", type=int, default=0, help="cut longer texts; 0: all the model takes"
+            "--max_seq_length",
+            type=_positive,
+            help="cut longer texts; default: all the model takes",
         )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
         if name in ("answer", "fill-mask"):
-            command.add_argument("--top_k", type=int, default=5, help="alternatives listed")
+            command.add_argument("--top_k", type=_positive, default=5, help="alternatives listed")
         if name == "answer":
-            command.add_argument("--max_answer_length", type=int, default=30, help="in tokens")
+            command.add_argument(
+                "--max_answer_length", type=_positive, default=30, help="in tokens"
+            )
             command.add_argument(
                 "--null_threshold",
                 type=float,
@@ -375,6 +400,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
+    if arguments.output != "-":
+        check_output(arguments.output)
     if arguments.command == "embed":
         vectors.check(arguments.output)
     if arguments.input == "-":

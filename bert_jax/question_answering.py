@@ -141,16 +141,19 @@ class QuestionAnswering:
     ) -> list[dict[str, Any]]:
         """The prediction and the n-best list of every question."""
         config = self._config
-        spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
+        # Of a span that overlapping windows see, the one that scores it highest counts.
+        spans: list[dict[tuple[int, int], float]] = [{} for _ in examples]
         null_scores = np.full(len(examples), np.inf)
         for feature, logits_L2 in zip(features, outputs, strict=True):
             window = feature.origin
-            spans[feature.example] += best_spans(
+            found = spans[feature.example]
+            for score, start, end in best_spans(
                 logits_L2[window.first : window.first + len(window.offsets)],
                 window.offsets,
                 config.n_best,
                 config.max_answer_length,
-            )
+            ):
+                found[start, end] = max(score, found.get((start, end), -np.inf))
             # The window that sees an answer best decides whether there is none.
             null = float(logits_L2[0].sum())
             null_scores[feature.example] = min(null_scores[feature.example], null)
@@ -158,7 +161,9 @@ class QuestionAnswering:
         for example, found, null in zip(examples, spans, null_scores, strict=True):
             answers = [
                 {"text": example.context[start:end], "start": start, "end": end, "score": score}
-                for score, start, end in heapq.nlargest(config.n_best, set(found))
+                for (start, end), score in heapq.nlargest(
+                    config.n_best, found.items(), key=lambda item: item[::-1]
+                )
             ]
             if self.may_have_none:
                 margin = null - (answers[0]["score"] if answers else -np.inf)
@@ -249,10 +254,16 @@ def read_squad(source: str) -> list[Question]:
     """
     if tables.is_data_set(source):
         data, _ = tables.load(source)
-        rows = [
-            (str(row["id"]), row["question"], row["context"], _columns_answers(row["answers"]))
-            for row in data
-        ]
+        try:
+            rows = [
+                (str(row["id"]), row["question"], row["context"], _columns_answers(row["answers"]))
+                for row in data
+            ]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{source} has not SQuAD's columns id, question, context and answers (text, "
+                f"answer_start); missing {error}"
+            ) from None
     else:
         try:
             rows = list(_squad_rows(json.loads(tables.read_text(source))))

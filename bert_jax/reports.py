@@ -49,11 +49,12 @@ def confusion_matrix(truth: Sequence[str], guesses: Sequence[str], labels: Seque
 
 
 def scores_by_label(matrix_CC: np.ndarray, labels: Sequence[str]) -> list[Score]:
-    """The score of every label of a confusion matrix."""
+    """The score of every label of a confusion matrix that is labelled or predicted somewhere."""
     expected_C, found_C = matrix_CC.sum(1), matrix_CC.sum(0)
     return [
         score(label, int(matrix_CC[i, i]), int(expected_C[i]), int(found_C[i]))
         for i, label in enumerate(labels)
+        if expected_C[i] or found_C[i]
     ]
 
 

@@ -133,9 +133,10 @@ def sweep(
       the task's metric on the validation file.
 
     Raises:
-      UserError: as `finetune.finetune`, `run_configs` and `finished`; or `workdir` holds a run.
+      UserError: as `finetune_loop.finetune`, `run_configs` and `finished`; or `workdir` holds a
+        single run.
     """
-    from bert_jax import finetune, hf_format
+    from bert_jax import finetune_inputs, finetune_loop, hf_format
 
     workdir = epath.Path(workdir)
     configs = run_configs(config)
@@ -145,14 +146,14 @@ def sweep(
             "rates"
         )
     hf_format.check_replaceable(workdir / "hf")
-    inputs = finetune.read_inputs(config, init)
+    inputs = finetune_inputs.read_inputs(config, init)
     identity = inputs.identity(config)
     runs = []
     for number, (name, one) in enumerate(configs.items(), 1):
         expected = json.loads(inputs.resolved(one, init).to_json()) | {"identity": identity}
         results = finished(workdir / name, expected)
         print(f"run {number} of {len(configs)}: {name}{', finished before' if results else ''}")
-        results = results or finetune.finetune(one, init, workdir / name, inputs)
+        results = results or finetune_loop.finetune(one, init, workdir / name, inputs)
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
         runs.append(facts | results)
     summary = summarize(inputs.task.metric, runs)

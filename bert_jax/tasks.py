@@ -200,7 +200,7 @@ class TextClassification:
     def set_labels(self, examples: list[TextExample]) -> None:
         found = {example.label for example in examples}
         if self._names:
-            self.labels = tuple(self._names.values())
+            self.labels = tuple(dict.fromkeys(self._names.values()))
         elif all(_is_int(label) for label in found):
             self.labels = tuple(sorted(found, key=int))
         else:
@@ -326,8 +326,10 @@ class TextRegression:
 def parse_labels(text: str) -> dict[str, str]:
     """'0=negative,1=positive' -> {'0': 'negative', '1': 'positive'}; 'a,b' -> {'a': 'a', 'b': 'b'}.
 
+    Several labels of the data may be given one name: '1=bad,2=bad,3=good'.
+
     Raises:
-      UserError: a label named twice.
+      UserError: a label of the data that is there twice.
     """
     names: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):

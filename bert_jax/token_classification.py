@@ -6,6 +6,7 @@ model takes are worked off in several windows, so every word gets a prediction.
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class TokenClassification:
         else:
             self.metric = "accuracy"
         if self._names:
-            self.labels = tuple(self._names.values())
+            self.labels = tuple(dict.fromkeys(self._names.values()))
         else:
             self.labels = tuple(sorted(found, key=lambda x: (x != "O", x[2:], x)))
         if len(self.labels) < 2:
@@ -220,8 +221,8 @@ def _from_conll(source: str, tag_index: int):
     begin = 1
     # Only newlines end a line here: a word may hold other separators of Unicode.
     for number, line in enumerate([*tables.read_text(source).split("\n"), ""], 1):
-        columns = line.split()
-        if not columns or columns[0] == "-DOCSTART-":
+        columns = re.split(r"[ \t]+", line.strip(" \t\r"))
+        if columns[0] in ("", "-DOCSTART-"):
             if words:
                 yield TaggedSentence(f"{source}:{begin}", tuple(words), tuple(labels))
             words, labels, begin = [], [], number + 1

@@ -13,7 +13,7 @@ FORMATS = (".npy", ".parquet")
 
 
 def check(output: str) -> None:
-    """Raises UserError if `output` cannot be written here; before the vectors are computed."""
+    """Raises UserError if the package that writes this kind of file is not there."""
     if epath.Path(output).suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{output} needs pyarrow: pip install 'bert_jax[parquet]'")
 

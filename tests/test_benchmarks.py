@@ -10,7 +10,7 @@ import transformers
 from small_finetune import TOKENIZER, write_reviews
 
 from benchmarks import finetuning, input_pipeline, peers, step_time
-from bert_jax import convert, finetune, train
+from bert_jax import convert, finetune_inputs, train
 from bert_jax.cli import UserError
 
 
@@ -48,7 +48,7 @@ def test_finished_runs_are_stored_and_reused(benchmark, flags, tmp_path, monkeyp
             calls.append((name, config.seed))
             if len(calls) == 4:
                 raise KeyboardInterrupt
-            assert len(inputs.features) == 20 and len(inputs.validation_features) == 12
+            assert len(inputs.train.features) == 20 and len(inputs.validation.features) == 12
             lines = [{"label": "a", "prediction": "a"}] * (right + config.seed)
             lines += [{"label": "a", "prediction": "b"}] * (10 - right - config.seed)
             return lines, seconds + config.seed
@@ -88,7 +88,7 @@ def test_the_trainers_predictions_are_those_of_its_rows(benchmark, flags, tmp_pa
     config.batch_size = 8
     config.optimizer.learning_rate = 1e-2
     model = flags[0].removeprefix("--model=")
-    inputs = finetune.read_inputs(config, model)
+    inputs = finetune_inputs.read_inputs(config, model)
     lines, _ = benchmark.train_there(config, model, inputs, tmp_path / "trainer")
     assert benchmark.quality(config.task, lines)["accuracy"] > 0.9
 

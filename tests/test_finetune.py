@@ -11,7 +11,7 @@ import pytest
 from small_finetune import SIZES, TOKENIZER, reviews_config, write_reviews
 from small_run import run_command
 
-from bert_jax import batching, checkpoint, finetune, metrics, optimizer
+from bert_jax import batching, checkpoint, finetune, finetune_loop, metrics, optimizer
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
@@ -39,25 +39,27 @@ def interrupted_in_epoch(number):
 
 def test_goes_on_after_an_interruption(pretrained, config, tmp_path):
     config.select = "best"
-    finetune.finetune(config, pretrained, tmp_path / "whole")
+    finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     with interrupted_in_epoch(1):
-        finetune.finetune(config, pretrained, tmp_path / "run")
-    finetune.finetune(config, pretrained, tmp_path / "run")
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    finetune_loop.finetune(config, pretrained, tmp_path / "run")
     whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     # Run again when all is done, it evaluates and exports what is there.
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     scored = metrics.read(tmp_path / "run")
     best = max(line["eval_accuracy"] for line in scored if "eval_accuracy" in line)
     assert results["accuracy"] == best
-    # Other data is another run.
+    # From another model it is another run, and with other data.
+    with pytest.raises(UserError, match=r"model to start from is \w{8}… there, \w{8}… here"):
+        finetune_loop.finetune(config, tmp_path / "whole", tmp_path / "run")
     config.train_file = write_reviews(tmp_path / "other.csv", 600, 5)
     with pytest.raises(UserError, match="holds another run"):
-        finetune.finetune(config, pretrained, tmp_path / "run")
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
 
 
 def test_goes_on_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
-    finetune.finetune(config, pretrained, tmp_path / "whole")
+    finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     iterate = batching.iterate
 
     def interrupted(*arguments):
@@ -69,10 +71,10 @@ def test_goes_on_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
     config.checkpoint_every = 5
     monkeypatch.setattr(batching, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(config, pretrained, tmp_path / "run")
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
     monkeypatch.setattr(batching, "iterate", iterate)
     assert checkpoint.load(tmp_path / "run").step in (5, 10, 15)
-    finetune.finetune(config, pretrained, tmp_path / "run")
+    finetune_loop.finetune(config, pretrained, tmp_path / "run")
     whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
@@ -86,13 +88,13 @@ def test_validation_texts_may_be_longer_or_shorter_than_all_of_training(
         file.write("review,verdict\n" + "good film plot,yes\nbad film plot,no\n" * 16)
     with open(config.validation_file, "w") as file:
         file.write(f"review,verdict\n{text},yes\nbad,no\n")
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["examples"] == 32 and np.isfinite(results["loss"])
 
 
 def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
     config.select = "best"
-    alone = finetune.finetune(config, pretrained, tmp_path / "alone")
+    alone = finetune_loop.finetune(config, pretrained, tmp_path / "alone")
     flags = [
         "--config=configs/finetune/text_classification.py",
         f"--init={pretrained}",
@@ -120,13 +122,13 @@ def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
     config.num_epochs = 6
     config.early_stopping = 2
     config.optimizer.learning_rate = 1e-9  # nothing gets better
-    whole = finetune.finetune(config, pretrained, tmp_path / "whole")
+    whole = finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     assert whole["epoch"] == 3
-    assert len(finetune.evaluations(tmp_path / "whole", "accuracy")) == 3
+    assert len(finetune_loop.evaluations(tmp_path / "whole", "accuracy")) == 3
     with interrupted_in_epoch(2):
-        finetune.finetune(config, pretrained, tmp_path / "run")
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
     for _ in range(2):  # going on, and again when all is done
-        again = finetune.finetune(config, pretrained, tmp_path / "run")
+        again = finetune_loop.finetune(config, pretrained, tmp_path / "run")
         assert again["epoch"] == 3 and again["loss"] == whole["loss"]
     whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
@@ -145,14 +147,31 @@ def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
     ],
 )
 def test_has_stalled(scores, patience, stalled):
-    assert finetune.has_stalled(scores, patience) is stalled
+    assert finetune_loop.has_stalled(scores, patience) is stalled
+
+
+def test_the_selected_epoch_is_what_is_loaded(pretrained, config, tmp_path):
+    config.optimizer.learning_rate = 1e-9  # nothing gets better after the first epoch
+    config.select = "best"
+    best = finetune_loop.finetune(config, pretrained, tmp_path / "best")
+    assert best["epoch"] == 1
+    assert checkpoint.load(tmp_path / "best").step == best["step"]
+    config.select = "last"
+    last = finetune_loop.finetune(config, pretrained, tmp_path / "last")
+    assert last["epoch"] == 2
+    assert checkpoint.load(tmp_path / "last").step == last["step"] == 2 * best["step"]
+    # Its first epoch is gone.
+    config.select = "best"
+    with pytest.raises(UserError, match=rf"that ended at step {best['step']}: go on with 'last'"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "last")
+    assert json.loads((tmp_path / "last/config.json").read_text())["select"] == "last"
 
 
 def test_frozen_encoder(pretrained, config, tmp_path):
     config.num_epochs = config.log_every = 1
-    finetune.finetune(config, pretrained, tmp_path / "all")
+    finetune_loop.finetune(config, pretrained, tmp_path / "all")
     config.freeze_encoder = True
-    finetune.finetune(config, pretrained, tmp_path / "run")
+    finetune_loop.finetune(config, pretrained, tmp_path / "run")
     before, after = (checkpoint.load(path).params for path in (pretrained, tmp_path / "run"))
     for part in ("embeddings", "encoder"):
         jax.tree.map(np.testing.assert_array_equal, before["bert"][part], after["bert"][part])
@@ -163,11 +182,11 @@ def test_frozen_encoder(pretrained, config, tmp_path):
     assert 0 < steps[1]["gradient_norm"] < 0.9 * steps[0]["gradient_norm"]
     config.layer_lr_decay = 0.9
     with pytest.raises(UserError, match=r"leaves config\.layer_lr_decay=0\.9 nothing to act on"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     config.layer_lr_decay = 1.0
     config.optimizer.learning_rate_rules = (("encoder/layer_7/", 0.5),)
     with pytest.raises(UserError, match="'encoder/layer_7/' apply to no parameter"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -179,7 +198,7 @@ def test_layerwise_learning_rates(config):
     module = heads.BertForSequenceClassification(model, 2)
     ids = np.zeros((1, 8), np.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    rules = finetune.learning_rate_rules(config, 2)
+    rules = finetune_loop.learning_rate_rules(config, 2)
     factors = optimizer.values_of_rules(rules, params, 1.0)
     assert factors["classifier"] == {"kernel": 1.0, "bias": 0.25}
     assert set(jax.tree.leaves(factors["bert"]["pooler"])) == {1.0}
@@ -197,10 +216,10 @@ def test_class_weights_draw_towards_the_rare_class(pretrained, config, tmp_path)
         with open(config[name], "w") as file:
             file.write("\n".join(["review,verdict", *rows]) + "\n")
     config.num_epochs = 3
-    alike = finetune.finetune(config, pretrained, tmp_path / "alike")
+    alike = finetune_loop.finetune(config, pretrained, tmp_path / "alike")
     assert alike["accuracy"] == 0.9
     config.class_weights = "1,20"
-    weighted = finetune.finetune(config, pretrained, tmp_path / "weighted")
+    weighted = finetune_loop.finetune(config, pretrained, tmp_path / "weighted")
     assert weighted["accuracy"] == pytest.approx(0.1)
 
 
@@ -218,13 +237,17 @@ def test_class_weights_draw_towards_the_rare_class(pretrained, config, tmp_path)
         ("early_stopping", -1, r"config\.early_stopping=-1, expected at least 0"),
         ("layer_lr_decay", 0.0, r"config\.layer_lr_decay=0\.0, expected more than 0"),
         ("class_weights", "1,2,3", r"expected 'balanced', or 2 numbers .* \('no', 'yes'\)"),
+        ("length_buckets", 0, r"config\.length_buckets=0, expected at least 1"),
+        ("log_every", 0, r"config\.log_every=0, expected at least 1"),
+        ("optimizer.schedule", "cosin", r"optimizer\.schedule='cosin' is not one of"),
+        ("optimizer.warmup_fraction", 1.0, r"warmup_fraction=1\.0, expected at least 0 and less"),
         ("class_weights", "1,-1", r"config\.class_weights='1,-1': expected 'balanced'"),
     ],
 )
 def test_bad_settings(field, value, message, pretrained, config, tmp_path):
-    config[field] = value
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
-        finetune.finetune(config, pretrained, tmp_path / "run")
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -244,7 +267,7 @@ def test_bad_rows(file, row, message, pretrained, config, tmp_path):
     with open(config[file], "a") as stream:
         stream.write(row + "\n")
     with pytest.raises(UserError, match=message):
-        finetune.finetune(config, pretrained, tmp_path / "run")
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -258,10 +281,10 @@ def test_head_that_does_not_fit(pretrained, config, tmp_path):
     )
     checkpoint.save_params(tmp_path / "other", params, description, TOKENIZER, 0)
     with pytest.raises(UserError, match=r"a head for the labels .*'c'.*config\.new_head=True"):
-        finetune.finetune(config, tmp_path / "other", tmp_path / "run")
+        finetune_loop.finetune(config, tmp_path / "other", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config.new_head = True
-    assert finetune.finetune(config, tmp_path / "other", tmp_path / "run")["examples"] == 600
+    assert finetune_loop.finetune(config, tmp_path / "other", tmp_path / "run")["examples"] == 600
 
 
 def test_command_line(pretrained, config, tmp_path, capsys):

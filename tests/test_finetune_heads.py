@@ -11,7 +11,7 @@ import torch
 import transformers
 from small_finetune import WORDS, reviews_config, write_reviews
 
-from bert_jax import convert, finetune, metrics
+from bert_jax import convert, finetune_loop, metrics
 from bert_jax.cli import UserError
 from configs.finetune import squad2, swag, text_regression, token_classification
 
@@ -23,7 +23,7 @@ def predictions(run):
 def test_learns_and_exports(pretrained, tmp_path):
     config = reviews_config(tmp_path)
     config.length_buckets = 2
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["accuracy"] > 0.9
     assert 0.5 <= results["majority_share"] < 0.7
     assert results["parity"] < 1e-5 and results["examples"] == 600 and results["epoch"] == 2
@@ -62,7 +62,7 @@ def test_learns_and_exports(pretrained, tmp_path):
     ]
     assert weights[0] == weights[1]
     config.optimizer.learning_rate = 0.0
-    again = finetune.finetune(config, tmp_path / "run/hf", tmp_path / "more")
+    again = finetune_loop.finetune(config, tmp_path / "run/hf", tmp_path / "more")
     assert again["accuracy"] == results["accuracy"]  # the head came along
 
 
@@ -72,7 +72,7 @@ def test_pairs(pretrained, tmp_path):
     config.validation_file = write_reviews(tmp_path / "dev.csv", 64, 1, pair=True)
     config.text_column, config.text_pair_column = "claim", "review"
     config.labels = "no=contradiction,yes=entailment"
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["accuracy"] > 0.9
     line = predictions(tmp_path / "run")[0]
     assert set(line["scores"]) == {"contradiction", "entailment"}
@@ -97,7 +97,7 @@ def test_regression(pretrained, tmp_path):
     config.max_seq_length = 32
     config.num_epochs = 4
     config.optimizer.learning_rate = 1e-2
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     lines = predictions(tmp_path / "run")
     truth, guesses = ([line[name] for line in lines] for name in ("label", "prediction"))
     assert results["pearson"] == pytest.approx(np.corrcoef(truth, guesses)[0, 1], abs=1e-5)
@@ -107,7 +107,7 @@ def test_regression(pretrained, tmp_path):
     assert [answer["score"] for answer in answers] == pytest.approx(guesses, abs=1e-5)
     (tmp_path / "dev.csv").write_text("text,score\ngood film,high\n")
     with pytest.raises(UserError, match=r"dev\.csv:2 has the score 'high', which is not a number"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert convert.read_hf(tmp_path / "run/hf").config.task == "text_regression"
 
 
@@ -139,7 +139,7 @@ def test_token_classification(pretrained, tmp_path):
     config.length_buckets = 1
     config.num_epochs = 2
     config.optimizer.learning_rate = 1e-2
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["f1"] > 0.8 and results["parity"] < 1e-5
     lines = predictions(tmp_path / "run")
     truth, guesses = ([line[name] for line in lines] for name in ("labels", "predictions"))
@@ -163,7 +163,7 @@ def test_token_classification(pretrained, tmp_path):
     with open(config.validation_file, "a") as stream:
         stream.write("\ngood NN B-RIVER\n")
     with pytest.raises(UserError, match=r"the label 'B-RIVER', which is not among 'O', 'B-LOC'"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -188,7 +188,7 @@ def test_multiple_choice(pretrained, tmp_path):
     config.length_buckets = 1
     config.num_epochs = 2
     config.optimizer.learning_rate = 1e-2
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["accuracy"] > 0.8 and results["parity"] < 1e-5
     # transformers' class, fed by its own tokenizer, chooses alike.
     lines = predictions(tmp_path / "run")
@@ -202,10 +202,10 @@ def test_multiple_choice(pretrained, tmp_path):
         assert logits.softmax(-1).tolist() == pytest.approx(line["scores"], abs=1e-5)
     config.choice_columns = "ending0"
     with pytest.raises(UserError, match="names 1 column"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     config.choice_columns = "ending0,ending1"
     with pytest.raises(UserError, match=r"has the label '2' \(column 'label'\): expected 0 to 1"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -236,7 +236,7 @@ def test_question_answering(pretrained, tmp_path):
     config.doc_stride = 10  # contexts of up to 40 words: up to four windows
     config.length_buckets = 1
     config.optimizer.learning_rate = 1e-2
-    results = finetune.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["exact"] > 0.6 and results["f1"] > 0.8
     assert results["parity"] < 1e-5
     lines = predictions(tmp_path / "run")
@@ -254,15 +254,20 @@ def test_question_answering(pretrained, tmp_path):
     for line, paragraph in zip(lines, dev, strict=True):
         for answer in line["n_best"]:
             assert paragraph["context"][answer["start"] : answer["end"]] == answer["text"]
+        spans = [(answer["start"], answer["end"]) for answer in line["n_best"]]
+        assert len(set(spans)) == len(spans)
         assert sum(answer["score"] for answer in line["n_best"]) == pytest.approx(1, abs=1e-3)
 
+    config.doc_stride = 0
+    with pytest.raises(UserError, match=r"config\.doc_stride=0, expected at least 1"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     config.doc_stride = 25
     with pytest.raises(UserError, match=r"doc_stride=25 is more than the 21 context tokens"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     broken = json.loads((tmp_path / "dev.json").read_text())
     broken["data"][0]["paragraphs"][1]["qas"][0]["answers"][0]["answer_start"] += 1
     (tmp_path / "dev.json").write_text(json.dumps(broken))
     config.doc_stride = 10
     with pytest.raises(UserError, match=r"question 'q1': the answer '.*' does not stand at"):
-        finetune.finetune(config, pretrained, tmp_path / "other")
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -91,6 +91,30 @@ def test_classify(models, tmp_path):
     assert answer["scores"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_a_classification_head_of_others_means(tmp_path):
+    """A single output is a score; labels that do not exclude each other have no softmax."""
+    _, export = random_model(tmp_path / "score", "text_regression", ["score"])
+    path = export / "config.json"
+    config = json.loads(path.read_text())
+    del config["problem_type"]  # as the hub's rerankers go without
+    path.write_text(json.dumps(config))
+    answers = call("classify", export, TEXTS, tmp_path)
+    pipeline = transformers.pipeline("text-classification", str(export), function_to_apply="none")
+    expected = [x["score"] for x in pipeline(TEXTS)]
+    assert [x["prediction"] for x in answers] == pytest.approx(expected, abs=1e-5)
+
+    _, export = random_model(tmp_path / "multi", "text_classification", ["rude", "loud"])
+    path = export / "config.json"
+    config = json.loads(path.read_text()) | {"problem_type": "multi_label_classification"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="it is a multi_label_classification model"):
+        call("classify", export, TEXTS, tmp_path)
+    convert.from_hf(export, tmp_path / "back")
+    convert.to_hf(tmp_path / "back", tmp_path / "again")
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["problem_type"] == "multi_label_classification"
+
+
 def test_zero_shot(models, tmp_path):
     workdir, export = models["text_classification"]
     labels = ["good", "bad", "plot"]
@@ -302,3 +326,14 @@ def test_bad_input(models, tmp_path):
     with pytest.raises(UserError, match=r"input\.txt:1 is not JSON"):
         call("answer", models["question_answering"][0], ["what"], tmp_path)
     assert not (tmp_path / "output.jsonl").exists()
+    # Before anything is computed: directories are made, and what cannot be written is said.
+    (tmp_path / "input.txt").write_text("good\n")
+    command = ["classify", f"--model={workdir}", f"--input={tmp_path / 'input.txt'}"]
+    predict.main([*command, f"--output={tmp_path / 'new/here.jsonl'}"])
+    assert len((tmp_path / "new/here.jsonl").read_text().splitlines()) == 1
+    for output, message in (("new", "is a directory"), ("input.txt/x", "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            predict.main([*command, f"--output={tmp_path / output}"])
+    for flag in ("--batch_size=0", "--max_seq_length=-1"):
+        with pytest.raises(SystemExit):
+            predict.main([*command, flag])

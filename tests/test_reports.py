@@ -11,15 +11,16 @@ from bert_jax import reports, tasks
 @pytest.mark.parametrize("num_labels", [2, 5])
 def test_labels_against_sklearn(num_labels):
     labels = [f"label {i}" for i in range(num_labels)]
+    unseen = [*labels, "neither labelled nor predicted"]
     rng = np.random.default_rng(0)
     truth = rng.choice(labels[:-1], 200)  # nothing is of the last label
     guesses = np.where(rng.random(200) < 0.6, truth, rng.choice(labels, 200))
-    matrix = reports.confusion_matrix(truth, guesses, labels)
-    expected = sklearn.metrics.confusion_matrix(truth, guesses, labels=labels)
+    matrix = reports.confusion_matrix(truth, guesses, unseen)
+    expected = sklearn.metrics.confusion_matrix(truth, guesses, labels=unseen)
     np.testing.assert_array_equal(matrix, expected)
-    lines = reports.scores_by_label(matrix, labels)
+    lines = reports.scores_by_label(matrix, unseen)
     oracle = sklearn.metrics.classification_report(
-        truth, guesses, labels=labels, output_dict=True, zero_division=0.0
+        truth, guesses, output_dict=True, zero_division=0.0
     )
     names = [*labels, "macro avg", "weighted avg"]
     for name, line in zip(names, [*lines, *reports.means(lines)], strict=True):

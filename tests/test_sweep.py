@@ -5,7 +5,7 @@ import json
 import pytest
 from small_finetune import reviews_config
 
-from bert_jax import finetune, sweep
+from bert_jax import finetune, finetune_loop, sweep
 from bert_jax.cli import UserError
 
 
@@ -30,7 +30,7 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
         "--config.length_buckets=1",
     ]
     runs = []
-    finetune_one = finetune.finetune
+    finetune_one = finetune_loop.finetune
 
     def interrupted(config, init, workdir, inputs):
         if len(runs) == 1:
@@ -38,7 +38,7 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
         runs.append(workdir.name)
         return finetune_one(config, init, workdir, inputs)
 
-    monkeypatch.setattr(finetune, "finetune", interrupted)
+    monkeypatch.setattr(finetune_loop, "finetune", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune.main(flags)
     assert runs == ["lr-0.01_seed-0"]

@@ -24,6 +24,7 @@ from bert_jax import (
     tokenizer,
 )
 from bert_jax.cli import UserError
+from configs.finetune import squad2 as squad2_recipe
 from configs.finetune import text_classification as text_classification_recipe
 from configs.finetune import token_classification as token_classification_recipe
 
@@ -125,6 +126,19 @@ def test_bad_tables(name, content, message, tmp_path):
 def test_missing_table(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         tables.read(str(tmp_path / "none.csv"), ["text"])
+
+
+def test_labels_of_the_data_may_be_merged(tmp_path):
+    path = tmp_path / "stars.csv"
+    path.write_text("text,label\nw1,1\nw2,2\nw3,3\nw4,3\n")
+    config = text_classification_recipe.get_config()
+    config.labels = "1=bad,2=bad,3=good"
+    task = tasks.TextClassification(config, TOKENIZER)
+    examples = task.read(str(path))
+    task.set_labels(examples)
+    assert task.labels == ("bad", "good")
+    features = task.features(examples)
+    assert [feature.arrays["labels"] for feature in features] == [0, 0, 1, 1]
 
 
 def test_labels_argument():
@@ -251,6 +265,11 @@ def test_sentences_of_conll_and_jsonl(tmp_path):
             ),
             token_classification.TaggedSentence(f"{path}:{places[1]}", ("Berlin",), ("I-LOC",)),
         ]
+    # A no-break space belongs to its word: a number as French writes it.
+    conll_of_numbers = tmp_path / "numbers.conll"
+    conll_of_numbers.write_text("10\u00a0000\tQUANTITY \r\n")
+    (number,) = token_classification.read_sentences(str(conll_of_numbers), "", "", 1)
+    assert (number.words, number.labels) == (("10\u00a0000",), ("QUANTITY",))
     parts = token_classification.read_sentences(str(conll), "", "", 1)
     assert parts[0].labels == ("NNP", "VBZ")
 
@@ -290,6 +309,28 @@ def test_best_spans():
     spans = question_answering.best_spans(logits, offsets, n_best=2, max_answer_length=3)
     # Starts 0 and 2, ends 3 and 2; 0 … 3 is four tokens long.
     assert sorted(spans, reverse=True) == [(10.0, 5, 12), (8.0, 0, 8), (4.0, 5, 8)]
+
+
+def test_a_span_that_two_windows_see_is_one_answer():
+    config = squad2_recipe.get_config()
+    config.n_best = 2
+    task = question_answering.QuestionAnswering(config, TOKENIZER)
+    example = question_answering.Question("1", "w40", "w0 w1 w2", (), 0)
+    offsets = ((0, 2), (3, 5), (6, 8))
+    features = [
+        tasks.Feature({}, 0, question_answering.Window(1, offsets[:2])),
+        tasks.Feature({}, 0, question_answering.Window(1, offsets[1:])),
+    ]
+    # "w1" scores 3 + 3 in the first window and 4 + 4 in the second, "w0" 2 + 0, "w2" 1 + 1.
+    outputs = [
+        np.array([[0, 0], [2, 0], [3, 3]], "f4"),
+        np.array([[0, 0], [4, 4], [1, 1]], "f4"),
+    ]
+    (line,) = task.answers([example], features, outputs)
+    assert line["prediction"] == "w1"
+    assert [(x["text"], x["start"]) for x in line["n_best"]] == [("w1", 3), ("w1 w2", 3)]
+    first, second = (x["score"] for x in line["n_best"])
+    assert first / second == pytest.approx(np.exp(8 - 5), rel=1e-3)
 
 
 def test_windows_cover_a_long_context():
@@ -402,6 +443,8 @@ def test_hugging_face_data_sets(monkeypatch):
         "hf:someone/conll:train", "tokens", "ner_tags", -1
     )
     assert [(x.words, x.labels) for x in sentences] == [(("Ann", "sings"), ("B-PER", "O"))]
+    with pytest.raises(UserError, match=r"has not SQuAD's columns .*; missing 'id'"):
+        question_answering.read_squad("hf:glue/sst2:train")
     question = question_answering.read_squad("hf:squad:train")[0]
     assert (question.id, question.answers, question.start) == ("x", ("Ann",), 0)
     with pytest.raises(UserError, match=r"could not be loaded \(FileNotFoundError: no"):
