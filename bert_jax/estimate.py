@@ -25,6 +25,7 @@ from bert_jax.phases import Phase
 
 LOG = logging.getLogger(__name__)
 CACHE_VERSION = 1  # to be raised when what is cached changes
+ASSUMED_LENGTH = 128  # tokens, where nothing says how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +230,9 @@ def make_plan(
     memory = _memory_by_kind(compiled, state, batch)
     needed = sum(memory.values())
     available = int(chip.memory_bytes * share) if chip else None
+    if not hardware_name:  # this machine: what JAX may take of a device, as in pretraining
+        stats = jax.local_devices()[0].memory_stats() or {}
+        available = stats.get("bytes_limit") or available
     fits = None
     if devices[0].platform == "tpu":
         fits = bool(compiled.text)  # the compiler knows exactly
@@ -371,7 +375,7 @@ def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[st
 def lengths_of(
     config: ml_collections.ConfigDict, max_seq_length: int = 0, max_predictions_per_seq: int = 0
 ) -> dict[str, int]:
-    """Length and predictions of a row: those given, else the data set's, else as published.
+    """Length and predictions of a row: given, else of the data, of the config, or as published.
 
     With packing a row has its examples' predictions together.
     """
@@ -381,7 +385,7 @@ def lengths_of(
         max_seq_length = max_seq_length or arguments["max_seq_length"]
         max_predictions_per_seq = max_predictions_per_seq or arguments["max_predictions_per_seq"]
         masked_lm_prob = arguments["masked_lm_prob"]
-    max_seq_length = max_seq_length or config.get("max_seq_length", 0) or 128
+    max_seq_length = max_seq_length or config.get("max_seq_length", 0) or ASSUMED_LENGTH
     if max_seq_length > config.model.max_position_embeddings:
         raise UserError(
             f"--max_seq_length={max_seq_length} is beyond config.model.max_position_embeddings="

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ from bert_jax.phases import Phase
 
 USAGE = """\
 usage: python -m bert_jax.plan --config=configs/bert_base.py --topology=v5e:16x16 \\
-         [--sweep=batch_size,fsdp,remat] [--json] [--config.FIELD=VALUE …]
+         [--max_seq_length=128,512] [--sweep=batch_size,fsdp,remat] [--json] \\
+         [--config.FIELD=VALUE …]
        python -m bert_jax.plan --launch=launch/bert_base_v5e.toml [--config.FIELD=VALUE …]
 
 Compiles the config's training step for hardware that need not be there and prints memory, step
@@ -33,13 +35,15 @@ time, throughput and hours. TPU slices need the `tpu` extra (on Linux), not a TP
   --topology: a TPU slice, v4, v5e, v5p or v6e: v5e:16x16, v5p:8x8x8; by default this machine's
     devices.
   --launch: a launch file (docs/launch.md), which says config, overrides, topology and slices.
-  --max_seq_length, --max_predictions_per_seq: by default those of config.data_dir if that is
-    given, else 128 tokens, and predictions for 15 % of them.
+  --max_seq_length, --max_predictions_per_seq: one number, or one a phase by commas. By default
+    those of the phase's data_dir if it has one, else its max_seq_length, else 128 tokens, which
+    the output names as assumed; and predictions for 15 % of them.
   --sweep: fields to try values of, from batch_size, accumulate_steps, data, fsdp, tensor, remat,
     dropout_rng, attention, scan_layers; values of your own after "=":
     --sweep=batch_size=8192:16384,remat. Prints what was tried and the fastest that fits.
   --json: one object, in bytes, seconds and hours: the first phase's figures, hours and chip_hours
-    of the whole schedule, and `phases`, the figures of each.
+    of the whole schedule, `assumed`, the line on lengths that are or "", and `phases`, the
+    figures of each.
 """
 LOG = logging.getLogger(__name__)
 # Short names of the fields that --sweep takes.
@@ -257,12 +261,55 @@ def _reachable(data_dir: str) -> bool:
         return False
 
 
+def _leave_out_unreachable(planned: Sequence[Phase]) -> None:
+    """Empties the phases' data_dir where it cannot be read from this machine."""
+    for data_dir in dict.fromkeys(phase.config.data_dir for phase in planned):
+        if _reachable(data_dir):
+            continue
+        LOG.info("%s cannot be read from here: it does not say the lengths", data_dir)
+        for phase in planned:
+            if phase.config.data_dir == data_dir:
+                phase.config.data_dir = ""
+
+
+def one_a_phase(flag: str, text: str, count: int) -> list[int]:
+    """'128,512' -> [128, 512]; one number is that of all `count` phases, '' is 0."""
+    if text and not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--{flag}={text}: expected a number, or one a phase: --{flag}=128,512")
+    values = [int(value) for value in (text or "0").split(",")]
+    if len(values) == 1:
+        values *= count
+    if len(values) != count:
+        raise UserError(
+            f"--{flag}={text} has {len(values)} numbers, but the run has {count} phase(s): "
+            "expected one number for all, or one a phase"
+        )
+    return values
+
+
+def describe_assumed(planned: Sequence[Phase], max_seq_lengths: Sequence[int]) -> str:
+    """A line on the phases whose length no flag, data or field says; "" if there are none."""
+    assumed = [
+        f"phase {number}"
+        for number, (phase, given) in enumerate(zip(planned, max_seq_lengths, strict=True), 1)
+        if not (given or phase.config.data_dir or phase.config.get("max_seq_length", 0))
+    ]
+    if not assumed:
+        return ""
+    flag = "--max_seq_length=" + ",".join(["LENGTH"] * len(planned))
+    field = "max_seq_length in config.phases" if planned[0].config.phases else "config.data_dir"
+    return (
+        f"assumed: {estimate.ASSUMED_LENGTH} tokens a sequence in {' and '.join(assumed)}, as no "
+        f"data says the length; set it by {flag} or {field}"
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--topology", default="")
     parser.add_argument("--launch", default="")
-    parser.add_argument("--max_seq_length", type=int, default=0)
-    parser.add_argument("--max_predictions_per_seq", type=int, default=0)
+    parser.add_argument("--max_seq_length", default="")
+    parser.add_argument("--max_predictions_per_seq", default="")
     parser.add_argument("--sweep", default="")
     parser.add_argument("--json", action="store_true")
     flags, rest = parser.parse_known_args(argv)
@@ -275,24 +322,25 @@ def main(argv: Sequence[str]) -> None:
         num_slices = launch.num_slices
         rest = [*launch.config_flags, *rest]
     config, _ = config_lib.parse(rest, USAGE)
-    if flags.launch and not _reachable(config.data_dir):
-        LOG.info(
-            "%s cannot be read from here: taking the lengths as published (--max_seq_length)",
-            config.data_dir,
-        )
-        config.data_dir = ""
     devices = estimate.open_devices(flags.topology, num_slices)
+    planned = phases.resolve(config)
+    if flags.launch:
+        _leave_out_unreachable(planned)
+    names = ("max_seq_length", "max_predictions_per_seq")
+    given = [one_a_phase(name, getattr(flags, name), len(planned)) for name in names]
+    assumed = describe_assumed(planned, given[0])
+    lengths = [
+        estimate.lengths_of(phase.config, *numbers)
+        for phase, *numbers in zip(planned, *given, strict=True)
+    ]
     hardware_name = flags.topology
     if num_slices > 1:
         hardware_name = f"{num_slices} slices of {flags.topology}"
         LOG.info("what crosses between slices is timed as if they were one: the truth is slower")
     LOG.info("compiling for %d devices; minutes, the first time", len(devices))
     plans, results, text = [], [], ""
-    for number, phase in enumerate(phases.resolve(config)):
-        lengths = estimate.lengths_of(
-            phase.config, flags.max_seq_length, flags.max_predictions_per_seq
-        )
-        arguments = {"devices": devices, **lengths, "hardware_name": hardware_name}
+    for number, phase in enumerate(planned):
+        arguments = {"devices": devices, **lengths[number], "hardware_name": hardware_name}
         tried = []
         if flags.sweep:
             tried = sweep(phase, parse_grid(flags.sweep, len(devices)), **arguments)
@@ -313,11 +361,12 @@ def main(argv: Sequence[str]) -> None:
     chip_hours = hours and hours * plans[0].chips
     if flags.json:
         # The first phase's figures, and the hours of all.
-        total = {"hours": hours, "chip_hours": chip_hours, "phases": results}
+        total = {"hours": hours, "chip_hours": chip_hours, "assumed": assumed, "phases": results}
         print(json.dumps(results[0] | total, indent=1))
         return
     if hours:
         text += f"whole schedule: {hours:,.1f} hours, {chip_hours:,.0f} chip-hours\n"
+    text += assumed
     print(text.rstrip())
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import types
 
 import jax
 import pytest
@@ -127,6 +128,16 @@ def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch)
     assert fields[0] in shown
 
 
+def test_this_machine_s_memory_is_what_jax_may_take_of_it(config, slow_chip, monkeypatch):
+    limited = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1024})
+    monkeypatch.setattr(jax, "local_devices", lambda: [limited])
+    here = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    assert (here.memory_available, here.fits) == (1024, False)
+    # Hardware that is not here has what its data sheet says.
+    there = estimate.make_plan(first(config), jax.devices(), **LENGTHS, hardware_name="slow:1")
+    assert (there.memory_available, there.fits) == (2**30, True)
+
+
 def fake_plans(monkeypatch, seconds, fits) -> list[dict]:
     """Replaces make_plan by functions of the config; returns what it is called with."""
     calls = []
@@ -195,6 +206,18 @@ def test_sweep_on_this_machine(capsys):
         (["--sweep=mesh"], "cannot vary 'mesh'"),
         (["--sweep=fsdp=2:4"], "no combination of fsdp"),
         (["--max_seq_length=1024"], "beyond config.model.max_position_embeddings=512"),
+        (["--max_seq_length=128,512,512"], "has 3 numbers, but the run has 2 phase"),
+        (
+            [
+                "--max_seq_length=128,512",
+                "--config.num_steps=5",
+                "--config.optimizer.warmup_steps=1",
+            ],
+            "has 2 numbers, but the run has 1 phase",
+        ),
+        (["--max_predictions_per_seq=20,76,76"], "has 3 numbers, but the run has 2 phase"),
+        (["--max_seq_length=128,"], "--max_seq_length=128,: expected a number, or one a phase"),
+        (["--max_seq_length=-1"], "expected a number, or one a phase"),
         (["--config.modle=1"], "no field"),
     ],
 )
@@ -219,6 +242,60 @@ def test_lengths_come_from_flags_data_or_publication(config):
     assert list(estimate.lengths_of(config, 0, 0).values()) == [128, 20]
     assert list(estimate.lengths_of(config, 512, 0).values()) == [512, 76]
     assert list(estimate.lengths_of(config, 512, 80).values()) == [512, 80]
+
+
+def planned_lengths(monkeypatch) -> list[tuple[int, int]]:
+    """Replaces make_plan by one that compiles nothing; returns the lengths it is called with."""
+    calls = []
+    names = [field.name for field in dataclasses.fields(estimate.Plan)]
+    blank = estimate.Plan(**dict.fromkeys(names))
+
+    def make_plan(phase, devices, max_seq_length, max_predictions_per_seq, hardware_name):
+        calls.append((max_seq_length, max_predictions_per_seq))
+        return blank
+
+    monkeypatch.setattr(estimate, "make_plan", make_plan)
+    monkeypatch.setattr(plan, "describe", lambda plan: "")
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("flags", "lengths", "assumed"),
+    [
+        ([], [(128, 20), (128, 20)], "in phase 1 and phase 2, "),
+        (["--max_seq_length=512"], [(512, 76), (512, 76)], ""),
+        (["--max_seq_length=128,512"], [(128, 20), (512, 76)], ""),
+        (
+            ["--max_seq_length=128,512", "--max_predictions_per_seq=19,80"],
+            [(128, 19), (512, 80)],
+            "",
+        ),
+        (["--max_seq_length=0,512"], [(128, 20), (512, 76)], "in phase 1, "),
+        (["--config.phases[0].max_seq_length=64"], [(64, 9), (128, 20)], "in phase 2, "),
+        (["--config.data_dir=DATA"], [(LENGTH, PREDICTIONS)] * 2, ""),
+        (["--config.phases[1].data_dir=DATA"], [(128, 20), (LENGTH, PREDICTIONS)], "in phase 1, "),
+    ],
+)
+def test_each_phase_has_its_length(data_dir, flags, lengths, assumed, capsys, monkeypatch):
+    calls = planned_lengths(monkeypatch)
+    flags = [flag.replace("DATA", str(data_dir)) for flag in flags]
+    plan.main(["--config=configs/bert_tiny.py", *flags])
+    assert calls == lengths
+    lines = [line for line in capsys.readouterr().out.splitlines() if "assumed" in line]
+    assert len(lines) == bool(assumed)
+    if assumed:
+        assert f"assumed: 128 tokens a sequence {assumed}" in lines[0]
+        assert "set it by --max_seq_length=LENGTH,LENGTH or max_seq_length in" in lines[0]
+    plan.main(["--config=configs/bert_tiny.py", "--json", *flags])
+    assert json.loads(capsys.readouterr().out)["assumed"] == "".join(lines)
+
+
+def test_the_length_of_a_run_of_one_phase_is_assumed_too(capsys, monkeypatch):
+    planned_lengths(monkeypatch)
+    plan.main(["--config=configs/bert_tiny.py:laptop"])
+    text = capsys.readouterr().out
+    assert "in phase 1, as no data" in text
+    assert "by --max_seq_length=LENGTH or config.data_dir" in text
 
 
 @pytest.mark.parametrize(("bandwidth", "expected"), [(1e15, 7.7 * 256 / 1.5e9), (1e9, 262152e-9)])
@@ -341,30 +418,45 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     assert jax.device_get(planned) == jax.device_get(trained)
 
 
+LAUNCH = """\
+target = "slurm"
+name = "mini"
+config = "configs/bert_tiny.py:laptop"
+data_dir = "/nowhere/data"
+workdir = "/nowhere/run"
+nodes = 1
+gpus_per_node = 8
+cpus_per_node = 8
+time = "1:00:00"
+install_dir = "/nowhere"
+
+[overrides]
+batch_size = 8
+model.vocab_size = 1024
+"""
+
+
 def test_launch_file_says_what_is_planned(capsys, tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text(
-        """
-        target = "slurm"
-        name = "mini"
-        config = "configs/bert_tiny.py:laptop"
-        data_dir = "/nowhere/data"
-        workdir = "/nowhere/run"
-        nodes = 1
-        gpus_per_node = 8
-        cpus_per_node = 8
-        time = "1:00:00"
-        install_dir = "/nowhere"
-
-        [overrides]
-        batch_size = 8
-        model.vocab_size = 1024
-        """
-    )
+    path.write_text(LAUNCH)
     plan.main([f"--launch={path}", "--max_seq_length=32", "--json", "--config.num_steps=700"])
     result = json.loads(capsys.readouterr().out)
     assert result["settings"]["batch_size"] == 8 and result["max_seq_length"] == 32
     assert result["num_steps"] == 700  # flags go over the file
+
+
+def test_launch_file_s_data_may_be_out_of_reach_in_any_phase(
+    data_dir, capsys, monkeypatch, tmp_path
+):
+    calls = planned_lengths(monkeypatch)
+    path = tmp_path / "run.toml"
+    text = LAUNCH.replace("bert_tiny.py:laptop", "bert_tiny.py")
+    path.write_text(text + '"phases[1].data_dir" = "/nowhere/data_512"\n')
+    plan.main([f"--launch={path}", f"--config.data_dir={data_dir}"])
+    assert calls == [(LENGTH, PREDICTIONS), (128, 20)]
+    assert "128 tokens a sequence in phase 2, " in capsys.readouterr().out
+    plan.main([f"--launch={path}", "--max_seq_length=128,512"])  # neither can be read
+    assert calls[2:] == [(128, 20), (512, 76)]
 
 
 def test_launch_file_without_training_is_refused(tmp_path):
