@@ -12,19 +12,24 @@ A step is forward, backward, gradient clipping and AdamW, with dropout as publis
 
 The sides take turns in every repeat; a ratio is the median over repeats of their times' ratios.
 Each framework has a process of its own, so that neither's threads and memory disturb the other. The
-utilisation is the step's model FLOPs over what a large matrix product reaches in the same run, by
-the faster of both frameworks. Needs the extra `hf`.
+utilisation is the step's model FLOPs over what a large product of random matrices reaches in the
+same run, by the faster of both frameworks. On a GPU both compute float32's products as TF32. A side
+that fails is named on stderr with its error and has dashes in its row; the others go on. Needs the
+extra `hf`.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
+import gc
 import itertools
 import json
 import multiprocessing
 import pathlib
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -57,6 +62,10 @@ BATCH_SIZES = {
     ("gpu", "large"): 128,
 }
 MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matrix product that utilisation is measured by
+HEADER = """\
+| model | arithmetic | batch × length | side | ms a step (fastest) | sequences/s | \
+of the matrix product | time / bert_jax's |
+|---|---|---|---|---|---|---|---|"""
 
 Step = Callable[[], Any]  # starts one step; the result is waited for by `wait`
 
@@ -65,9 +74,12 @@ Step = Callable[[], Any]  # starts one step; the result is waited for by `wait`
 class Side:
     """One implementation: `step` starts a step, `wait` returns when all of them are done."""
 
-    name: str
     step: Step
     wait: Callable[[], Any]
+
+
+class SideError(Exception):
+    """Why a side has no time, in a line."""
 
 
 def make_config(size: str, dtype: str, batch_size: int, length: int):
@@ -114,7 +126,7 @@ def our_side(config, batch: dict[str, np.ndarray]) -> Side:
     def step() -> None:
         held["state"], held["metrics"] = step_fn(held["state"], on_device)
 
-    return Side("bert_jax", step, lambda: jax.block_until_ready(held["metrics"]))
+    return Side(step, lambda: jax.block_until_ready(held["metrics"]))
 
 
 def gathered_loss(model, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
@@ -156,50 +168,57 @@ def torch_side(config, batch, device: str, *, gathered: bool, compiled: bool) ->
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         optimizer.step()
 
-    name = "gathered + fused" if gathered else "transformers"
-    name += ", compiled" if compiled else ""
-    return Side(name, step, torch_wait(device))
+    return Side(step, torch_wait(device))
+
+
+def random_matrix(size: int) -> np.ndarray:
+    """What both multiply: a GPU is faster at ones or zeros than at what a model holds."""
+    return np.random.default_rng(0).standard_normal((size, size), np.float32)
 
 
 def our_product(dtype: str, size: int) -> Side:
     """A square matrix product."""
-    x = jnp.ones((size, size), dtype)
+    x = jnp.asarray(random_matrix(size), dtype)
     product = jax.jit(lambda a: a @ a)
     held = {}
 
     def step() -> None:
         held["x"] = product(x)
 
-    return Side("matrix product, jax", step, lambda: jax.block_until_ready(held["x"]))
+    return Side(step, lambda: jax.block_until_ready(held["x"]))
 
 
 def torch_product(dtype: str, device: str, size: int) -> Side:
-    x = torch.ones((size, size), dtype=getattr(torch, dtype), device=device)
+    x = torch.from_numpy(random_matrix(size)).to(device, getattr(torch, dtype))
     held = {}
 
     def step() -> None:
         held["x"] = x @ x
 
-    return Side("matrix product, torch", step, torch_wait(device))
+    return Side(step, torch_wait(device))
 
 
 def make_sides(
     framework: str, config, batch: dict[str, np.ndarray], matrix_size: int, options
-) -> list[Side]:
-    """The sides in this framework, the matrix product last."""
+) -> dict[str, Callable[[], Side]]:
+    """What builds each side in this framework, by its name; the matrix product last."""
     dtype = config.model.dtype
     if framework == "jax":
-        return [our_side(config, batch), our_product(dtype, matrix_size)]
-    jax.config.update("jax_platforms", "cpu")  # for the initial parameters alone
+        return {
+            "bert_jax": functools.partial(our_side, config, batch),
+            "matrix product, jax": functools.partial(our_product, dtype, matrix_size),
+        }
     device = "cuda" if options.device == "gpu" else "cpu"
-    return [
-        *(
-            torch_side(config, batch, device, gathered=gathered, compiled=compiled)
-            for compiled, gathered in itertools.product((False, True), (False, True))
-            if options.device == "gpu" or not compiled
-        ),
-        torch_product(dtype, device, matrix_size),
-    ]
+    sides: dict[str, Callable[[], Side]] = {}
+    for compiled, gathered in itertools.product((False, True), (False, True)):
+        if options.device == "gpu" or not compiled:
+            name = "gathered + fused" if gathered else "transformers"
+            name += ", compiled" if compiled else ""
+            sides[name] = functools.partial(
+                torch_side, config, batch, device, gathered=gathered, compiled=compiled
+            )
+    sides["matrix product, torch"] = functools.partial(torch_product, dtype, device, matrix_size)
+    return sides
 
 
 def timed(side: Side, steps: int) -> float:
@@ -211,48 +230,78 @@ def timed(side: Side, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def serve(connection, *args: Any) -> None:
-    """A framework's process: sends the names of its sides, then a time for every (name, steps)."""
-    if args[0] == "jax":
+def serve(connection, framework: str, config, batch, matrix_size: int, options) -> None:
+    """A framework's process: sends, for every (side, steps), its time, or why it has none."""
+    if framework == "jax":
         host_memory.keep_freed()  # as our commands do
-    sides = {side.name: side for side in make_sides(*args)}
-    connection.send(list(sides))
+    else:
+        jax.config.update("jax_platforms", "cpu")  # for the initial parameters alone
+        if options.device == "gpu":
+            torch.set_float32_matmul_precision("high")  # TF32, as is JAX's default
+    builders, sides = make_sides(framework, config, batch, matrix_size, options), {}
     while order := connection.recv():
         name, steps = order
-        connection.send(timed(sides[name], steps))
+        try:
+            if name not in sides:
+                gc.collect()  # what is left of a side that failed
+                sides[name] = builders[name]()
+            answer = timed(sides[name], steps)
+        except Exception as error:
+            sides.pop(name, None)
+            answer = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        connection.send(answer)
 
 
 @contextlib.contextmanager
 def in_process(framework: str, *args: Any) -> Iterator[dict[str, Callable[[int], float]]]:
-    """The sides by name, each a function from a number of steps to seconds a step."""
+    """The sides by name, each a function from a number of steps to seconds a step.
+
+    A side is built when it is called first, and raises `SideError` for any error.
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, framework, *args), daemon=True)
     process.start()
     there.close()  # so that the process's end is noticed here
 
-    def answer() -> Any:
+    def seconds(name: str, steps: int) -> float:
         try:
-            return here.recv()
-        except EOFError:
-            raise UserError(f"the process of {framework} has ended; its error is above") from None
-
-    def timer(name: str) -> Callable[[int], float]:
-        def seconds(steps: int) -> float:
             here.send((name, steps))
-            return answer()
-
-        return seconds
+            answer = here.recv()
+        except (EOFError, ConnectionError):
+            process.join(10)
+            raise SideError(
+                f"the process of {framework} has ended (exit code {process.exitcode}); "
+                "its error, if it had time for one, is above"
+            ) from None
+        if isinstance(answer, str):
+            raise SideError(answer)
+        return answer
 
     try:
-        yield {name: timer(name) for name in answer()}
+        yield {name: functools.partial(seconds, name) for name in make_sides(framework, *args)}
     finally:
         process.terminate()
         process.join()
 
 
+def figures(
+    times: list[float] | None, ours: list[float] | None, flops: float, rate: float | None
+) -> dict[str, float | None]:
+    """A side's times beside ours of the same repeats; None where a failure leaves no figure."""
+    if times is None:
+        return dict.fromkeys(("seconds", "fastest_seconds", "utilisation", "ratio"))
+    ratios = [x / y for x, y in zip(times, ours, strict=True)] if ours else None
+    return {
+        "seconds": statistics.median(times),
+        "fastest_seconds": min(times),
+        "utilisation": flops / statistics.median(times) / rate if rate else None,
+        "ratio": statistics.median(ratios) if ratios else None,
+    }
+
+
 def measure(size: str, dtype: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Times of all sides, taking turns."""
+    """Times of all sides, taking turns; None where a side has failed."""
     batch_size = options.batch_size or max(1, BATCH_SIZES[options.device, size] * 128 // length)
     matrix_size = options.matrix_size or MATRIX[options.device]
     config = make_config(size, dtype, batch_size, length)
@@ -261,35 +310,34 @@ def measure(size: str, dtype: str, length: int, options: argparse.Namespace) -> 
     with in_process("jax", *arguments) as ours, in_process("torch", *arguments) as theirs:
         sides = ours | theirs
         times: dict[str, list[float]] = {name: [] for name in sides}
-        for name, seconds in sides.items():
-            progress(f"{size}, {dtype}, {length} tokens: {name}, first steps")
-            seconds(2)
-        for repeat in range(options.repeats):
-            for name, seconds in sides.items():
-                progress(f"{size}, {dtype}, {length} tokens: repeat {repeat + 1}, {name}")
-                times[name].append(seconds(options.steps))
+        for repeat in range(options.repeats + 1):  # before the first are steps that do not count
+            for name in list(times):
+                what = f"{size}, {dtype}, {length} tokens: {name}"
+                progress(f"{what}, " + (f"repeat {repeat}" if repeat else "first steps"))
+                try:
+                    seconds = sides[name](options.steps if repeat else 2)
+                except SideError as failure:
+                    progress(f"{what} failed: {failure}\n")
+                    del times[name]
+                else:
+                    if repeat:
+                        times[name].append(seconds)
     progress("")
     flops = hardware.training_flops(
         train.make_model(config).config, length, batch["masked_lm_ids"].shape[1], batch_size
     )
     products = [name for name in sides if name.startswith("matrix product")]
-    rate = 2.0 * matrix_size**3 / min(min(times[name]) for name in products)
+    fastest = [min(times[name]) for name in products if name in times]
+    rate = 2.0 * matrix_size**3 / min(fastest) if fastest else None
     rows = [
-        {
-            "side": name,
-            "seconds": statistics.median(times[name]),
-            "fastest_seconds": min(times[name]),
-            "utilisation": flops / statistics.median(times[name]) / rate,
-            "ratio": statistics.median(
-                x / y for x, y in zip(times[name], times["bert_jax"], strict=True)
-            ),
-        }
+        {"side": name, **figures(times.get(name), times.get("bert_jax"), flops, rate)}
         for name in sides
         if name not in products
     ]
+    on_gpu = options.device == "gpu"
     return {
         "size": size,
-        "dtype": dtype,
+        "dtype": "float32 (TF32)" if on_gpu and dtype == "float32" else dtype,
         "length": length,
         "batch_size": batch_size,
         "matrix_product_flops": rate,
@@ -302,25 +350,21 @@ def progress(text: str) -> None:
     print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| model | arithmetic | batch × length | side | ms a step (fastest) | sequences/s | "
-        "of the matrix product | time / bert_jax's |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        for row in result["sides"]:
-            cells = [
-                result["size"],
-                result["dtype"],
-                f"{result['batch_size']} × {result['length']}",
-                row["side"],
-                f"{row['seconds'] * 1e3:.1f} ({row['fastest_seconds'] * 1e3:.1f})",
-                f"{result['batch_size'] / row['seconds']:.1f}",
-                f"{row['utilisation']:.1%}",
-                f"{row['ratio']:.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+def table_rows(result: dict[str, Any]) -> str:
+    lines = []
+    for row in result["sides"]:
+        seconds, utilisation, ratio = row["seconds"], row["utilisation"], row["ratio"]
+        cells = [
+            result["size"],
+            result["dtype"],
+            f"{result['batch_size']} × {result['length']}",
+            row["side"],
+            f"{seconds * 1e3:.1f} ({row['fastest_seconds'] * 1e3:.1f})" if seconds else "–",
+            f"{result['batch_size'] / seconds:.1f}" if seconds else "–",
+            f"{utilisation:.1%}" if utilisation else "–",
+            f"{ratio:.2f}" if ratio else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -367,14 +411,15 @@ def main(argv: Sequence[str]) -> None:
         lengths = [int(x) for x in (options.lengths or ("128,512" if on_gpu else "128")).split(",")]
     except ValueError:
         raise UserError(f"--lengths={options.lengths}: expected numbers, as in 128,512") from None
-    results = [
-        measure(size, dtype, length, options)
-        for size, dtype, length in itertools.product(options.sizes, options.dtypes, lengths)
-    ]
+    out = sys.stderr if options.json else sys.stdout
+    print(HEADER, file=out, flush=True)
+    results = []
+    for size, dtype, length in itertools.product(options.sizes, options.dtypes, lengths):
+        results.append(measure(size, dtype, length, options))
+        print(table_rows(results[-1]), file=out, flush=True)  # kept if the next is cut short
     if options.json:
         print(json.dumps({"environment": peers.environment(), "results": results}, indent=1))
     else:
-        print(table(results))
         print("\n" + ", ".join(f"{k} {v}" for k, v in peers.environment().items()) + ".")
 
 

@@ -1,6 +1,10 @@
 """The benchmarks: that both sides do the same work, what is stored, reused and printed."""
 
+import argparse
+import contextlib
+import itertools
 import json
+import os
 
 import jax
 import numpy as np
@@ -135,18 +139,98 @@ def test_the_sides_of_step_time_have_one_loss(one_thread):
     assert gathered.item() == pytest.approx(ours, rel=1e-5)
 
 
+STEP_TIME = ["--sizes=tiny", "--dtypes=float32", "--lengths=16", "--batch_size=2"]
+STEP_TIME += ["--steps=1", "--repeats=2", "--matrix_size=64"]
+
+
 def test_step_time_prints_every_side(capsys):
-    flags = "--sizes=tiny --dtypes=float32 --lengths=16 --batch_size=2 --steps=1 --repeats=2"
-    step_time.main([*flags.split(), "--matrix_size=64", "--json"])
-    (result,) = json.loads(capsys.readouterr().out)["results"]
+    step_time.main([*STEP_TIME, "--json"])
+    out, err = capsys.readouterr()
+    (result,) = json.loads(out)["results"]
     assert [x["side"] for x in result["sides"]] == ["bert_jax", "transformers", "gathered + fused"]
     assert result["sides"][0]["ratio"] == 1 and all(x["utilisation"] > 0 for x in result["sides"])
-    assert step_time.table([result]).count("| tiny | float32 | 2 × 16 |") == 3
+    assert err.count("| tiny | float32 | 2 × 16 |") == 3  # the table, as it came to be
     with pytest.raises(UserError, match="both must see the GPU"):
         step_time.main(["--device=gpu"])
     with pytest.raises(SystemExit):
         step_time.main(["--sizes=giant"])
     assert "'giant' is not one of" in capsys.readouterr().err
+
+
+def test_step_time_goes_on_without_a_side_that_fails(capsys, monkeypatch):
+    make_batch = step_time.make_batch
+
+    def with_unknown_token(config, length):
+        batch = make_batch(config, length)
+        batch["input_ids"][0, 0] = config.model.vocab_size  # torch refuses it, JAX does not
+        return batch
+
+    monkeypatch.setattr(step_time, "make_batch", with_unknown_token)
+    step_time.main(STEP_TIME)
+    out, err = capsys.readouterr()
+    ours, *theirs = out.splitlines()[2:5]
+    assert ours.startswith("| tiny | float32 | 2 × 16 | bert_jax |") and ours.endswith("% | 1.00 |")
+    for name, row in zip(("transformers", "gathered + fused"), theirs, strict=True):
+        assert f"float32, 16 tokens: {name} failed: IndexError: index out of range" in err
+        assert row == f"| tiny | float32 | 2 × 16 | {name} | – | – | – | – |"
+    assert "matrix product, torch failed" not in err
+
+
+def test_step_time_leaves_out_what_a_failure_makes_unknown(capsys, monkeypatch):
+    failing = {"gathered + fused, compiled"}
+
+    @contextlib.contextmanager
+    def in_process(framework, *args):
+        def timer(name):
+            turns = itertools.count()
+
+            def seconds(steps):
+                if next(turns) == 2 and name in failing:
+                    raise step_time.SideError("out of memory")
+                return 0.5
+
+            return seconds
+
+        yield {name: timer(name) for name in step_time.make_sides(framework, *args)}
+
+    def rows():
+        result = step_time.measure("tiny", "float32", 16, options)
+        assert result["dtype"] == "float32 (TF32)"
+        return {row.pop("side"): row for row in result["sides"]}
+
+    monkeypatch.setattr(step_time, "in_process", in_process)
+    options = argparse.Namespace(device="gpu", batch_size=2, matrix_size=64, steps=10, repeats=3)
+    result = rows()
+    assert len(result) == 5 and set(result.pop("gathered + fused, compiled").values()) == {None}
+    assert all(row["utilisation"] and row["ratio"] == 1 for row in result.values())
+    failing = {"bert_jax", "matrix product, jax"}
+    assert rows()["transformers"]["ratio"] is None
+    assert rows()["transformers"]["utilisation"] > 0  # torch's product is left
+    failing = {"matrix product, jax", "matrix product, torch"}
+    assert rows()["transformers"] == {
+        "seconds": 0.5,
+        "fastest_seconds": 0.5,
+        "utilisation": None,
+        "ratio": 1,
+    }
+    assert "gathered + fused, compiled failed: out of memory\n" in capsys.readouterr().err
+
+
+class EndsProcess:
+    """Ends the process that it is sent to."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_step_time_says_that_a_process_has_ended():
+    config = step_time.make_config("tiny", "float32", batch_size=2, length=16)
+    options = argparse.Namespace(device="cpu")
+    with step_time.in_process("torch", config, EndsProcess(), 64, options) as sides:
+        assert len(sides) == 3
+        for seconds in sides.values():
+            with pytest.raises(step_time.SideError, match=r"of torch has ended \(exit code 3\)"):
+                seconds(1)
 
 
 def test_input_pipeline_prints_both_sides(data_dir, capsys, monkeypatch):
