@@ -49,7 +49,7 @@ def finetune(
     started = time.monotonic()
     with contextlib.ExitStack() as closing:  # an interrupted run must not hold on to its workdir
         run = _Run(config, init, workdir, inputs or read_inputs(config, init), closing)
-        run.train()
+        run.to_the_end()
     return run.write_results(time.monotonic() - started)
 
 
@@ -149,7 +149,7 @@ class _Run:
         if self.step:
             self.progress.note(f"going on from step {self.step:,} of {num_steps:,} in {workdir}")
 
-    def train(self) -> None:
+    def to_the_end(self) -> None:
         """The epochs from the present step on, each evaluated and saved at its end."""
         first = self.step // self.steps_per_epoch
         for epoch in range(first, self.config.num_epochs):

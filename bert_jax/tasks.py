@@ -99,7 +99,7 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
 def make_module(task: str, model: BertConfig, num_labels: int) -> nn.Module:
     """The model with the head of a task; called with input ids, mask, segments and keys_B."""
     match task:
-        case "text_classification" | "text_regression":
+        case "text_classification" | "text_regression" | "multi_label_classification":
             return heads.BertForSequenceClassification(model, num_labels)
         case "token_classification":
             return heads.BertForTokenClassification(model, num_labels)

@@ -153,18 +153,18 @@ def test_has_stalled(scores, patience, stalled):
 def test_the_selected_epoch_is_what_is_loaded(pretrained, config, tmp_path):
     config.optimizer.learning_rate = 1e-9  # nothing gets better after the first epoch
     config.select = "best"
-    best = finetune_loop.finetune(config, pretrained, tmp_path / "best")
+    best = finetune_loop.finetune(config, pretrained, tmp_path / "selected")
     assert best["epoch"] == 1
-    assert checkpoint.load(tmp_path / "best").step == best["step"]
+    assert checkpoint.load(tmp_path / "selected").step == best["step"]
     config.select = "last"
-    last = finetune_loop.finetune(config, pretrained, tmp_path / "last")
+    last = finetune_loop.finetune(config, pretrained, tmp_path / "kept")
     assert last["epoch"] == 2
-    assert checkpoint.load(tmp_path / "last").step == last["step"] == 2 * best["step"]
+    assert checkpoint.load(tmp_path / "kept").step == last["step"] == 2 * best["step"]
     # Its first epoch is gone.
     config.select = "best"
     with pytest.raises(UserError, match=rf"that ended at step {best['step']}: go on with 'last'"):
-        finetune_loop.finetune(config, pretrained, tmp_path / "last")
-    assert json.loads((tmp_path / "last/config.json").read_text())["select"] == "last"
+        finetune_loop.finetune(config, pretrained, tmp_path / "kept")
+    assert json.loads((tmp_path / "kept/config.json").read_text())["select"] == "last"
 
 
 def test_frozen_encoder(pretrained, config, tmp_path):
