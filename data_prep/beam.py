@@ -10,16 +10,18 @@ to its temporary directory.
 import functools
 import shlex
 import traceback
+from collections.abc import Sequence
 
 from bert_jax.cli import UserError
 from data_prep import corpus, stages
 
 
-def run(job: stages.Job, beam_options: str) -> None:
+def run(job: stages.Job, parts: Sequence[corpus.Part], beam_options: str) -> None:
     """Runs both stages; what is finished already is skipped.
 
     Args:
-      job: what to stages.
+      job: what to build.
+      parts: of its input.
       beam_options: Beam's own flags in one string; '' runs in this process.
 
     Raises:
@@ -35,7 +37,6 @@ def run(job: stages.Job, beam_options: str) -> None:
     if not any(flag.startswith("--runner") for flag in flags):
         # What "DirectRunner" ends up with, after trying to download another one.
         flags.append("--runner=FnApiRunner")
-    parts = corpus.list_parts(job.options.input, job.options.field)
     try:
         with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
             merged = pipeline | "start" >> beam.Create([None])
@@ -44,12 +45,12 @@ def run(job: stages.Job, beam_options: str) -> None:
                     pipeline
                     | "parts" >> beam.Create(parts)
                     | "spread parts" >> beam.Reshuffle()
-                    | "read" >> beam.FlatMap(corpus.read_units)
+                    | "read" >> beam.FlatMap(stages.read_units)
                     | "spread units" >> beam.Reshuffle()
-                    | "tokenise" >> beam.Map(functools.partial(stages.tokenize, job))
-                    # One value once all units are done, also if there are none.
-                    | "all units" >> beam.combiners.Count.Globally()
-                    | "merge" >> beam.Map(lambda _: stages.merge(job))
+                    | "tokenise" >> beam.Map(functools.partial(_tokenize, job))
+                    # One list once all units are done, also if there are none.
+                    | "all units" >> beam.combiners.ToList()
+                    | "merge" >> beam.Map(lambda names: stages.merge(job, names))
                 )
             _ = (
                 merged
@@ -65,3 +66,8 @@ def run(job: stages.Job, beam_options: str) -> None:
         if not message:
             raise
         raise UserError(message.partition(" [while running")[0]) from None
+
+
+def _tokenize(job: stages.Job, unit: corpus.Unit) -> str:
+    stages.tokenize(job, unit)
+    return unit.name

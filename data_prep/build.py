@@ -11,6 +11,7 @@ end; `dataset.json` is written last.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,18 @@ from bert_jax.records import MANIFEST, Manifest
 from data_prep import corpus, parallel, token_store
 from data_prep.options import FORMATS, OBJECTIVES, BuildOptions, arguments
 from data_prep.progress import Progress
-from data_prep.stages import Job, finish, has_store, list_shards, merge, tokenize, write_shard
+from data_prep.stages import (
+    Job,
+    finish,
+    has_store,
+    input_files,
+    list_shards,
+    merge,
+    read_units,
+    tokenize,
+    write_shard,
+)
+from data_prep.token_store import SPLITS
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +61,7 @@ def build(
 
     Raises:
       UserError: impossible options, unusable input or tokenizer, or a directory that holds a data
-        set of other options.
+        set of other options or, unfinished, of other text.
     """
     options = options.checked()
     tokenizer = tokenizers.load(options.tokenizer)
@@ -62,24 +74,33 @@ def build(
     workers = workers or parallel.default_workers()
     if workers < 1:
         raise UserError(f"--workers is {workers}: expected at least 1")
-    with _WorkDirectory(job):
+    parts = corpus.list_parts(options.input, options.field)
+    with _WorkDirectory(job, parts):
         if runner == "beam":
             from data_prep import beam
 
-            beam.run(job, beam_options)
+            beam.run(job, parts, beam_options)
         else:
             if not has_store(job):
-                tokenize_locally(job, workers)
+                tokenize_locally(job, workers, parts)
             write_shards_locally(job, workers)
         manifest = finish(job)
     return manifest
 
 
 class _WorkDirectory:
-    """DATA_DIR/.build: refuses another command's, and leaves nothing after a user's mistake."""
+    """DATA_DIR/.build: refuses another command's, and leaves nothing where nothing is finished.
 
-    def __init__(self, job: Job):
+    After a user's mistake what is finished stays, since the same command goes on once the mistake
+    is mended, in an input file too. Old and new text are never mixed: units are found by what their
+    files were (`read_units`), so files that have changed are read again. One that is new or gone
+    shifts the numbers of those after it, which are then read again too. Once the store is there,
+    input that has changed is refused.
+    """
+
+    def __init__(self, job: Job, parts: Sequence[corpus.Part]):
         self._job = job
+        self._files = input_files(parts)
 
     def __enter__(self) -> None:
         job = self._job
@@ -89,23 +110,60 @@ class _WorkDirectory:
         if self._is_new:
             for directory in (job.units, job.finished):
                 directory.mkdir(parents=True, exist_ok=True)
-            started = {
-                "arguments": arguments(job.options),
-                "tokenizer_fingerprint": job.tokenizer.fingerprint,
-            }
-            token_store.write_atomically(path, json.dumps(started, indent=1).encode())
         else:
             started = json.loads(path.read_text())
             _require_same(job, started["arguments"], started["tokenizer_fingerprint"])
+            _compare_input(job, started["input_files"], self._files)
             for directory in (epath.Path(job.output), job.units, job.work, job.finished):
                 for leftover in directory.glob("*.partial-*"):
                     _remove(leftover)
+        now = {
+            "arguments": arguments(job.options),
+            "tokenizer_fingerprint": job.tokenizer.fingerprint,
+            "input_files": self._files,
+        }
+        token_store.write_atomically(path, json.dumps(now, indent=1).encode())
+        for directory in (job.units, job.finished, *(job.store / split for split in SPLITS)):
+            token_store.forget_listing(directory)
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
-        if kind is None or (self._is_new and issubclass(kind, UserError)):
-            _remove(self._job.work)
-            if kind is not None and self._output_is_new:
-                _remove(epath.Path(self._job.output))
+        job = self._job
+        if kind is None:
+            token_store.remove_copy(job.store)
+            _remove(job.work)
+        elif issubclass(kind, UserError):
+            if self._is_new and not _is_worth_keeping(job):
+                _remove(job.work)
+                if self._output_is_new:
+                    _remove(epath.Path(job.output))
+            else:
+                _log.warning(
+                    f"{job.work} keeps what is finished: once the mistake is mended, the same "
+                    "command goes on from there. For another command, give another --output"
+                )
+
+
+def _is_worth_keeping(job: Job) -> bool:
+    """Whether there is the store, or more than one document: with less, other text is needed."""
+    if has_store(job):
+        return True
+    paths = job.units.iterdir() if job.units.exists() else ()
+    documents = (token_store.read_counts(p)["documents"] for p in paths if p.suffix == ".npz")
+    return any(total > 1 for total in itertools.accumulate(documents))
+
+
+def _compare_input(job: Job, before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
+    changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
+    if not changed:
+        return
+    names = ", ".join(changed[:3]) + (", …" if len(changed) > 3 else "")
+    found = f"{len(changed)} of the input's files changed since {job.output} was begun: {names}"
+    if has_store(job):
+        raise UserError(
+            f"{found}. Their old text is in it: remove {job.work} to begin again, or give another "
+            "--output"
+        )
+    _log.warning(f"{found}. They are read again")
 
 
 def _remove(path: epath.Path) -> None:
@@ -128,18 +186,21 @@ def _require_same(job: Job, theirs: dict[str, Any], fingerprint: str) -> None:
         )
 
 
-def tokenize_locally(job: Job, workers: int) -> None:
-    """Stage 1: all units, then the merged store."""
-    parts = corpus.list_parts(job.options.input, job.options.field)
-    units = (unit for part in parts for unit in corpus.read_units(part))
+def tokenize_locally(job: Job, workers: int, parts: Sequence[corpus.Part] = ()) -> None:
+    """Stage 1: all units, then the merged store. `parts` saves listing the input again."""
+    parts = parts or corpus.list_parts(job.options.input, job.options.field)
+    units = (unit for part in parts for unit in read_units(part))
+    names = []
     with Progress("tokenise", sum(part.num_bytes for part in parts)) as progress:
         for unit, counts in parallel.run(tokenize, job, units, workers):
+            names.append(unit.name)
             progress.advance(
                 unit.disk_bytes,
                 documents=counts["documents"],
                 MB=counts["source_bytes"] / 1e6,
             )
-    merge(job)
+    merge(job, names)
+    _remove(job.units)  # nothing reads them again, and they are as large as the store
 
 
 def write_shards_locally(job: Job, workers: int) -> None:

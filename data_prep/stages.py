@@ -5,8 +5,10 @@ Every piece is idempotent: what is finished already is left alone, and files app
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,14 +54,40 @@ class Job:
     def finished(self) -> epath.Path:
         return self.work / "shards"
 
+    def unit(self, name: str) -> epath.Path:
+        return self.units / f"{name}.npz"
+
     @functools.cached_property
     def encoder(self) -> FastEncoder:
         return FastEncoder(self.tokenizer)
 
 
+def input_files(parts: Iterable[corpus.Part]) -> dict[str, list[int]]:
+    """Size and time of modification (seconds) of every file; streams have none."""
+    return {path: _state(path) for part in parts if part.kind != "stream" for path in part.paths}
+
+
+def _state(path: str) -> list[int]:
+    try:
+        stat = epath.Path(path).stat()
+    except OSError as error:
+        raise UserError(f"input {path} cannot be read: {error}") from None
+    return [stat.length, stat.mtime]
+
+
+def read_units(part: corpus.Part) -> Iterator[corpus.Unit]:
+    """Reads the units of a part, with names that also say what its files were.
+
+    So a build that goes on finds the units of files that are as they were, and of no others.
+    """
+    key = hashlib.sha256(json.dumps(input_files([part])).encode()).hexdigest()[:12]
+    for unit in corpus.read_units(part):
+        yield dataclasses.replace(unit, name=f"{unit.name}-{key}")
+
+
 def tokenize(job: Job, unit: corpus.Unit) -> dict[str, int]:
     """Stage 1 for one unit; a unit that is there already is only counted."""
-    path = job.units / f"{unit.name}.npz"
+    path = job.unit(unit.name)
     if path.exists():
         return token_store.read_counts(path)
     return token_store.tokenize_unit(
@@ -77,12 +105,18 @@ def has_store(job: Job) -> bool:
     return (job.store / "store.json").exists()
 
 
-def merge(job: Job) -> None:
-    """Ends stage 1: joins the units into the store, train and validation apart."""
+def merge(job: Job, names: Iterable[str]) -> None:
+    """Ends stage 1: joins the units of these names into the store, train and validation apart.
+
+    They are not looked for in the directory: a remote one may be remembered as it was before other
+    processes wrote there, and units of files that have changed since lie there too. The units stay,
+    since Beam may do this twice, even at once.
+    """
+    if has_store(job):
+        return
     options = job.options
-    units = token_store.unit_files(job.units)
     summary = token_store.merge(
-        units,
+        [job.unit(name) for name in sorted(set(names))],
         job.store,
         job.tokenizer,
         validation_fraction=options.validation_fraction,
@@ -103,8 +137,7 @@ def merge(job: Job) -> None:
             f"the corpus is too small to hold documents out ({counts['train']} documents): "
             "there are no validation shards"
         )
-    for path in units:
-        path.unlink()
+    token_store.complete(job.store, summary)
 
 
 @dataclasses.dataclass(frozen=True)

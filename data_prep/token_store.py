@@ -13,10 +13,12 @@ large the corpus.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
@@ -34,6 +36,7 @@ SPLITS = ("train", "validation")
 # when a pair is truncated.
 MAX_SENTENCE_TOKENS = 256
 _OFFSET = np.dtype("<u8")
+_FILES = ("tokens", "sentences", "documents", "hashes")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -103,10 +106,6 @@ def _cut_long(length_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lengths, pieces_S
 
 
-def unit_files(directory: epath.Path) -> list[epath.Path]:
-    return sorted(p for p in directory.iterdir() if p.name.endswith(".npz"))
-
-
 def _member(path: epath.Path, *names: str) -> list[np.ndarray]:
     with path.open("rb") as file, np.load(io.BytesIO(file.read())) as arrays:
         return [arrays[name] for name in names]
@@ -163,7 +162,7 @@ def merge(
     smallest_split: int,
     deduplicate: bool,
 ) -> dict[str, dict]:
-    """Joins unit files into `directory`; the store is whole once it has its `store.json`.
+    """Joins unit files into `directory`; `complete` then makes the store whole.
 
     Args:
       units: unit files in reading order.
@@ -173,7 +172,7 @@ def merge(
       deduplicate: keep the first of documents with equal text.
 
     Returns:
-      The contents of `store.json`: counts, and for each split what Store.counts holds.
+      The summary for `complete`: counts, and for each split what Store.counts holds.
     """
     splitter = choose_split(
         (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
@@ -205,12 +204,17 @@ def merge(
                 per_document[chosen_D],
                 hashes[chosen_D],
             )
-    summary = {
+    return {
         "counts": parsed,
         "splits": {split: writer.close() for split, writer in writers.items()},
     }
-    write_atomically(directory / "store.json", json.dumps(summary, indent=1).encode())
-    return summary
+
+
+def complete(directory: epath.Path, summary: dict[str, dict]) -> None:
+    """Writes `store.json`, which says that the store is whole."""
+    # The id tells the store from an earlier one at this place, of which a copy may be left.
+    contents = {"id": uuid.uuid4().hex, **summary}
+    write_atomically(directory / "store.json", json.dumps(contents, indent=1).encode())
 
 
 def _first_places(units: Sequence[epath.Path]) -> np.ndarray:
@@ -224,10 +228,7 @@ def _first_places(units: Sequence[epath.Path]) -> np.ndarray:
 class _SplitWriter:
     def __init__(self, directory: epath.Path, tokenizer: Tokenizer):
         directory.mkdir(parents=True, exist_ok=True)
-        self._files = {
-            name: (directory / f"{name}.bin").open("wb")
-            for name in ("tokens", "sentences", "documents", "hashes")
-        }
+        self._files = {name: (directory / f"{name}.bin").open("wb") for name in _FILES}
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._tokenizer = tokenizer
         self._counts = dict.fromkeys(
@@ -314,25 +315,51 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def forget_listing(directory: epath.Path) -> None:
+    """Makes this process look again: fsspec remembers what a remote directory holds.
+
+    It then denies files that other processes have written, also where they are opened by name.
+    """
+    backend = directory._backend  # etils offers no other way
+    if hasattr(backend, "fs"):
+        backend.fs(directory).invalidate_cache(str(directory))
+
+
 def _local(directory: epath.Path) -> epath.Path:
-    """A remote store's copy on this machine's disk; made once, shared by the processes here."""
+    """A remote store's copy on this machine's disk: one process makes it, the others wait."""
     if not is_remote(directory):
         return directory
     summary = (directory / "store.json").read_text()
-    key = hashlib.sha256(f"{directory}{summary}".encode()).hexdigest()[:16]
-    target = epath.Path(tempfile.gettempdir()) / f"bert_jax-store-{key}"
-    if not target.exists():
-        partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
-        for split in SPLITS:
-            (partial / split).mkdir(parents=True)
-            for file in (directory / split).iterdir():
-                file.copy(partial / split / file.name)
-        (partial / "store.json").write_text(summary)
-        try:
-            os.rename(partial, target)
-        except OSError:  # another process was faster
-            partial.rmtree()
+    target = _copy_of(directory, summary)
+    with open(f"{target}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or the process ends
+        if not target.exists():
+            partial = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            try:
+                for split in SPLITS:
+                    (partial / split).mkdir(parents=True)
+                    for name in _FILES:
+                        file = directory / split / f"{name}.bin"
+                        file.copy(partial / split / file.name)
+                (partial / "store.json").write_text(summary)
+                os.rename(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _copy_of(directory: epath.Path, summary: str) -> epath.Path:
+    key = hashlib.sha256(f"{directory}{summary}".encode()).hexdigest()[:16]
+    return epath.Path(tempfile.gettempdir()) / f"bert_jax-store-{key}"
+
+
+def remove_copy(directory: epath.Path) -> None:
+    """Removes this machine's copy of a remote store, if there is one."""
+    if is_remote(directory):
+        target = _copy_of(directory, (directory / "store.json").read_text())
+        shutil.rmtree(target, ignore_errors=True)
+        epath.Path(f"{target}.lock").unlink(missing_ok=True)
 
 
 def _map(path: epath.Path) -> np.ndarray:

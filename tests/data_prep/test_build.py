@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 import numpy as np
 import pytest
 from corpora import make_documents, write_jsonl
+from etils import epath
 
+from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
 from bert_jax.records import NO_NEXT_SENTENCE_LABEL, Manifest
 from data_prep import build as build_module
@@ -163,6 +166,17 @@ class _Stop(BaseException):
     """Stands for a kill: nothing catches it, and nothing is cleaned up."""
 
 
+def stop_at(stage, options, output, error=_Stop):
+    """Builds up to the first call of a function of build.py, which raises the error."""
+
+    def stop(*_):
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr(build_module, stage, stop)
+        build(options, output, workers=1)
+
+
 @pytest.mark.parametrize("stage", ["tokenize", "merge", "write_shard", "finish"])
 def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
     monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
@@ -189,6 +203,166 @@ def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
     assert shas(build(options, tmp_path / "data", workers=1)) == whole
     assert len(written) == {"tokenize": 5, "merge": 5, "write_shard": 3, "finish": 0}[stage]
     assert not (tmp_path / "data" / ".build").exists()
+
+
+def test_a_stale_listing_loses_no_text(tmp_path, options, built, monkeypatch):
+    """gcsfs remembers what a directory held before other processes wrote there."""
+    path_class = type(epath.Path("."))
+    iterdir = path_class.iterdir
+    monkeypatch.setattr(
+        path_class, "iterdir", lambda self: () if self.name == "units" else iterdir(self)
+    )
+    assert shas(build(options, tmp_path / "data", workers=1)) == shas(built[1])
+
+
+def job_of(options, output):
+    return stages.Job(options.checked(), tokenizers.load(options.tokenizer), str(output))
+
+
+def test_merging_again_changes_nothing(tmp_path, options, monkeypatch):
+    """Beam does again what failed, and what came before it in the same bundle."""
+    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    stop_at("merge", options, tmp_path / "data")
+    names = [path.stem for path in (tmp_path / "data" / ".build" / "units").iterdir()]
+    assert len(names) > 2
+    job = job_of(options, tmp_path / "data")
+    stages.merge(job, names)
+    files = [path for path in (tmp_path / "data" / ".build" / "store").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    stages.merge(job, names)
+    stages.merge(job, names[:1])
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_store_that_is_refused_is_not_there(tmp_path, tokenizer_dir):
+    source = write_jsonl(tmp_path / "c.jsonl", ["Bako duna. Basto fe."])
+    options = BuildOptions((source,), tokenizer_dir, objective="nsp")
+    stop_at("merge", options, tmp_path / "data")
+    [unit] = (tmp_path / "data" / ".build" / "units").iterdir()
+    job = job_of(options, tmp_path / "data")
+    for _ in range(2):  # as Beam would
+        with pytest.raises(UserError, match="holds one document"):
+            stages.merge(job, [unit.stem])
+        assert not stages.has_store(job)
+
+
+@pytest.fixture
+def tokenised(monkeypatch):
+    """The names of the files whose units are tokenised, with units of 20 kB."""
+    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    names = []
+    tokenize_unit = token_store.tokenize_unit
+
+    def recording(unit, *arguments, **keywords):
+        names.append(os.path.basename(unit.blocks[0].path))
+        return tokenize_unit(unit, *arguments, **keywords)
+
+    monkeypatch.setattr(token_store, "tokenize_unit", recording)
+    return names
+
+
+def write_letters(directory, letters):
+    for letter in letters:
+        write_jsonl(directory / f"{letter}.jsonl", make_documents(60, seed=ord(letter)))
+
+
+def _lengthen(path):
+    write_jsonl(path, make_documents(80, seed=7))
+
+
+def _mend(path):
+    """Other text of the same size, at another time."""
+    text = path.read_text()
+    path.write_text(text.replace(" ban ", " bun "))
+    assert path.read_text() != text
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "read_again"),
+    [
+        (lambda d: _lengthen(d / "d.jsonl"), "d.jsonl", {"d.jsonl"}),
+        (lambda d: _mend(d / "d.jsonl"), "d.jsonl", {"d.jsonl"}),
+        # The numbers of those after it change.
+        (lambda d: write_letters(d, "c"), "c.jsonl", {"c.jsonl", "d.jsonl", "f.jsonl"}),
+        (lambda d: (d / "d.jsonl").unlink(), "d.jsonl", {"f.jsonl"}),
+    ],
+)
+def test_input_that_changed_is_read_again(
+    tmp_path, tokenizer_dir, tokenised, caplog, change, named, read_again
+):
+    write_letters(tmp_path, "bdf")
+    options = BuildOptions((f"{tmp_path}/*.jsonl",), tokenizer_dir, num_shards=2, dupe_factor=1)
+    stop_at("merge", options, tmp_path / "data")
+    assert set(tokenised) == {"b.jsonl", "d.jsonl", "f.jsonl"}
+    tokenised.clear()
+    change(tmp_path)
+    build(options, tmp_path / "data", workers=1)
+    assert set(tokenised) == read_again
+    assert "1 of the input's files changed" in caplog.text and named in caplog.text
+    for path in tmp_path.glob("*.jsonl"):
+        os.utime(path, (2, 2))  # times are nothing that a data set depends on
+    build(options, tmp_path / "fresh", workers=1)
+    written = [(tmp_path / name / "dataset.json").read_bytes() for name in ("data", "fresh")]
+    assert written[0] == written[1]
+
+
+def test_input_that_changed_after_the_first_stage_is_refused(tmp_path, tokenizer_dir):
+    source = write_jsonl(tmp_path / "c.jsonl", make_documents(60))
+    options = BuildOptions((source,), tokenizer_dir, num_shards=2, dupe_factor=1)
+    stop_at("write_shard", options, tmp_path / "data")
+    before = os.stat(source)
+    os.utime(source, (1, 1))
+    with pytest.raises(UserError, match=r"c\.jsonl.*remove .*/\.build .*another --output"):
+        build(options, tmp_path / "data", workers=1)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    same = build(options, tmp_path / "data", workers=1)
+    assert same == build(options, tmp_path / "fresh", workers=1)
+
+
+def test_begins_again_without_the_old_text(tmp_path, tokenizer_dir):
+    """What the refusal says to do: shards of the old text lie there."""
+    source = write_jsonl(tmp_path / "c.jsonl", make_documents(60))
+    options = BuildOptions((source,), tokenizer_dir, num_shards=2, dupe_factor=1)
+    stop_at("finish", options, tmp_path / "data")
+    write_jsonl(tmp_path / "c.jsonl", make_documents(60, seed=1))
+    shutil.rmtree(tmp_path / "data" / ".build")
+    new = build(options, tmp_path / "data", workers=1)
+    assert new == build(options, tmp_path / "fresh", workers=1)
+    assert check(tmp_path / "data", workers=1).is_healthy
+
+
+def test_a_mistake_keeps_what_is_finished(tmp_path, tokenizer_dir, tokenised, caplog):
+    write_letters(tmp_path, "ab")
+    with open(tmp_path / "b.jsonl", "a") as file:
+        file.write("no JSON\n")
+    options = BuildOptions((f"{tmp_path}/*.jsonl",), tokenizer_dir, num_shards=2, dupe_factor=1)
+    with pytest.raises(UserError, match=r"b\.jsonl, line 61 is not JSON"):
+        build(options, tmp_path / "data", workers=1)
+    assert "the same command goes on" in caplog.text
+    tokenised.clear()
+    write_letters(tmp_path, "b")
+    mended = build(options, tmp_path / "data", workers=1)
+    assert set(tokenised) == {"b.jsonl"}
+    assert mended == build(options, tmp_path / "fresh", workers=1)
+
+
+def test_a_mistake_in_the_second_stage_keeps_the_store(tmp_path, options, tokenised):
+    """For instance --format=tfrecord without its package."""
+    stop_at("write_shard", options, tmp_path / "data", UserError)
+    tokenised.clear()
+    build(options, tmp_path / "data", workers=1)
+    assert not tokenised
+
+
+def test_copies_of_a_remote_store_are_removed(tmp_path, options, built, monkeypatch):
+    monkeypatch.setattr(token_store, "is_remote", lambda path: True)
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+    stop_at("finish", options, tmp_path / "data")
+    assert list((tmp_path / "disk").glob("bert_jax-store-*"))
+    assert shas(build(options, tmp_path / "data", workers=1)) == shas(built[1])
+    assert not list((tmp_path / "disk").iterdir())
 
 
 @pytest.mark.slow
@@ -224,9 +398,7 @@ def test_another_command_is_refused(built, options, tmp_path, tokenizer):
     with pytest.raises(UserError, match="--dupe_factor was 2 and is now 3; --seed was 12345"):
         build(dataclasses.replace(options, dupe_factor=3, seed=1), directory)
     # Also while a build is unfinished.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Stop):
-        patch.setattr(build_module, "merge", lambda job: (_ for _ in ()).throw(_Stop))
-        build(options, tmp_path / "data", workers=1)
+    stop_at("merge", options, tmp_path / "data")
     with pytest.raises(UserError, match="--objective was 'nsp' and is now 'sop'"):
         build(dataclasses.replace(options, objective="sop"), tmp_path / "data", workers=1)
 

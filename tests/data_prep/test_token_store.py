@@ -1,5 +1,10 @@
 """Stage 1: units, splits, merging, reading back."""
 
+import concurrent.futures
+import shutil
+import time
+import types
+
 import numpy as np
 import pytest
 from corpora import make_documents
@@ -26,14 +31,16 @@ def make_store(directory, tokenizer, units, fraction=0.1, smallest=1, deduplicat
             sentence_per_line=False,
             max_decode_errors=0,
         )
-    return token_store.merge(
-        token_store.unit_files(directory / "units"),
+    summary = token_store.merge(
+        sorted((directory / "units").iterdir()),
         directory / "store",
         tokenizer,
         validation_fraction=fraction,
         smallest_split=smallest,
         deduplicate=deduplicate,
     )
+    token_store.complete(directory / "store", summary)
+    return summary
 
 
 def texts_of(store, tokenizer):
@@ -113,15 +120,105 @@ def test_duplicates_are_kept_once_on_request(tmp_path, tokenizer):
         assert summary["counts"]["duplicate_documents"] == 50 - expected
 
 
-def test_remote_stores_are_copied_once(tmp_path, tokenizer, monkeypatch):
-    make_store(tmp_path / "remote", tokenizer, [make_documents(20)])
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """The temporary directory of a machine for which paths with "remote" in them are remote."""
     monkeypatch.setattr(token_store, "is_remote", lambda path: "remote" in str(path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
-    (tmp_path / "disk").mkdir()
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+    return directory
+
+
+def directories(path):
+    return [entry for entry in path.iterdir() if entry.is_dir()]
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """The names of the files that are copied, one after another, slowly."""
+    names = []
+    path_class = type(epath.Path("."))
+    copy = path_class.copy
+
+    def slow(self, target, overwrite=False):
+        names.append(self.name)
+        time.sleep(0.01)
+        return copy(self, target, overwrite)
+
+    monkeypatch.setattr(path_class, "copy", slow)
+    return names
+
+
+def test_remote_stores_are_copied_once(tmp_path, tokenizer, disk):
+    make_store(tmp_path / "remote", tokenizer, [make_documents(20)])
     for _ in range(2):
         store = Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size)
         assert len(store.tokens([0], [10])) == 10
         store.close()
-        [copy] = (tmp_path / "disk").iterdir()
+        [copy] = directories(disk)
         (tmp_path / "remote" / "store" / "train" / "tokens.bin").write_bytes(b"gone")
     assert (copy / "train" / "tokens.bin").stat().st_size == 2 * store.counts["tokens"]
+    token_store.remove_copy(epath.Path(tmp_path / "remote" / "store"))
+    assert not list(disk.iterdir())
+
+
+def test_readers_at_once_make_one_copy(tmp_path, tokenizer, disk, copied):
+    make_store(tmp_path / "remote", tokenizer, [make_documents(20)])
+
+    def read(_):
+        store = Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size)
+        store.close()
+        return store.counts["documents"]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(read, range(4)))) == 1
+    assert len(copied) == 8  # four files of two splits
+    assert len(directories(disk)) == 1
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path, tokenizer, disk, copied, monkeypatch):
+    make_store(tmp_path / "remote", tokenizer, [make_documents(20)])
+
+    def fill_up(_):
+        if len(copied) == 4:
+            raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", fill_up)
+        with pytest.raises(OSError, match="disk full"):
+            Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size)
+    assert len(copied) == 4
+    assert not directories(disk)
+    Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size).close()
+
+
+def test_what_a_killed_process_copied_is_no_obstacle(tmp_path, tokenizer, disk):
+    make_store(tmp_path / "remote", tokenizer, [make_documents(20)])
+    Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size).close()
+    [copy] = directories(disk)
+    (copy / "store.json").unlink()
+    copy.rename(f"{copy}.partial")
+    Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size).close()
+    assert directories(disk) == [copy]
+
+
+def test_a_copy_of_an_earlier_store_is_not_taken(tmp_path, tokenizer, disk):
+    """The two have the same counts: the second has the same documents in another order."""
+    documents = make_documents(20)
+    for texts in (documents, documents[::-1]):
+        shutil.rmtree(tmp_path / "remote", ignore_errors=True)
+        make_store(tmp_path / "remote", tokenizer, [texts], fraction=0)
+        store = Store(tmp_path / "remote" / "store", "train", tokenizer.vocab_size)
+        expected = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
+        assert list(texts_of(store, tokenizer)) == expected
+        store.close()
+
+
+def test_listings_are_forgotten(monkeypatch):
+    path = epath.Path("gs://bucket/data/.build/units")
+    forgotten = []
+    fs = types.SimpleNamespace(invalidate_cache=forgotten.append)
+    monkeypatch.setattr(type(path), "_backend", types.SimpleNamespace(fs=lambda _: fs))
+    token_store.forget_listing(path)
+    assert forgotten == ["gs://bucket/data/.build/units"]
