@@ -104,6 +104,11 @@ stop() {
     sleep 1
   done
   kill -KILL "$(<"$state/pid")" 2>/dev/null || true
+  # Its supervisor still writes the exit code: till then `start` would take it for a run.
+  for ((waited = 0; waited < 100; waited++)); do
+    is_running || return 0
+    sleep 0.1
+  done
 }
 
 log() { tail -n 100 -F "$state/log"; }
