@@ -7,10 +7,12 @@ number of workers: they are what is computed, stored and resumed.
 """
 
 import dataclasses
+import glob
 import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 
 import sentencex
@@ -25,8 +27,16 @@ MAX_DOCUMENT_BYTES = 16 << 20
 # Share of a unit's bytes that may fail to decode as UTF-8 before the run stops. A file in Latin-1
 # or UTF-16 is far above it, a stray byte in a crawl far below.
 MAX_DECODE_ERRORS = 1e-3
+# So many in a unit are let through whatever their share: one in a short file is still a stray byte.
+MAX_STRAY_BYTES = 10
+# Share of a block's bytes that may be NUL, which UTF-16 is full of and decodes as UTF-8.
+MAX_NUL_BYTES = 0.01
 
 _READ_BYTES = 1 << 20
+# Little: all that it decompresses to is held at once.
+_ZSTD_READ_BYTES = 64 << 10
+# What the file system and the decompressors raise at a file that is damaged or cut off.
+_UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 _TEXT, _JSON, _PARQUET = "text", "json", "parquet"
 _KINDS = {".txt": _TEXT, ".text": _TEXT, ".jsonl": _JSON, ".json": _JSON, ".parquet": _PARQUET}
 _COMPRESSIONS = (".gz", ".zst")
@@ -137,11 +147,7 @@ def list_parts(sources: Iterable[str], field: str = "text") -> list[Part]:
 def _expand(spec: str) -> list[epath.Path]:
     path = epath.Path(spec)
     if any(c in spec for c in "*?["):
-        # The part before the first wildcard is the directory to start from.
-        fixed = re.split(r"[*?\[]", spec, maxsplit=1)[0].rpartition("/")[0]
-        root = epath.Path(fixed or ("/" if spec.startswith("/") else "."))
-        pattern = spec[len(fixed) :].lstrip("/")
-        paths = sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []
+        paths = sorted(p for p in _glob(spec) if p.is_file())
         if not paths:
             raise UserError(f"input {spec}: no file matches this glob")
         return paths
@@ -153,6 +159,21 @@ def _expand(spec: str) -> list[epath.Path]:
             "(.txt, .jsonl, .json, .parquet, each also .gz or .zst), hf:NAME, tfds:NAME or pydocs"
         )
     return [path]
+
+
+def _glob(spec: str) -> Iterable[epath.Path]:
+    if "**" in spec:  # etils refuses it: on a store it would take thousands of requests
+        if "://" in spec:
+            raise UserError(
+                f"input {spec}: ** is for local files; give a glob for each depth, with commas "
+                "between them"
+            )
+        return {epath.Path(path) for path in glob.glob(spec, recursive=True)}
+    # The part before the first wildcard is the directory to start from.
+    fixed = re.split(r"[*?\[]", spec, maxsplit=1)[0].rpartition("/")[0]
+    root = epath.Path(fixed or ("/" if spec.startswith("/") else "."))
+    pattern = spec[len(fixed) :].lstrip("/")
+    return root.glob(pattern) if root.exists() else ()
 
 
 def _kind(path: epath.Path) -> str:
@@ -221,8 +242,39 @@ def _decompressed(path: str, file: io.BufferedIOBase) -> io.BufferedIOBase:
     if path.endswith(".gz"):
         return gzip.GzipFile(fileobj=file)
     if path.endswith(".zst"):
-        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return io.BufferedReader(_ZstdFrames(file), _READ_BYTES)
     return file
+
+
+class _ZstdFrames(io.RawIOBase):
+    """Decompresses frame after frame; EOFError, as from gzip, where the file ends inside one.
+
+    zstandard's own stream_reader takes such a file for whole.
+    """
+
+    def __init__(self, file: io.BufferedIOBase):
+        self._file, self._decompressor = file, zstandard.ZstdDecompressor()
+        self._frame: zstandard.ZstdDecompressionObj | None = None  # None between frames
+        self._compressed, self._output = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._output:
+            data = self._compressed or self._file.read(_ZSTD_READ_BYTES)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file ends before its last zstd frame does")
+                return 0
+            frame = self._frame or self._decompressor.decompressobj()
+            self._output = memoryview(frame.decompress(data))
+            self._compressed = frame.unused_data
+            self._frame = None if frame.eof else frame
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
 
 
 def _blocks(path: str, kind: str) -> Iterator[Block]:
@@ -251,7 +303,7 @@ def _blocks(path: str, kind: str) -> Iterator[Block]:
                 rest = data[cut:]
                 if at_end:
                     return
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"input {path} cannot be read: {error}") from None
 
 
@@ -294,7 +346,7 @@ def parse_unit(
     texts: list[str] = list(unit.texts)
     counts.source_bytes += sum(len(text.encode(errors="replace")) for text in texts)
     for block in unit.blocks:
-        text, errors = _decode(block, max_decode_errors)
+        text, errors = _decode(block, max_decode_errors, MAX_STRAY_BYTES - counts.decode_errors)
         counts.source_bytes += len(block.data)
         counts.decode_errors += errors
         if unit.kind == _TEXT:
@@ -307,21 +359,43 @@ def parse_unit(
     return documents, counts
 
 
-def _decode(block: Block, max_decode_errors: float) -> tuple[str, int]:
+def _decode(block: Block, max_share: float, max_stray: int) -> tuple[str, int]:
+    """The text, and how many bytes of it did not decode.
+
+    More than `max_share` of the bytes and more than `max_stray` are refused; if the share is 0,
+    any.
+    """
+    _refuse_utf16(block)
     try:
         return block.data.decode(), 0
     except UnicodeDecodeError as error:
         text = block.data.decode(errors="replace")
         errors = text.count("\ufffd") - block.data.count("\ufffd".encode())
-        if errors > max_decode_errors * len(block.data):
+        if errors > max_share * len(block.data) and (errors > max_stray or not max_share):
             line = block.first_line + block.data.count(b"\n", 0, error.start)
             raise UserError(
                 f"input {block.path} is not UTF-8: {errors} of {len(block.data)} bytes do not "
                 f"decode, the first on line {line}; expected at most a share of "
-                f"{max_decode_errors:g} (--max_decode_errors). Convert it, for instance with: "
+                f"{max_share:g} (--max_decode_errors). Convert it, for instance with: "
                 f"iconv -f LATIN1 -t UTF-8"
             ) from None
         return text, errors
+
+
+def _refuse_utf16(block: Block) -> None:
+    """Raises UserError for UTF-16, much of which decodes as UTF-8, with NULs between letters."""
+    if block.first_line == 1 and block.data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(
+            f"input {block.path} is not UTF-8: it begins with UTF-16's byte order mark "
+            f"({block.data[:2].hex(' ')}). Convert it with: iconv -f UTF-16 -t UTF-8"
+        )
+    nuls = block.data.count(b"\0")
+    if nuls > max(MAX_STRAY_BYTES, MAX_NUL_BYTES * len(block.data)):
+        raise UserError(
+            f"input {block.path} is not UTF-8: {nuls} of {len(block.data)} bytes are NUL, as in "
+            "UTF-16. Convert it with: iconv -f UTF-16LE -t UTF-8 (or UTF-16BE); if it is no "
+            "UTF-16, remove them with: tr -d '\\0'"
+        )
 
 
 def _json_texts(block: Block, text: str, field: str) -> Iterator[str]:
@@ -370,23 +444,27 @@ def _parquet_texts(path: str, field: str) -> Iterator[str]:
         import pyarrow.parquet
     except ImportError:
         raise UserError(f"input {path}: reading Parquet needs pip install pyarrow") from None
-    with epath.Path(path).open("rb") as raw, _decompressed(path, raw) as file:
-        # Parquet is read from its end, so a compressed file is decompressed as a whole.
-        seekable = io.BytesIO(file.read()) if path.endswith(_COMPRESSIONS) else file
-        try:
-            table = pyarrow.parquet.ParquetFile(seekable)
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(f"input {path} is not a Parquet file: {error}") from None
-        if field not in table.schema_arrow.names:
-            raise UserError(
-                f"input {path}: no column '{field}'; the columns are "
-                f"{', '.join(map(repr, table.schema_arrow.names))} (choose one with --field=NAME)"
-            )
-        for batch in table.iter_batches(batch_size=256, columns=[field]):
-            for value in batch.column(0).to_pylist():
-                if not isinstance(value, str | None):
-                    raise UserError(f"input {path}: the column '{field}' does not hold text")
-                yield value or ""
+    try:
+        with epath.Path(path).open("rb") as raw, _decompressed(path, raw) as file:
+            # Parquet is read from its end, so a compressed file is decompressed as a whole.
+            seekable = io.BytesIO(file.read()) if path.endswith(_COMPRESSIONS) else file
+            try:
+                table = pyarrow.parquet.ParquetFile(seekable)
+            except pyarrow.ArrowInvalid as error:
+                raise UserError(f"input {path} is not a Parquet file: {error}") from None
+            names = table.schema_arrow.names
+            if field not in names:
+                raise UserError(
+                    f"input {path}: no column '{field}'; the columns are "
+                    f"{', '.join(map(repr, names))} (choose one with --field=NAME)"
+                )
+            for batch in table.iter_batches(batch_size=256, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    if not isinstance(value, str | None):
+                        raise UserError(f"input {path}: the column '{field}' does not hold text")
+                    yield value or ""
+    except (pyarrow.ArrowException, UnicodeDecodeError, *_UNREADABLE) as error:  # a damaged page
+        raise UserError(f"input {path} cannot be read: {error}") from None
 
 
 def clean(text: str) -> str:

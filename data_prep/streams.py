@@ -48,7 +48,8 @@ def hf_texts(spec: str, field: str) -> Iterator[str]:
         try:
             rows = datasets.load_dataset(path, config, split=split, streaming=True)
         except Exception as error:  # the hub client raises a dozen unrelated types
-            errors.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            reason = (str(error).strip().splitlines() or [""])[0]
+            errors.append(f"{type(error).__name__}: {reason}")
         # Without a connection the second choice would only wait as long again.
         if rows is not None or "ConnectionError" in errors[-1]:
             break
@@ -68,7 +69,7 @@ def tfds_texts(spec: str, field: str) -> Iterator[str]:
     try:
         source = tensorflow_datasets.data_source(name, split=split)
     except Exception as error:  # not found, not prepared, no network: unrelated types
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"input {spec} could not be loaded: {type(error).__name__}: {reason}"
         ) from None

@@ -134,12 +134,47 @@ def test_file_of_one_line_is_cut_at_blanks(tmp_path, monkeypatch):
 
 def test_not_utf8(tmp_path):
     path = tmp_path / "file.txt"
-    path.write_bytes("Ein schöner Tag.\n\nZwei größere Tage.".encode("latin-1"))
-    with pytest.raises(UserError, match=r"not UTF-8: 3 of \d+ bytes.*first on line 1.*iconv"):
+    text = "Ein schöner Tag." + "\n\nZwei größere Tage." * 10
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"not UTF-8: 21 of \d+ bytes.*first on line 1.*iconv"):
         read(path)
     documents, counts = read(path, max_decode_errors=0.2)
-    assert counts.decode_errors == 3
+    assert counts.decode_errors == 21
     assert documents[0] == "Ein sch\ufffdner Tag."
+
+
+def test_a_stray_byte_in_a_short_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"A caf\xe9. " + b"A line of words. " * 50)
+    documents, counts = read(path)
+    assert counts.decode_errors == 1 and documents[0].startswith("A caf\ufffd. A line")
+    with pytest.raises(UserError, match=r"1 of \d+ bytes"):
+        read(path, max_decode_errors=0)
+
+
+def test_stray_bytes_of_many_short_files_are_added_up(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_bytes(b"caf\xe9 caf\xe9 caf\xe9")
+    assert read(tmp_path / "[012].txt")[1].decode_errors == 9
+    with pytest.raises(UserError, match=r"3\.txt is not UTF-8: 3 of 14 bytes"):
+        read(tmp_path / "*.txt")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark", "message"),
+    [
+        ("utf-16-le", b"\xff\xfe", r"order mark \(ff fe\).*iconv -f UTF-16 -t"),
+        ("utf-16-be", b"\xfe\xff", r"order mark \(fe ff\).*iconv -f UTF-16 -t"),
+        ("utf-16-le", b"", r"120 of 240 bytes are NUL.*iconv -f UTF-16LE"),
+    ],
+)
+@pytest.mark.parametrize("extension", [".txt", ".jsonl"])
+def test_utf16(tmp_path, encoding, mark, message, extension):
+    """It decodes: every second byte is a NUL, which cleaning would take out."""
+    path = tmp_path / f"file{extension}"
+    path.write_bytes(mark + ("A day. Two days.\n\n\n\n" * 6).encode(encoding))
+    with pytest.raises(UserError, match=f"is not UTF-8: .*{message}"):
+        read(path, max_decode_errors=1)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +205,78 @@ def test_bad_paths(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             read(source)
+
+
+LONG = jsonl(f"The square of {i} is {i * i}." for i in range(5000)).encode()
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("lost", [5, 10_000])
+def test_cut_off_files(tmp_path, compression, lost):
+    path = tmp_path / f"file.jsonl{compression}"
+    whole = COMPRESS[compression](LONG)
+    path.write_bytes(whole)
+    assert len(read(path)[0]) == 5000
+    path.write_bytes(whole[:-lost])
+    with pytest.raises(UserError, match="cannot be read"):
+        read(path)
+
+
+def test_zstd_frames(tmp_path):
+    path = tmp_path / "file.jsonl.zst"
+    skipped = (0x184D2A50).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"abc"
+    frame = COMPRESS[".zst"](LONG)
+    path.write_bytes(frame + skipped + frame)
+    assert len(read(path)[0]) == 10_000
+    path.write_bytes(frame + frame[:9])
+    with pytest.raises(UserError, match="ends before its last zstd frame does"):
+        read(path)
+
+
+def test_corrupt_gzip(tmp_path):
+    path = tmp_path / "file.jsonl.gz"
+    data = bytearray(gzip.compress(LONG))
+    data[10:20] = b"\xff" * 10  # a kind of block that there is not: zlib.error
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot be read: .*invalid block type"):
+        read(path)
+
+
+def test_damaged_parquet_page(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "file.parquet"
+    parquet.write_table(pyarrow.table({"text": [f"Line {i}." for i in range(2000)]}), path)
+    data = bytearray(path.read_bytes())
+    data[4:104] = b"\xff" * 100  # the header of the first page
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"file\.parquet cannot be read"):
+        read(path)
+
+
+def test_cut_off_compressed_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["One."]}), tmp_path / "plain")
+    path = tmp_path / "file.parquet.gz"
+    path.write_bytes(gzip.compress((tmp_path / "plain").read_bytes())[:-5])
+    with pytest.raises(UserError, match=r"file\.parquet\.gz cannot be read"):
+        read(path)
+
+
+def test_recursive_glob(tmp_path):
+    for name in ("a", "x/b", "x/y/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(f"Document {name}.")
+    (tmp_path / "x" / "other.md").write_text("No.")
+    [part] = corpus.list_parts([f"{tmp_path}/**/*.txt"])
+    names = [path.removeprefix(f"{tmp_path}/") for path in part.paths]
+    assert names == ["a.txt", "x/b.txt", "x/y/c.txt"]
+    assert len(read(f"{tmp_path}/x/**/*.txt")[0]) == 2
+    with pytest.raises(UserError, match="no file matches"):
+        read(f"{tmp_path}/**/*.jsonl")
+    with pytest.raises(UserError, match=r"\*\* is for local files"):
+        read("gs://bucket/books/**/*.txt")
 
 
 def test_sentences():
@@ -233,6 +340,19 @@ def test_tfds_through_its_data_source(monkeypatch):
     assert len(documents) == 600 and documents[599] == "Line 599."
     with pytest.raises(UserError, match="no field 'body'; the fields are 'text'"):
         read("tfds:lm1b:test", field="body")
+
+
+@pytest.mark.parametrize(
+    ("spec", "module", "function"),
+    [("hf:x", "datasets", "load_dataset"), ("tfds:x", "tensorflow_datasets", "data_source")],
+)
+def test_errors_without_a_message(monkeypatch, spec, module, function):
+    def fail(*arguments, **keywords):
+        raise TimeoutError
+
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{function: fail}))
+    with pytest.raises(UserError, match="could not be loaded: TimeoutError"):
+        read(spec)
 
 
 def test_hf_streams_a_local_directory(tmp_path, monkeypatch):
