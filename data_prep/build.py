@@ -274,7 +274,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("static", "dynamic"),
     )
     add(masks, "masked_lm_prob", "share of tokens to predict")
-    add(masks, "max_predictions_per_seq", "the most tokens to predict in an example")
+    add(
+        masks,
+        "max_predictions_per_seq",
+        "the most tokens to predict in an example; by default max_seq_length * masked_lm_prob, "
+        "rounded up",
+        type=int,
+    )
     add(masks, "mask_fraction", "of those, the share replaced by [MASK]")
     add(masks, "random_fraction", "and by a random token; the rest is kept")
     add(masks, "whole_word_mask", "choose whole words", action="store_true")

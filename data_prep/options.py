@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from bert_jax.cli import UserError
@@ -15,7 +16,12 @@ FORMATS = ("array_record", "tfrecord")
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """What determines a data set. Flags of the same names say what each one means."""
+    """What determines a data set. Flags of the same names say what each one means.
+
+    Attributes:
+      max_predictions_per_seq: None is all that masked_lm_prob asks for in a full example: 20 for
+        0.15 of 128 tokens, 77 for 0.15 of 512.
+    """
 
     input: tuple[str, ...]
     tokenizer: str
@@ -31,7 +37,7 @@ class BuildOptions:
     dupe_factor: int = 5
     masking: str = "static"
     masked_lm_prob: float = 0.15
-    max_predictions_per_seq: int = 20
+    max_predictions_per_seq: int | None = None
     mask_fraction: float = 0.8
     random_fraction: float = 0.1
     whole_word_mask: bool = False
@@ -49,7 +55,8 @@ class BuildOptions:
             "dupe_factor": (self.dupe_factor >= 1, "at least 1"),
             "masked_lm_prob": (0 < self.masked_lm_prob < 1, "between 0 and 1"),
             "max_predictions_per_seq": (
-                1 <= self.max_predictions_per_seq <= self.max_seq_length,
+                self.max_predictions_per_seq is None
+                or 1 <= self.max_predictions_per_seq <= self.max_seq_length,
                 f"between 1 and max_seq_length ({self.max_seq_length})",
             ),
             "mask_fraction": (0 <= self.mask_fraction <= 1, "between 0 and 1"),
@@ -63,6 +70,7 @@ class BuildOptions:
             "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
             "masking": (self.masking in ("static", "dynamic"), "static or dynamic"),
             "format": (self.format in FORMATS, f"one of {', '.join(FORMATS)}"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to below 2**63"),
             "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
             "weights": (
                 len(self.weights) in (0, len(self.input)) and all(w >= 0 for w in self.weights),
@@ -76,11 +84,19 @@ class BuildOptions:
             raise UserError("no input: give --input=SOURCE[,SOURCE…]")
         if self.format == "tfrecord" and self.masking == "dynamic":
             raise UserError("--format=tfrecord holds masked examples: use --masking=static")
-        return dataclasses.replace(self, weights=self.weights or (1.0,) * len(self.input))
+        predictions = self.max_predictions_per_seq
+        if predictions is None:
+            # Rounded first: 0.07 * 100 is 7.000000000000001.
+            predictions = max(1, math.ceil(round(self.max_seq_length * self.masked_lm_prob, 6)))
+        return dataclasses.replace(
+            self,
+            weights=self.weights or (1.0,) * len(self.input),
+            max_predictions_per_seq=predictions,
+        )
 
     @property
     def masking_config(self) -> MaskingConfig:
-        return MaskingConfig.from_arguments(dataclasses.asdict(self))
+        return MaskingConfig.from_arguments(dataclasses.asdict(self.checked()))
 
     def shard_options(self, split: str) -> ShardOptions:
         """Validation documents are used once each, whatever the duplicates and weights."""
@@ -97,5 +113,5 @@ class BuildOptions:
 
 
 def arguments(options: BuildOptions) -> dict[str, Any]:
-    """The options as they stand in JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(options)))
+    """The options as they stand in JSON, defaults filled in."""
+    return json.loads(json.dumps(dataclasses.asdict(options.checked())))

@@ -307,7 +307,7 @@ class ShardExamples:
         block = 0
         for examples in self._unmasked():
             waiting = np.concatenate([waiting, examples])
-            if len(waiting) >= BLOCK_EXAMPLES:
+            while len(waiting) >= BLOCK_EXAMPLES:
                 yield self._finished(waiting[:BLOCK_EXAMPLES], block)
                 waiting = waiting[BLOCK_EXAMPLES:]
                 block += 1

@@ -19,9 +19,10 @@ from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
 from bert_jax.records import NO_NEXT_SENTENCE_LABEL, Manifest
 from data_prep import build as build_module
-from data_prep import stages, token_store
+from data_prep import shards, stages, token_store
 from data_prep.build import BuildOptions, build
 from data_prep.check import check
+from data_prep.options import arguments
 from data_prep.tally import read_examples
 
 
@@ -160,6 +161,30 @@ def test_the_seed_changes_everything(tmp_path, options, built):
     other = build(dataclasses.replace(options, seed=1), tmp_path / "data", workers=1)
     same = set(shas(other).items()) & set(shas(built[1]).items())
     assert {name.partition("-")[0] for name, _ in same} == {"document_hashes"}
+
+
+def test_blocks_of_a_huge_document(tmp_path, tokenizer_dir, monkeypatch):
+    """Its examples come all at once, and are cut into as many blocks as they fill."""
+    monkeypatch.setattr(shards, "BLOCK_EXAMPLES", 64)
+    sizes = []
+    finished = shards.ShardExamples._finished
+
+    def noting(self, examples, block):
+        sizes.append((block, len(examples)))
+        return finished(self, examples, block)
+
+    monkeypatch.setattr(shards.ShardExamples, "_finished", noting)
+    source = write_jsonl(tmp_path / "c.jsonl", [" ".join(make_documents(300))])
+    options = BuildOptions(
+        (source,),
+        tokenizer_dir,
+        objective="doc_sentences",
+        dupe_factor=1,
+        validation_fraction=0.0,
+    )
+    count = build(options, tmp_path / "data", workers=1).num_examples("train")
+    assert count > 3 * 64
+    assert sizes == [(i, min(64, count - 64 * i)) for i in range(-(-count // 64))]
 
 
 class _Stop(BaseException):
@@ -393,6 +418,31 @@ def test_built_already(built, options, caplog):
     assert os.stat(directory / "dataset.json").st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 20),
+        ({"masked_lm_prob": 0.3}, 39),
+        ({"max_seq_length": 512}, 77),
+        ({"max_seq_length": 100, "masked_lm_prob": 0.07}, 7),
+        ({"masked_lm_prob": 1e-9}, 1),
+        ({"max_seq_length": 512, "max_predictions_per_seq": 20}, 20),
+    ],
+)
+def test_predictions_follow_rate_and_length(options, change, expected):
+    options = dataclasses.replace(options, **change)
+    assert options.checked().max_predictions_per_seq == expected
+    assert arguments(options)["max_predictions_per_seq"] == expected
+    assert options.masking_config.max_predictions_per_seq == expected
+
+
+def test_the_default_is_stored_as_a_number(built, options):
+    directory, manifest = built
+    assert manifest.arguments["max_predictions_per_seq"] == 20
+    given = dataclasses.replace(options, max_predictions_per_seq=20)
+    assert build(given, directory) == manifest
+
+
 def test_another_command_is_refused(built, options, tmp_path, tokenizer):
     directory, _ = built
     with pytest.raises(UserError, match="--dupe_factor was 2 and is now 3; --seed was 12345"):
@@ -498,6 +548,8 @@ def test_tiny_corpora(tmp_path, tokenizer_dir, texts, objective, outcome):
         ({"max_seq_length": 4}, "--max_seq_length is 4: expected between 5 and 65535"),
         ({"max_predictions_per_seq": 200}, r"expected between 1 and max_seq_length \(128\)"),
         ({"dupe_factor": 0}, "--dupe_factor is 0: expected at least 1"),
+        ({"seed": -1}, "--seed is -1: expected from 0 to below"),
+        ({"seed": 2**63}, "--seed is 9223372036854775808: expected from 0 to below"),
         ({"random_fraction": 0.5}, "--random_fraction is 0.5"),
         ({"weights": (1.0, 2.0)}, "one number, 0 or more, for each of the 1 sources"),
         ({"input": ("missing.txt",)}, "missing.txt does not exist"),
@@ -532,6 +584,9 @@ def test_command(tmp_path, corpus_file, tokenizer_dir, capsys):
     assert "train: 39" in capsys.readouterr().out
     recorded = Manifest.read(tmp_path / "data").arguments
     assert recorded["weights"] == [0.5] and recorded["whole_word_mask"] is True
+    assert recorded["max_predictions_per_seq"] == 20
+    flags = build_module._parser().parse_args([*arguments, "--max_predictions_per_seq=30"])
+    assert flags.max_predictions_per_seq == 30
     with pytest.raises(UserError, match="--weights is x: expected numbers"):
         build_module.main([*arguments[:-2], "--weights=x"])
 
