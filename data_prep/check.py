@@ -23,7 +23,7 @@ from bert_jax.cli import UserError
 from bert_jax.masking import MaskingConfig
 from bert_jax.records import Manifest, Shard
 from bert_jax.tokenizer import Tokenizer
-from data_prep import parallel, writers
+from data_prep import corpus, parallel, writers
 from data_prep import report as html_report
 from data_prep.progress import Progress
 from data_prep.tally import Tally, read_examples, tally_examples
@@ -38,7 +38,7 @@ class Measure:
       name: what is measured.
       value: what was found.
       low, high: the expected range, ends included; None where it is open.
-      advice: what a value outside the range means and what to do.
+      advice: what a value outside the range means and what to do; without a range, a remark.
     """
 
     split: str
@@ -65,6 +65,11 @@ class Measure:
         if self.low is None:
             return f"at most {self.high:.4g}"
         return f"{self.low:.4g} … {self.high:.4g}"
+
+    @property
+    def remark(self) -> str:
+        """The advice, where it applies."""
+        return "" if self.is_healthy and self.expected else self.advice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +109,13 @@ class Report:
       measures: in the order of printing.
       problems: files that are missing or changed.
       tallies: split -> sums over its examples.
+      damaged: names of the shards among those files.
     """
 
     measures: list[Measure]
     problems: list[str]
     tallies: dict[str, Tally]
+    damaged: frozenset[str]
 
     @property
     def is_healthy(self) -> bool:
@@ -128,6 +135,7 @@ def check(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
     manifest = Manifest.read(data_dir)
     subject = _Subject(str(data_dir), manifest)
     problems = _file_problems(subject)
+    damaged = set()
     tallies = {split: Tally() for split in manifest.splits}
     split_of = {shard: split for split, shards in manifest.splits.items() for shard in shards}
     workers = min(workers or parallel.default_workers(), len(split_of))
@@ -136,6 +144,7 @@ def check(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
         for shard, result in results:
             if isinstance(result, str):
                 problems.append(result)
+                damaged.add(shard.name)
             else:
                 tallies[split_of[shard]] += result
             progress.advance(1, examples=shard.num_examples)
@@ -145,7 +154,7 @@ def check(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
             measures += _example_measures(split, tally, manifest)
         measures += _text_measures(split, manifest)
     measures += _document_measures(subject)
-    return Report(measures, sorted(problems), tallies)
+    return Report(measures, sorted(problems), tallies, frozenset(damaged))
 
 
 def _file_problems(subject: _Subject) -> list[str]:
@@ -207,7 +216,7 @@ def _example_measures(split: str, tally: Tally, manifest: Manifest) -> Iterator[
     if not manifest.is_static:
         return
     config = MaskingConfig.from_arguments(arguments)
-    yield Measure(split, "mask rate (of all tokens)", _share(tally.masked, tally.tokens))
+    yield _mask_rate(split, tally, config)
     is_token_masking = not config.whole_word and config.max_ngram == 1
     yield Measure(
         split,
@@ -230,6 +239,25 @@ def _example_measures(split: str, tally: Tally, manifest: Manifest) -> Iterator[
         yield Measure(split, name, count, 0, 0, "a defect: report it")
 
 
+def _mask_rate(split: str, tally: Tally, config: MaskingConfig) -> Measure:
+    """Where the cap holds the rate down, which may be intended, a remark says so; no range."""
+    rate = _share(tally.masked, tally.tokens)
+    length_N = np.arange(len(tally.lengths))
+    uncapped_N = np.maximum(np.rint(length_N * config.masked_lm_prob), 1)
+    uncapped = float((tally.lengths * uncapped_N).sum())
+    if tally.wanted < 0.9 * uncapped:
+        low = None
+        advice = (
+            f"the cap of {config.max_predictions_per_seq} predictions an example keeps it far "
+            f"below --masked_lm_prob={config.masked_lm_prob:g}: if that is not intended, build "
+            "without --max_predictions_per_seq"
+        )
+    else:
+        low = 0.75 * _share(uncapped, tally.tokens)
+        advice = "far below --masked_lm_prob: see the next measure"
+    return Measure(split, "mask rate (of all tokens)", rate, low, None, advice)
+
+
 def _text_measures(split: str, manifest: Manifest) -> Iterator[Measure]:
     counts = manifest.statistics["splits"][split]
     yield Measure(split, "documents", counts["documents"], 1)
@@ -239,7 +267,8 @@ def _text_measures(split: str, manifest: Manifest) -> Iterator[Measure]:
         _share(counts["unknown_tokens"], counts["tokens"]),
         0,
         0.01,
-        "the vocabulary lacks letters of this text: train one (python -m data_prep.vocab)",
+        "the vocabulary lacks letters of this text: train one (python -m data_prep.vocab, with a "
+        "larger --alphabet_size for Chinese, Japanese or many scripts)",
     )
     yield Measure(
         split,
@@ -280,12 +309,16 @@ def _document_measures(subject: _Subject) -> Iterator[Measure]:
     if "validation" in hashes:
         shared = np.isin(np.unique(hashes["validation"]), distinct)
         yield Measure("data set", "documents both in train and validation", int(shared.sum()), 0, 0)
+    source_bytes = manifest.statistics["source_bytes"]
+    most = manifest.arguments["max_decode_errors"]
+    if most:  # the build lets a few through whatever their share
+        most = min(1.0, most + _share(corpus.MAX_STRAY_BYTES, source_bytes))
     yield Measure(
         "data set",
         "share of bytes that are not UTF-8",
-        _share(manifest.statistics["decode_errors"], manifest.statistics["source_bytes"]),
+        _share(manifest.statistics["decode_errors"], source_bytes),
         0,
-        manifest.arguments["max_decode_errors"],
+        most,
         "the input has another encoding: convert it with iconv",
     )
 
@@ -328,11 +361,18 @@ def format_example(
 
 
 def _examples(
-    data_dir: str, count: int, styles: Mapping[str, str], escape: Callable[[str], str] = str
+    report: Report,
+    data_dir: str,
+    count: int,
+    styles: Mapping[str, str],
+    escape: Callable[[str], str] = str,
 ) -> Iterator[str]:
+    """The first `count` training examples, those of damaged shards left out."""
     manifest = Manifest.read(data_dir)
     tokenizer = tokenizers.load(epath.Path(data_dir) / "tokenizer")
     for shard in manifest.splits["train"]:
+        if shard.name in report.damaged:
+            continue
         for examples in read_examples(epath.Path(data_dir) / shard.name, manifest.dtype):
             for example in examples[:count]:
                 yield format_example(example, manifest, tokenizer, styles, escape)
@@ -350,6 +390,8 @@ def write_report(report: Report, data_dir: str, path: epath.PathLike, num_exampl
     manifest = Manifest.read(data_dir)
     histograms = {}
     for split, tally in report.tallies.items():
+        if not tally.examples:  # all its shards are damaged
+            continue
         histograms[f"{split}: tokens an example"] = tally.lengths
         if manifest.is_static:
             histograms[f"{split}: predictions an example"] = tally.predictions
@@ -357,13 +399,13 @@ def write_report(report: Report, data_dir: str, path: epath.PathLike, num_exampl
         title=str(data_dir),
         is_healthy=report.is_healthy,
         rows=[
-            (m.is_healthy, (m.split, m.name, _value(m), m.expected, m.advice))
+            (m.is_healthy, (m.split, m.name, _value(m), m.expected or m.remark, m.advice))
             for m in report.measures
         ],
         problems=report.problems,
         histograms=histograms,
         facts={name: str(value) for name, value in manifest.arguments.items()},
-        examples=list(_examples(data_dir, num_examples, _HTML, html.escape)),
+        examples=list(_examples(report, data_dir, num_examples, _HTML, html.escape)),
     )
     epath.Path(path).write_text(text)
 
@@ -377,8 +419,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield (
             f"{mark} {split:{widths[0]}}  {name:{widths[1]}}  {value:>{widths[2]}}  {expected}"
         ).rstrip()
-        if not measure.is_healthy and measure.advice:
-            yield f"     -> {measure.advice}"
+        if measure.remark:
+            yield f"     -> {measure.remark}"
     for problem in report.problems:
         yield f"FAIL {problem}"
     yield "healthy" if report.is_healthy else "UNHEALTHY"
@@ -416,7 +458,7 @@ def main(argv: Sequence[str]) -> int | None:
         for line in _lines(report):
             print(line)
         styles = _TERMINAL if sys.stdout.isatty() else _PLAIN
-        for text in _examples(flags.data_dir, flags.examples, styles):
+        for text in _examples(report, flags.data_dir, flags.examples, styles):
             print("\n" + text)
     if flags.report:
         write_report(report, flags.data_dir, flags.report, max(flags.examples, 5))

@@ -70,6 +70,21 @@ def test_missing_shard(copy, capsys):
     assert "FAIL train-00002-of-00003.array_record is missing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", ["missing", "changed", "all missing"])
+def test_damaged_shards_give_no_examples(copy, tmp_path, capsys, damage):
+    shards = sorted(copy.glob("train-*"))
+    for path in shards if damage == "all missing" else shards[:1]:
+        path.unlink()
+        if damage == "changed":
+            path.write_bytes(b"garbage" * 1000)
+    page = tmp_path / "report.html"
+    flags = ["--workers=1", "--examples=2", f"--report={page}"]
+    assert check_module.main([str(copy), *flags]) == 1
+    left = damage != "all missing"
+    assert capsys.readouterr().out.count("[CLS]") == 2 * left
+    assert page.read_text().count("class='example'") == 5 * left
+
+
 def test_not_a_data_set(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         check(tmp_path / "missing")
@@ -164,6 +179,43 @@ def test_wrong_rates_are_found(copy):
         "masked tokens replaced by [MASK]",
         "masked / intended by the rate and the cap",
     }
+
+
+def mask_rate(report):
+    [measure] = [m for m in report.measures if m.split == "train" and "mask rate" in m.name]
+    return measure
+
+
+def test_a_cap_below_the_rate_is_said(tmp_path, corpus_file, tokenizer_dir, capsys):
+    options = BuildOptions((corpus_file,), tokenizer_dir, num_shards=3, dupe_factor=1)
+    options = dataclasses.replace(options, masked_lm_prob=0.3)
+    build(options, tmp_path / "free", workers=1)
+    free = mask_rate(check(tmp_path / "free", workers=1))
+    assert 0.2 < free.low < free.value and free.value == pytest.approx(0.3, abs=0.01)
+    assert not free.remark
+    options = dataclasses.replace(options, max_predictions_per_seq=20)
+    build(options, tmp_path / "capped", workers=1)
+    page = tmp_path / "report.html"
+    assert check_module.main([str(tmp_path / "capped"), "--workers=1", f"--report={page}"]) == 0
+    said = "the cap of 20 predictions an example keeps it far below --masked_lm_prob=0.3"
+    assert said in capsys.readouterr().out and said in page.read_text()
+
+
+def test_a_low_rate_that_no_cap_explains(tmp_path, corpus_file, tokenizer_dir):
+    options = BuildOptions((corpus_file,), tokenizer_dir, masked_lm_prob=0.05, dupe_factor=1)
+    options = dataclasses.replace(options, max_predictions_per_seq=20)
+    manifest = build(options, tmp_path / "data", workers=1)
+    arguments = {**manifest.arguments, "masked_lm_prob": 0.15}
+    dataclasses.replace(manifest, arguments=arguments).write(tmp_path / "data")
+    assert not mask_rate(check(tmp_path / "data", workers=1)).is_healthy
+
+
+def test_a_stray_byte_is_healthy(tmp_path, tokenizer_dir):
+    (tmp_path / "a.txt").write_bytes(b"Bako duna. Basto fe.\n\n" * 20 + b"\xe9")
+    options = BuildOptions((str(tmp_path / "a.txt"),), tokenizer_dir, objective="full_sentences")
+    build(options, tmp_path / "data", workers=1)
+    [measure] = [m for m in check(tmp_path / "data", workers=1).measures if "not UTF-8" in m.name]
+    assert measure.value > options.max_decode_errors and measure.is_healthy
 
 
 def test_format_example(data_dir, tokenizer):
