@@ -8,6 +8,7 @@ The result is a function of the text and the options alone: the same on every ru
 import argparse
 import collections
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -29,6 +30,10 @@ from data_prep.fast_encoder import split_pieces
 from data_prep.progress import Progress
 
 DEFAULT_VOCAB_SIZE = 30522
+# Files that are read side by side; each holds some 8 MB. More of them are read one after another.
+MAX_OPEN_PARTS = 32
+# Share of the text's characters that alphabet_size may leave out without a warning.
+MAX_DROPPED_LETTERS = 1e-3
 _UNUSED = re.compile(r"\[unused\d+\]").fullmatch
 _log = logging.getLogger(__name__)
 
@@ -66,7 +71,12 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Tokeni
     """
     vocab_size = DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size
     with _Spool(options) as spool:
-        letters = _alphabet(spool.character_counts, options)
+        letters, dropped = _alphabet(spool.character_counts, options)
+        if dropped > MAX_DROPPED_LETTERS:
+            _log.warning(
+                f"{dropped:.2%} of the text's characters are none of its {len(letters)} most "
+                "frequent ones: words with them become [UNK]. A larger --alphabet_size keeps them"
+            )
         # Two things make the Rust trainer's result vary from run to run: which rare letters survive
         # a limit, and the ids of the '##' letters, by which ties between merges are broken. So the
         # letters are counted here, and all of them are given ids in advance as special tokens.
@@ -106,8 +116,7 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Tokeni
 class _Spool:
     """The documents of the corpus, up to max_mb, in a temporary file to be read a second time.
 
-    The corpus is read a unit of each file in turn, so that a limit leaves no file out. Reading it
-    anew instead would double the time of a stream or of pydocs.
+    Reading the corpus anew instead would double the time of a stream or of pydocs.
     """
 
     def __init__(self, options: VocabOptions):
@@ -119,24 +128,50 @@ class _Spool:
         self._directory = tempfile.TemporaryDirectory()
         self._path = os.path.join(self._directory.name, "documents.jsonl.zst")
         parts = corpus.list_parts(self._options.input, self._options.field)
-        streams = [corpus.read_units(part) for part in parts]
         compressor = zstandard.ZstdCompressor(level=1)
         try:
             with (
                 zstandard.open(self._path, "wt", cctx=compressor) as file,
                 Progress("read", sum(part.num_bytes for part in parts)) as progress,
             ):
-                while streams and self.megabytes < self._options.max_mb:
-                    for stream in list(streams):
-                        unit = next(stream, None)
-                        if unit is None:
-                            streams.remove(stream)
-                        elif self.megabytes < self._options.max_mb:
-                            self._add(unit, file, progress)
+                many = len(parts) > MAX_OPEN_PARTS
+                for unit in self._shares(parts) if many else _in_turn(parts):
+                    self._add(unit, file, progress)
+                    if self.megabytes >= self._options.max_mb:
+                        break
         except BaseException:
             self._directory.cleanup()
             raise
         return self
+
+    def _shares(self, parts: Sequence[corpus.Part]) -> Iterator[corpus.Unit]:
+        """Units of many parts, one file open at a time, such that max_mb leaves no part out.
+
+        The first round takes a unit of each part; later ones, as a rule one, take its share by size
+        of what is left of max_mb. Units that were taken before are read again and passed over,
+        except those of streams, which stay open.
+        """
+        streams = {part: corpus.read_units(part) for part in parts if part.kind == "stream"}
+        sizes = _sizes(parts)
+        taken = dict.fromkeys(_spread(parts), 0)
+        budget_a_byte = 0.0
+        while taken:
+            for part in list(taken):
+                end = self.megabytes + budget_a_byte * sizes[part]
+                units = streams.get(part)
+                if units is None:
+                    units = itertools.islice(corpus.read_units(part), taken[part], None)
+                for unit in units:
+                    yield unit  # self.megabytes grows by it
+                    taken[part] += 1
+                    # Several files are one unit: going on finds their end without reading.
+                    if self.megabytes >= end and len(part.paths) == 1:
+                        break
+                else:
+                    del taken[part]
+            if taken:
+                left = self._options.max_mb - self.megabytes
+                budget_a_byte = left / sum(sizes[part] for part in taken)
 
     def _add(self, unit: corpus.Unit, file: TextIO, progress: Progress) -> None:
         documents, counts = corpus.parse_unit(unit, self._options.max_decode_errors)
@@ -158,8 +193,46 @@ class _Spool:
                 progress.advance(len(document) / 1e6, documents=1, MB=len(document) / 1e6)
 
 
-def _alphabet(character_counts: Mapping[str, int], options: VocabOptions) -> list[str]:
-    """The most frequent characters after normalisation, in code point order."""
+def _in_turn(parts: Sequence[corpus.Part]) -> Iterator[corpus.Unit]:
+    """Units of a few parts: one of each in turn, until all are at their end."""
+    streams = [corpus.read_units(part) for part in parts]
+    while streams:
+        for stream in list(streams):
+            unit = next(stream, None)
+            if unit is None:
+                streams.remove(stream)
+            else:
+                yield unit
+
+
+def _spread(parts: Sequence[corpus.Part]) -> list[corpus.Part]:
+    """Reorders parts so that the first few, however many, are from all over every source.
+
+    Eight of one source -> its parts 0, 4, 2, 6, 1, 5, 3, 7.
+    """
+    totals = collections.Counter(part.source for part in parts)
+    seen: collections.Counter[int] = collections.Counter()
+    places = {}
+    for part in sorted(parts, key=lambda part: f"{part.index:032b}"[::-1]):
+        places[part] = (seen[part.source] / totals[part.source], part.source)
+        seen[part.source] += 1
+    return sorted(parts, key=places.__getitem__)
+
+
+def _sizes(parts: Sequence[corpus.Part]) -> dict[corpus.Part, float]:
+    """Bytes on disk; a stream, whose size is not known, counts as much as an average source."""
+    total = sum(part.num_bytes for part in parts)
+    sources = len({part.source for part in parts if part.num_bytes})
+    return {part: part.num_bytes or max(total, 1) / max(sources, 1) for part in parts}
+
+
+def _alphabet(
+    character_counts: Mapping[str, int], options: VocabOptions
+) -> tuple[list[str], float]:
+    """The most frequent characters, in code point order, and the share of the text that others are.
+
+    Characters are counted after normalisation, blanks left out.
+    """
     # Normalisation treats every character on its own, so the distinct ones are enough.
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=options.lowercase)
     counts: collections.Counter[str] = collections.Counter()
@@ -170,7 +243,8 @@ def _alphabet(character_counts: Mapping[str, int], options: VocabOptions) -> lis
     if not counts:
         raise UserError(f"input {','.join(options.input)} holds no text to learn a vocabulary from")
     frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))
-    return sorted(frequent[: options.alphabet_size])
+    dropped = sum(counts[letter] for letter in frequent[options.alphabet_size :])
+    return sorted(frequent[: options.alphabet_size]), dropped / counts.total()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,8 +370,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("field", "the text field of JSON and Parquet"),
         ("min_frequency", "a piece occurs so many times at least"),
-        ("alphabet_size", "the most letters to keep; rarer ones become [UNK]"),
-        ("max_mb", "read so many megabytes of text at most, from all files in turn"),
+        ("alphabet_size", "the most letters to keep, rarer ones become [UNK]; Chinese needs more"),
+        ("max_mb", "read so many megabytes of text at most, from all files"),
         ("max_decode_errors", "stop where a larger share of bytes is not UTF-8"),
     ):
         parser.add_argument(

@@ -1,5 +1,6 @@
 """Vocabularies: the same on every run; extended where a domain needs it."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from corpora import WORDS, make_documents, write_jsonl
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
 from bert_jax.tokenizer import SPECIAL_TOKENS, Tokenizer
-from data_prep import vocab
+from data_prep import corpus, vocab
 from data_prep.vocab import VocabOptions
 
 _TRAIN = """
@@ -63,10 +64,21 @@ def test_cased(tmp_path):
     assert "ü" not in uncased.vocab and "u" in uncased.vocab
 
 
-def test_rare_letters_are_left_out(tmp_path):
+def test_rare_letters_are_left_out(tmp_path, caplog):
     source = write_jsonl(tmp_path / "c.jsonl", ["aaa bbb aab z"] * 3)
     tokenizer = vocab.train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
     assert "z" not in tokenizer.vocab and {"a", "b"} < set(tokenizer.vocab)
+    assert "10.00% of the text's characters are none of its 2 most frequent" in caplog.text
+    assert "--alphabet_size" in caplog.text
+    caplog.clear()
+    vocab.train(VocabOptions((source,), vocab_size=30, alphabet_size=3))
+    assert "--alphabet_size" not in caplog.text
+
+
+def test_a_rare_letter_is_left_out_silently(tmp_path, caplog):
+    source = write_jsonl(tmp_path / "c.jsonl", ["aaa bbb aab"] * 200 + ["z"])
+    tokenizer = vocab.train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
+    assert "z" not in tokenizer.vocab and "--alphabet_size" not in caplog.text
 
 
 def test_max_mb_takes_from_all_files(tmp_path, monkeypatch):
@@ -76,6 +88,106 @@ def test_max_mb_takes_from_all_files(tmp_path, monkeypatch):
     options = VocabOptions((str(tmp_path / "*.jsonl"),), vocab_size=100, max_mb=0.02)
     tokenizer = vocab.train(options)
     assert {"a", "b", "c", "d"} < set(tokenizer.vocab)
+
+
+@pytest.fixture
+def many_files(tmp_path, monkeypatch):
+    """Sources of 20, 9 and 1 files, each of three units of 4, 5 and 3 documents of 216 bytes."""
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(vocab, "MAX_OPEN_PARTS", 4)
+    for name, count in (("a", 20), ("b", 9), ("c", 1)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            write_jsonl(tmp_path / name / f"{i:02d}.jsonl", [f"{name}{i} " + "word " * 40] * 12)
+    return tuple(str(tmp_path / name / "*.jsonl") for name in "abc")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Notes the parts that are read, and how many are open at once at most."""
+    found = collections.Counter()
+    found.parts = []
+    read_units = corpus.read_units
+
+    def noting(part):
+        found.parts.append(part)
+        found["now"] += 1
+        found["most"] = max(found["most"], found["now"])
+        try:
+            yield from read_units(part)
+        finally:
+            found["now"] -= 1
+
+    monkeypatch.setattr(corpus, "read_units", noting)
+    return found
+
+
+def spooled(sources, max_mb=1000.0):
+    """How often each document is in the spool, and the spool's size."""
+    options = VocabOptions(sources, max_mb=max_mb)
+    with vocab._Spool(options) as spool, vocab.Progress("", 0) as progress:
+        return collections.Counter(spool.read(progress)), spool.megabytes
+
+
+def test_many_files_are_read_one_after_another(many_files, opened, monkeypatch):
+    documents, _ = spooled(many_files)
+    assert len(documents) == 30 and set(documents.values()) == {12}
+    assert opened["most"] == 1
+    options = VocabOptions(many_files, vocab_size=60)
+    tokenizer = vocab.train(options)
+    monkeypatch.setattr(vocab, "MAX_OPEN_PARTS", 30)
+    assert vocab.train(options) == tokenizer
+    assert opened["most"] == 30
+
+
+def test_max_mb_takes_its_share_of_many_files(many_files, opened):
+    documents, megabytes = spooled(many_files, max_mb=0.05)
+    assert len(documents) == 30
+    assert 0.05 <= megabytes < 0.052
+    # A unit of each, then a second one of some: by size, one each was what was left.
+    assert set(documents.values()) == {4, 9}
+    assert opened["most"] == 1
+
+
+def test_max_mb_below_a_unit_of_each_file(many_files, opened):
+    documents, megabytes = spooled(many_files, max_mb=0.01)
+    names = {document.split()[0] for document in documents}
+    assert names == {
+        *("a0", "a16", "a8", "a4", "a12", "a2", "a18"),
+        *("b0", "b8", "b4", "b2"),
+        "c0",
+    }
+    assert 0.01 <= megabytes < 0.011
+    assert len(opened.parts) == 12  # nothing is read past the limit
+
+
+def test_reading_stops_at_the_limit_with_few_files(many_files, opened):
+    spooled(many_files[2:] * 3, max_mb=0.001)
+    assert len(opened.parts) == 2
+
+
+def test_small_files_are_read_once(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(vocab, "MAX_OPEN_PARTS", 4)
+    for i in range(60):
+        write_jsonl(tmp_path / f"{i:02d}.jsonl", [f"{i:02d} " + "word " * 40])
+    documents, _ = spooled((str(tmp_path / "*.jsonl"),))
+    assert len(documents) == 60
+    assert len(opened.parts) == 15  # four files each
+
+
+def test_a_stream_among_many_files_is_read_once(many_files, opened, monkeypatch):
+    monkeypatch.setattr("data_prep.streams.tfds_texts", lambda *_: iter(["stream " * 40] * 12))
+    documents, _ = spooled((*many_files, "tfds:x"))
+    assert documents[("stream " * 40).strip()] == 12 and len(documents) == 31
+    assert [part.kind for part in opened.parts].count("stream") == 1
+
+
+def test_spread():
+    parts = [corpus.Part(0, i, "text", (f"{i}.txt",)) for i in range(8)]
+    parts.append(corpus.Part(1, 0, "text", ("other.txt",)))
+    places = [(part.source, part.index) for part in vocab._spread(parts)]
+    assert places == [(0, 0), (1, 0), (0, 4), (0, 2), (0, 6), (0, 1), (0, 5), (0, 3), (0, 7)]
 
 
 def test_mistakes(tmp_path, corpus_file):
