@@ -173,7 +173,7 @@ def locate(source: str | epath.PathLike) -> epath.Path:
             huggingface_hub.snapshot_download(str(source), allow_patterns=[*small, *weights])
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"{explanation} ({type(error).__name__}: {reason})") from None
 
 
@@ -233,7 +233,7 @@ def _read_bin(path: epath.Path) -> dict[str, np.ndarray]:
         # weights_only: a pickle from elsewhere must not run code.
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch's own errors
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"{path} cannot be read as torch weights ({reason})") from None
     return {
         name: _float32((x.float() if x.is_floating_point() else x).numpy())

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from bert_jax.cli import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION_PREFIX = "##"
+_SPECIAL = re.compile(r"\[.+\]|<.+>").fullmatch  # also [unused0] and <S>
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +106,9 @@ def load(source: str | epath.PathLike) -> Tokenizer:
     """Loads a tokenizer from a directory, a `vocab.txt` file or a Hugging Face hub name.
 
     A directory holds `vocab.txt` or `tokenizer.json`, and says in `tokenizer_config.json`
-    (`do_lower_case`, `strip_accents`) what is done to text first; a bare vocabulary file is taken
-    as uncased unless its name contains "cased" without "uncased".
+    (`do_lower_case`, `strip_accents`) what is done to text first; so does the directory of a
+    vocabulary file. A vocabulary that nothing is said of is taken for what its name or its
+    directory's has in it, "cased" or "uncased"; else for cased if a whole word in it has a capital.
 
     Raises:
       UserError: nothing there, no vocabulary in it, one without BERT's special tokens, or a
@@ -113,14 +116,16 @@ def load(source: str | epath.PathLike) -> Tokenizer:
     """
     path = epath.Path(source)
     if path.is_file():
-        name = path.name
-        lowercase = "cased" not in name or "uncased" in name
-        return _checked(Tokenizer(_read_vocab(path), lowercase), source)
+        vocab, config = _read_vocab(path), _read_json(path.parent / "tokenizer_config.json")
+        _check_alike(source, vocab, {}, config)
+        lowercase = config.get("do_lower_case")
+        if lowercase is None:
+            lowercase = _looks_uncased(path, vocab)
+        return _checked(Tokenizer(vocab, lowercase, config.get("strip_accents")), source)
     if not path.is_dir():
         path = _download(str(source))
-    config_path, json_path = path / "tokenizer_config.json", path / "tokenizer.json"
-    backend = json.loads(json_path.read_text()) if json_path.exists() else {}
-    config = json.loads(config_path.read_text()) if config_path.exists() else {}
+    backend = _read_json(path / "tokenizer.json")
+    config = _read_json(path / "tokenizer_config.json")
     normalizer = backend.get("normalizer") or {}
     lowercase = config.get("do_lower_case", normalizer.get("lowercase", True))
     strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
@@ -138,8 +143,21 @@ def load(source: str | epath.PathLike) -> Tokenizer:
             f"{source} has no vocabulary: expected vocab.txt or tokenizer.json in it "
             "(make one with: python -m data_prep.vocab --input=… --output=DIR)"
         )
+    if not backend and not config:
+        lowercase = _looks_uncased(path / "vocab.txt", vocab)
     _check_alike(source, vocab, backend, config)
     return _checked(Tokenizer(vocab, lowercase, strip_accents), source)
+
+
+def _looks_uncased(path: epath.Path, vocab: Sequence[str]) -> bool:
+    """By the names of the file and its directory, else by capitals in whole words."""
+    if "://" not in str(path):
+        path = path.resolve()  # the name of the directory that "vocab.txt" is in
+    for name in (path.name.lower(), path.parent.name.lower()):
+        if "cased" in name:
+            return "uncased" in name
+    words = (t for t in vocab if not t.startswith(CONTINUATION_PREFIX) and not _SPECIAL(t))
+    return all(word == word.lower() for word in words)
 
 
 def _check_alike(
@@ -167,6 +185,10 @@ def _check_alike(
         )
 
 
+def _read_json(path: epath.Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _read_vocab(path: epath.Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text().rstrip("\n").split("\n"))
@@ -191,7 +213,7 @@ def _download(name: str) -> epath.Path:
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"{explanation} ({type(error).__name__}: {reason})") from None
 
 

@@ -1,11 +1,13 @@
 """The tokenizer: read back by transformers as it was written, and by us as others wrote it."""
 
 import json
+import sys
+import types
 
 import pytest
 import transformers
 
-from bert_jax import tokenizer
+from bert_jax import hf_format, tokenizer
 from bert_jax.cli import UserError
 
 WORDS = (
@@ -66,9 +68,72 @@ def test_reads_a_directory_without_vocab_txt_and_a_bare_vocabulary(tmp_path):
     tokenizer.save(ours, tmp_path)
     (tmp_path / "vocab.txt").rename(tmp_path / "bert-base-cased-vocab.txt")
     assert tokenizer.load(tmp_path) == ours
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
     assert tokenizer.load(tmp_path / "bert-base-cased-vocab.txt") == ours
     (tmp_path / "bert-base-cased-vocab.txt").rename(tmp_path / "bert-base-uncased-vocab.txt")
     assert tokenizer.load(tmp_path / "bert-base-uncased-vocab.txt").lowercase
+
+
+def write_vocab(path, words):
+    path.parent.mkdir()
+    path.write_text("\n".join([*tokenizer.SPECIAL_TOKENS, *words]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "lowercase"),
+    [
+        ("cased_L-12_H-768_A-12/vocab.txt", False),
+        ("uncased_L-12_H-768_A-12/vocab.txt", True),
+        ("BERT-Base-Cased/vocab.txt", False),
+        ("cased/bert-base-uncased-vocab.txt", True),
+    ],
+)
+def test_a_bare_vocabulary_is_known_by_name(name, lowercase, tmp_path, monkeypatch):
+    path = tmp_path / name
+    write_vocab(path, ["the"] if not lowercase else ["the", "The"])
+    assert tokenizer.load(path).lowercase is lowercase
+    monkeypatch.chdir(path.parent)
+    assert tokenizer.load(path.name).lowercase is lowercase
+    if path.name == "vocab.txt":
+        assert tokenizer.load(path.parent).lowercase is lowercase
+
+
+@pytest.mark.parametrize(
+    ("words", "lowercase"),
+    [
+        (["the", "The"], False),
+        # No word with a capital: ℝ, in BERT's uncased vocabulary, has no small letter.
+        (["the", "##The", "[Entity]", "[unused1]", "<S>", "ℝ"], True),
+    ],
+)
+def test_a_bare_vocabulary_is_known_by_its_capitals(words, lowercase, tmp_path):
+    write_vocab(tmp_path / "plain" / "vocab.txt", words)
+    assert tokenizer.load(tmp_path / "plain" / "vocab.txt").lowercase is lowercase
+    assert tokenizer.load(tmp_path / "plain").lowercase is lowercase
+
+
+def test_the_config_beside_a_vocabulary_file_is_heeded(tmp_path):
+    path = tmp_path / "uncased" / "vocab.txt"
+    write_vocab(path, ["the"])
+    config = path.parent / "tokenizer_config.json"
+    config.write_text(json.dumps({"do_lower_case": False, "strip_accents": True}))
+    got = tokenizer.load(path)
+    assert got.lowercase is False and got.strip_accents is True
+    config.write_text(json.dumps({"tokenize_chinese_chars": False}))
+    with pytest.raises(UserError, match="Chinese characters"):
+        tokenizer.load(path)
+
+
+def test_a_hub_error_without_a_message(monkeypatch):
+    def fail(*arguments, **keywords):
+        raise TimeoutError
+
+    fake = types.SimpleNamespace(snapshot_download=fail, list_repo_files=fail)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    for load in (tokenizer.load, hf_format.locate):
+        with pytest.raises(UserError, match=r"could not be had .*\(TimeoutError: \)"):
+            load("no-such-model")
 
 
 def test_masks_of_the_vocabulary():
