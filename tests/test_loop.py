@@ -274,7 +274,7 @@ def test_step_that_does_not_fit_into_memory_is_refused(config, tmp_path, monkeyp
 
 
 def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_path, monkeypatch):
-    needed = iter([2**20, 2**33])  # the step's, the evaluation's
+    needed = iter([2**33, 2**20])  # the evaluation's, the step's
     monkeypatch.setattr(loop, "_bytes_needed", lambda compiled: next(needed))
     monkeypatch.setattr(loop, "_bytes_held", lambda moments: 2**33)
     small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 15 * 2**30})
@@ -285,7 +285,7 @@ def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_pat
 
 
 def test_evaluation_goes_in_the_parts_that_a_step_works_off(config, tmp_path):
-    config.update(num_steps=2, eval_every=2)
+    config.update(num_steps=4, eval_every=4)
     whole = loop.train_and_evaluate(config, tmp_path / "whole")
     config.accumulate_steps = 4
     parts = loop.train_and_evaluate(config, tmp_path / "parts")
@@ -295,7 +295,7 @@ def test_evaluation_goes_in_the_parts_that_a_step_works_off(config, tmp_path):
 def test_held_out_text_without_pairs(config, tmp_path):
     plain = tmp_path / "plain"
     make_data_dir(plain, {"validation": [40]}, objective="full_sentences")
-    config.update(num_steps=2, eval_every=2, extra_eval_data_dirs=str(plain))
+    config.update(num_steps=4, eval_every=4, extra_eval_data_dirs=str(plain))
     last = loop.train_and_evaluate(config, tmp_path / "run")
     assert last["eval_loss"] == pytest.approx(last["eval_mlm_loss"] + last["eval_nsp_loss"])
     assert last["eval_plain_loss"] == last["eval_plain_mlm_loss"]
