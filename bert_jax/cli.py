@@ -21,6 +21,12 @@ class Interrupted(Exception):  # noqa: N818  (no error)
     """Stopped on request with everything saved; the same command goes on."""
 
 
+def brief(error: Exception) -> str:
+    """An error of another library in one line: 'ValueError: the first line of its message'."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(argv)`, turns `UserError` into one line on stderr, and exits with its code."""
     # Compiled programs are kept between runs: going on, or a second run, starts in seconds.

@@ -21,7 +21,7 @@ import safetensors.numpy
 from etils import epath
 
 from bert_jax import __version__
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
 
 # What a checkpoint was trained for -> the transformers class that computes it.
@@ -173,8 +173,7 @@ def locate(source: str | epath.PathLike) -> epath.Path:
             huggingface_hub.snapshot_download(str(source), allow_patterns=[*small, *weights])
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"{explanation} ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{explanation} ({brief(error)})") from None
 
 
 def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
@@ -233,8 +232,7 @@ def _read_bin(path: epath.Path) -> dict[str, np.ndarray]:
         # weights_only: a pickle from elsewhere must not run code.
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch's own errors
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"{path} cannot be read as torch weights ({reason})") from None
+        raise UserError(f"{path} cannot be read as torch weights ({brief(error)})") from None
     return {
         name: _float32((x.float() if x.is_floating_point() else x).numpy())
         for name, x in state.items()

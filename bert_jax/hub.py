@@ -4,7 +4,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 
 
 def client(repository: str) -> Any:
@@ -39,9 +39,7 @@ def push(hub_client: Any, directory: str | epath.PathLike, repository: str) -> s
             commit_message="Exported by bert_jax",
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(
-            f"{directory} is written, and was not uploaded to {repository} "
-            f"({type(error).__name__}: {reason})"
+            f"{directory} is written, and was not uploaded to {repository} ({brief(error)})"
         ) from None
     return f"https://huggingface.co/{repository}"

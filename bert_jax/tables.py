@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 
 FORMATS = (".csv", ".tsv", ".jsonl")
 DATA_SETS = ("hf:", "tfds:")
@@ -163,7 +163,7 @@ def _load_hf(source: str) -> tuple[Iterable[dict[str, Any]], Any]:
             data = datasets.load_dataset(*arguments, split=split)
             return data, data.features
         except Exception as error:  # the hub client raises a dozen unrelated types
-            reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            reasons.append(brief(error))
     raise UserError(f"{source} could not be loaded ({reasons[0]})")
 
 
@@ -180,10 +180,7 @@ def _load_tfds(source: str) -> tuple[Iterable[dict[str, Any]], Any]:
     try:
         data = tensorflow_datasets.data_source(match[1], split=match[2])
     except Exception as error:  # not found, not prepared, no network: unrelated types
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{source} could not be loaded ({type(error).__name__}: {reason})"
-        ) from None
+        raise UserError(f"{source} could not be loaded ({brief(error)})") from None
     return (_plain(data[i]) for i in range(len(data))), data.dataset_info.features
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION_PREFIX = "##"
@@ -213,8 +213,7 @@ def _download(name: str) -> epath.Path:
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"{explanation} ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{explanation} ({brief(error)})") from None
 
 
 def _checked(tokenizer: Tokenizer, source: str | epath.PathLike) -> Tokenizer:

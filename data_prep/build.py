@@ -238,7 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     def add(group: Any, name: str, text: str, **keywords: Any) -> None:
         if "action" not in keywords and "type" not in keywords:
             keywords["type"] = type(defaults[name])
-        group.add_argument(f"--{name}", default=defaults.get(name), help=text, **keywords)
+        default = defaults.get(name)
+        if default is None:  # the text says what it follows from
+            default = argparse.SUPPRESS
+        group.add_argument(f"--{name}", default=default, help=text, **keywords)
 
     data = parser.add_argument_group("input and output")
     data.add_argument("--input", required=True, metavar="SOURCE[,SOURCE…]", help="where text is")

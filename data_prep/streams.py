@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 
 _DEFAULT_SPLIT = "train"
 _AT_ONCE = 256  # elements fetched together
@@ -48,8 +48,7 @@ def hf_texts(spec: str, field: str) -> Iterator[str]:
         try:
             rows = datasets.load_dataset(path, config, split=split, streaming=True)
         except Exception as error:  # the hub client raises a dozen unrelated types
-            reason = (str(error).strip().splitlines() or [""])[0]
-            errors.append(f"{type(error).__name__}: {reason}")
+            errors.append(brief(error))
         # Without a connection the second choice would only wait as long again.
         if rows is not None or "ConnectionError" in errors[-1]:
             break
@@ -69,10 +68,7 @@ def tfds_texts(spec: str, field: str) -> Iterator[str]:
     try:
         source = tensorflow_datasets.data_source(name, split=split)
     except Exception as error:  # not found, not prepared, no network: unrelated types
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"input {spec} could not be loaded: {type(error).__name__}: {reason}"
-        ) from None
+        raise UserError(f"input {spec} could not be loaded: {brief(error)}") from None
     for start in range(0, len(source), _AT_ONCE):
         indices = range(start, min(start + _AT_ONCE, len(source)))
         for row in source.__getitems__(list(indices)):
