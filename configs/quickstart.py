@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The recipe; it has no other forms."""
     config = bert_tiny.get_config("laptop")
     config.batch_size = 32
-    config.num_steps = 2400
+    config.num_steps = 3000
     config.log_every = 25
     config.eval_every = 500
     config.eval_batches = 0
