@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -260,9 +261,13 @@ class ByShape:
 def compile_together(calls: Sequence[tuple[ByShape, tuple[Any, ...]]]) -> None:
     """Compiles functions for these arguments side by side: one compilation keeps one core busy."""
 
+    one_at_a_time = threading.Lock()  # Flax, when it makes modules, is not made for threads
+
     def compile_one(call: tuple[ByShape, tuple[Any, ...]]) -> None:
         by_shape, args = call
-        by_shape.programs[ByShape.key(args[-1])] = by_shape.function.lower(*args).compile()
+        with one_at_a_time:
+            lowered = by_shape.function.lower(*args)
+        by_shape.programs[ByShape.key(args[-1])] = lowered.compile()
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, calls))

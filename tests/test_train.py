@@ -6,6 +6,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +109,26 @@ def test_the_step_by_length_is_the_same_step(config):
         results.append((state, values))
     assert len(by_length.gradients.programs) == 1 and float(results[0][1]["loss"]) > 1
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *results)
+
+
+def test_programs_are_traced_one_at_a_time():
+    """Flax changes its module classes while it makes new ones, as for a layer under remat."""
+    tracing, most = 0, 0
+
+    class Function:
+        def lower(self, batch):
+            nonlocal tracing, most
+            tracing += 1
+            most = max(most, tracing)
+            time.sleep(0.01)
+            tracing -= 1
+            return types.SimpleNamespace(compile=lambda: len(batch["x"]))
+
+    by_shape = train.ByShape(Function())
+    batches = [{"x": np.zeros(i)} for i in range(1, 9)]
+    train.compile_together([(by_shape, (batch,)) for batch in batches])
+    assert most == 1
+    assert [by_shape.programs[train.ByShape.key(batch)] for batch in batches] == [*range(1, 9)]
 
 
 def test_seeds_share_a_program_and_draw_differently(config):
