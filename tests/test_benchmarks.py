@@ -157,6 +157,7 @@ def test_step_time_prints_every_side(capsys):
     assert "'giant' is not one of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_step_time_goes_on_without_a_side_that_fails(capsys, monkeypatch):
     make_batch = step_time.make_batch
 

@@ -261,7 +261,8 @@ def cloud(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_comes_back_and_the_run_equals_an_uninterrupted_one(
     cloud, config, launch_file, tmp_path, workers
 ):
