@@ -321,16 +321,16 @@ def test_a_span_that_two_windows_see_is_one_answer():
         tasks.Feature({}, 0, question_answering.Window(1, offsets[:2])),
         tasks.Feature({}, 0, question_answering.Window(1, offsets[1:])),
     ]
-    # "w1" scores 3 + 3 in the first window and 4 + 4 in the second, "w0" 2 + 0, "w2" 1 + 1.
+    # "w1" scores 4 + 4 in the first window and 3 + 3 in the second, "w0" 2 + 0, "w2" 1 + 1.
     outputs = [
-        np.array([[0, 0], [2, 0], [3, 3]], "f4"),
-        np.array([[0, 0], [4, 4], [1, 1]], "f4"),
+        np.array([[0, 0], [2, 0], [4, 4]], "f4"),
+        np.array([[0, 0], [3, 3], [1, 1]], "f4"),
     ]
     (line,) = task.answers([example], features, outputs)
     assert line["prediction"] == "w1"
-    assert [(x["text"], x["start"]) for x in line["n_best"]] == [("w1", 3), ("w1 w2", 3)]
+    assert [(x["text"], x["start"]) for x in line["n_best"]] == [("w1", 3), ("w0 w1", 0)]
     first, second = (x["score"] for x in line["n_best"])
-    assert first / second == pytest.approx(np.exp(8 - 5), rel=1e-3)
+    assert first / second == pytest.approx(np.exp(8 - 6), rel=1e-3)
 
 
 def test_windows_cover_a_long_context():
