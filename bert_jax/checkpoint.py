@@ -118,15 +118,10 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
-def _steps(directory: epath.Path) -> list[int]:
+def steps_in(directory: epath.Path) -> list[int]:
     """The steps of the finished checkpoints in `directory`, ascending."""
     names = [p.name for p in directory.iterdir()] if directory.exists() else []
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def steps(workdir: epath.PathLike) -> list[int]:
-    """The steps of the checkpoints in WORKDIR, ascending."""
-    return _steps(epath.Path(workdir) / CHECKPOINTS)
 
 
 def _selected(workdir: epath.Path) -> int | None:
@@ -188,7 +183,7 @@ def _set_damaged_aside(directory: epath.Path) -> None:
     """
     damaged: dict[int, str] = {}
     instead = "there is no earlier one, starting from the beginning"
-    for step in reversed(_steps(directory)):
+    for step in reversed(steps_in(directory)):
         if not (reason := _damage(directory / str(step))):
             instead = f"taking that of step {step}"
             break
@@ -248,7 +243,7 @@ class CheckpointStore:
         description = json.loads(config.to_json()) | {"identity": identity}
         if (self._workdir / CONFIG_FILE).exists():
             saved = json.loads((self._workdir / CONFIG_FILE).read_text())
-            reached = max(_steps(self._checkpoints), default=0)
+            reached = max(steps_in(self._checkpoints), default=0)
             if differences := _differences(saved, description, reached):
                 raise UserError(
                     f"workdir {workdir} holds another run: {'; '.join(differences)}. Give a new "
@@ -326,7 +321,7 @@ class CheckpointStore:
             best = json.loads(record.read_text())
             comparable = best["phase_start"] == phase_start and best["step"] < step
             # Not there: the run was killed while it was written.
-            if comparable and best["step"] in _steps(self._best) and loss >= best["loss"]:
+            if comparable and best["step"] in steps_in(self._best) and loss >= best["loss"]:
                 return False
         if step in self._best_manager.all_steps():  # better than itself: after an interruption
             self._best_manager.delete(step)
@@ -450,14 +445,15 @@ def load(path: epath.PathLike) -> Loaded:
     elif path.parent.name in (CHECKPOINTS, BEST) and re.fullmatch(r"\d+", path.name):
         workdir, directory, wanted = path.parent.parent, path.parent, int(path.name)
     config = read_config(workdir)
-    saved = _steps(directory)
+    saved = steps_in(directory)
     if not saved or (wanted is not None and wanted not in saved):
         raise UserError(
             f"{path} is not a checkpoint: {directory} holds "
             f"{'the steps ' + ', '.join(map(str, saved)) if saved else 'none (yet)'}"
         )
-    if path == workdir and _selected(workdir) in saved:
-        wanted = _selected(workdir)
+    selected = _selected(workdir) if path == workdir else None
+    if selected in saved:
+        wanted = selected
     for step in reversed(saved) if wanted is None else [wanted]:
         reason = _damage(directory / str(step), item="params")
         if not reason:

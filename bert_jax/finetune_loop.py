@@ -346,7 +346,7 @@ def warmup_steps(fraction: float, num_steps: int) -> int:
 
 def check_epochs_are_kept(workdir: epath.Path, metric: str) -> None:
     """Raises UserError if evaluated epochs of a run have no checkpoint to be selected from."""
-    kept = checkpoint.steps(workdir)
+    kept = checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS)
     lost = [
         step
         for step, _ in evaluations(workdir, metric)
