@@ -130,7 +130,7 @@ def stage_times(text: pathlib.Path, tokenizer_name: str, duplicates: int) -> dic
         ).checked()
         job = Job(options, tokenizer, directory)
         job.units.mkdir(parents=True)
-        watch("(stage 1 as a whole)", tokenize_locally, job, 1)
+        watch("(stage 1 as a whole)", tokenize_locally, job, 1, [part])
         store = Store(job.store, "train", tokenizer.vocab_size)
         what = options.shard_options("train")
         dtype = shards.ShardExamples(store, what, tokenizer, 0, 1, 0).dtype

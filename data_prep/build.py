@@ -186,9 +186,8 @@ def _require_same(job: Job, theirs: dict[str, Any], fingerprint: str) -> None:
         )
 
 
-def tokenize_locally(job: Job, workers: int, parts: Sequence[corpus.Part] = ()) -> None:
-    """Stage 1: all units, then the merged store. `parts` saves listing the input again."""
-    parts = parts or corpus.list_parts(job.options.input, job.options.field)
+def tokenize_locally(job: Job, workers: int, parts: Sequence[corpus.Part]) -> None:
+    """Stage 1: all units of the input's parts, then the merged store."""
     units = (unit for part in parts for unit in read_units(part))
     names = []
     with Progress("tokenise", sum(part.num_bytes for part in parts)) as progress:
