@@ -1,6 +1,7 @@
 # make quickstart: sets everything up, then the whole path on this machine with no download of data
 # make test:       sets everything up, then what CI runs
 # make test-slow:  the tests that take minutes each
+# make PYTHON=python3.11 …: with another Python than python3
 PYTHON ?= python3
 VENV := .venv
 # Memory in huge pages, where Linux leaves that to programs: XLA's CPU buffers are taken and given
@@ -27,6 +28,7 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .
 
 $(VENV)/.%: setup.py constraints.txt
+	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing bert_jax[$*] into $(VENV) (minutes, the first time)"
 	$(INSTALL) -e '.[$*]'

@@ -58,7 +58,7 @@ setup(
         "test": [
             "transformers>=5.0",
             "datasets>=4.0",
-            # Exact: the CPU build that the tests are run with; ranges resolve to CUDA builds.
+            # Exact: the version that the tests are run with, from the index that pip is given.
             "torch==2.13.0",
             *TENSORBOARD,
             *PLOT,
@@ -77,6 +77,7 @@ setup(
             "bert-jax-vocab=data_prep.vocab:cli",
             "bert-jax-build=data_prep.build:cli",
             "bert-jax-check=data_prep.check:cli",
+            "bert-jax-metrics=bert_jax.metrics:cli",
             "bert-jax-plan=bert_jax.plan:cli",
             "bert-jax-pretrain=bert_jax.pretrain:cli",
             "bert-jax-convert=bert_jax.convert:cli",

@@ -19,6 +19,7 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import pathlib
@@ -40,7 +41,7 @@ if not __package__:
 
 from benchmarks import peers
 from bert_jax import finetune_loop, host_memory, question_answering
-from bert_jax.cli import UserError, run
+from bert_jax.cli import HelpFormatter, UserError, run
 from bert_jax.finetune_inputs import Inputs, Split, make_split, read_inputs
 from configs.finetune import ag_news, conll2003, rte, squad, sst2, text_classification
 
@@ -162,6 +163,7 @@ def train_there(config, model: str, inputs: Inputs, directory: pathlib.Path):
         remove_unused_columns=False,
         use_cpu=jax.default_backend() == "cpu",
         dataloader_pin_memory=jax.default_backend() != "cpu",
+        tf32=jax.default_backend() == "gpu" or None,  # as JAX multiplies float32 there
     )
     rows, validation_rows = (
         [torch_row(arrays, config.task) for arrays in split.arrays]
@@ -382,7 +384,7 @@ def finished(output: pathlib.Path) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter
     )
     add = parser.add_argument
     add("--model", required=True, help="Hugging Face directory of a BERT")
@@ -408,6 +410,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--seeds={options.seeds}: expected whole numbers, as in 0,1,2") from None
     if not options.report and not transformers.utils.is_accelerate_available():
         raise UserError("transformers' Trainer needs accelerate: pip install accelerate")
+    words = [task for task in options.tasks if TASKS[task][0]().task == "token_classification"]
+    if not options.report and words and importlib.util.find_spec("seqeval") is None:
+        raise UserError(f"{', '.join(words)} needs seqeval: pip install seqeval")
     results = finished(options.output) if options.report else run_all(options)
     print(json.dumps(results, indent=1) if options.json else table(results))
 

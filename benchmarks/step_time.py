@@ -391,7 +391,7 @@ def main(argv: Sequence[str]) -> None:
     add("--lengths", help="tokens a sequence, by commas: 128; on a GPU 128,512")
     add("--batch_size", type=int, default=0, help="sequences a step; 0: by size, device, length")
     add("--steps", type=int, default=0, help="steps of a side in a repeat: 2; on a GPU 10")
-    add("--repeats", type=int, default=7)
+    add("--repeats", type=int, default=7, help="of every side, taking turns: 7")
     add("--matrix_size", type=int, default=0, help="rows of the matrix product; 0: by device")
     add("--json", action="store_true", help="print the figures as JSON, not the table")
     options = parser.parse_args(argv)
@@ -399,6 +399,8 @@ def main(argv: Sequence[str]) -> None:
     options.sizes = options.sizes or (["base", "large"] if on_gpu else ["mini", "base"])
     options.dtypes = options.dtypes or (["bfloat16"] if on_gpu else ["float32", "bfloat16"])
     options.steps = options.steps or (10 if on_gpu else 2)
+    if options.steps < 1 or options.repeats < 1:
+        raise UserError("--steps and --repeats: expected at least 1")
     if on_gpu and not (jax.default_backend() == "gpu" and torch.cuda.is_available()):
         raise UserError(
             f"--device=gpu: JAX runs on {jax.default_backend()}, torch "

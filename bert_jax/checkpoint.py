@@ -429,8 +429,22 @@ class Loaded:
     tokenizer: tokenizer_lib.Tokenizer
 
 
+def path_parts(path: epath.PathLike) -> tuple[epath.Path, epath.Path, int | None]:
+    """(WORKDIR, directory of checkpoints, step) that `path` names; no step: one of that directory.
+
+    Args:
+      path: WORKDIR, WORKDIR/checkpoints/STEP, WORKDIR/best or WORKDIR/best/STEP.
+    """
+    path = epath.Path(path)
+    if path.parent.name in (CHECKPOINTS, BEST) and re.fullmatch(r"\d+", path.name):
+        return path.parent.parent, path.parent, int(path.name)
+    if path.name == BEST and not (path / CHECKPOINTS).exists():  # a workdir may have that name
+        return path.parent, path, None
+    return path, path / CHECKPOINTS, None
+
+
 def load(path: epath.PathLike) -> Loaded:
-    """Loads the parameters of WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best.
+    """Loads the parameters of WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best[/STEP].
 
     Of WORKDIR it is the checkpoint that a finished fine-tuning selected, else the last one; a
     damaged last checkpoint is passed over for the one before, with a warning.
@@ -439,11 +453,7 @@ def load(path: epath.PathLike) -> Loaded:
       UserError: no such workdir, no such checkpoint in it, or none that is whole.
     """
     path = epath.Path(path)
-    workdir, directory, wanted = path, path / CHECKPOINTS, None
-    if path.name == BEST:
-        workdir, directory = path.parent, path
-    elif path.parent.name in (CHECKPOINTS, BEST) and re.fullmatch(r"\d+", path.name):
-        workdir, directory, wanted = path.parent.parent, path.parent, int(path.name)
+    workdir, directory, wanted = path_parts(path)
     config = read_config(workdir)
     saved = steps_in(directory)
     if not saved or (wanted is not None and wanted not in saved):
@@ -504,8 +514,5 @@ def save_params(
 
 def is_workdir(path: epath.PathLike) -> bool:
     """Whether `path` is a WORKDIR or a checkpoint in one (otherwise: a Hugging Face model)."""
-    path = epath.Path(path)
-    inside = path.parent if path.name == BEST else path.parent.parent
-    return (path / CHECKPOINTS).exists() or (
-        (inside / CHECKPOINTS).exists() and (path.name == BEST or path.name.isdigit())
-    )
+    workdir, _, _ = path_parts(path)
+    return (workdir / CHECKPOINTS).exists()

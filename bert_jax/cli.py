@@ -1,5 +1,6 @@
 """What every command shares: how a user's mistake is reported and how a main function is run."""
 
+import argparse
 import logging
 import os
 import pathlib
@@ -19,6 +20,15 @@ class UserError(Exception):
 
 class Interrupted(Exception):  # noqa: N818  (no error)
     """Stopped on request with everything saved; the same command goes on."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds "(default: …)" to the help of flags that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.default in (None, ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def brief(error: Exception) -> str:

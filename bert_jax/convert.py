@@ -410,7 +410,7 @@ def write_hf(
 
 def card_facts(loaded: Any, source: str | epath.PathLike) -> list[tuple[str, str]]:
     """(name, value) rows of the model card: sizes, recipe, and the last figures of the run."""
-    from bert_jax import metrics
+    from bert_jax import checkpoint, metrics
 
     model = loaded.config.model
     facts = [
@@ -424,9 +424,9 @@ def card_facts(loaded: Any, source: str | epath.PathLike) -> list[tuple[str, str
             facts.append((name, str(loaded.config[name])))
     for name, value in loaded.config.get("optimizer", {}).items():
         facts.append((f"optimizer {name}", str(value)))
-    path = epath.Path(source)
+    workdir, _, _ = checkpoint.path_parts(source)
     last: dict[str, Any] = {}
-    for line in metrics.read(path.parent.parent if path.parent.name == "checkpoints" else path):
+    for line in metrics.read(workdir):
         if line["step"] <= loaded.step:
             last |= line
     facts += [
@@ -452,7 +452,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     to = commands.add_parser("to-hf", help="export a checkpoint as a Hugging Face directory")
-    to.add_argument("--checkpoint", required=True, help="WORKDIR or WORKDIR/checkpoints/STEP")
+    to.add_argument(
+        "--checkpoint",
+        required=True,
+        help="WORKDIR (its last checkpoint, or the one that fine-tuning selected), "
+        "WORKDIR/checkpoints/STEP or WORKDIR/best",
+    )
     to.add_argument("--output", required=True, help="directory to write")
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     to.add_argument(

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import pathlib
 import re
 import time
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 from jax.experimental import topologies
 
-from bert_jax import hardware, hlo, input_pipeline, packing, records, sharding, train
+from bert_jax import hardware, hlo, input_pipeline, masking, packing, records, sharding, train
 from bert_jax.cli import UserError
 from bert_jax.phases import Phase
 
@@ -149,7 +149,7 @@ def compile_step(
     parts = (str(CACHE_VERSION), *versions, lowered.as_text())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     # Beside JAX's own cache, which cannot be read without the devices.
-    path = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"], f"plan-{digest[:32]}.json.gz")
+    path = epath.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"plan-{digest[:32]}.json.gz"
     if path.exists():
         return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     start = time.monotonic()
@@ -375,7 +375,7 @@ def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[st
 def lengths_of(
     config: ml_collections.ConfigDict, max_seq_length: int = 0, max_predictions_per_seq: int = 0
 ) -> dict[str, int]:
-    """Length and predictions of a row: given, else of the data, of the config, or as published.
+    """Length and predictions of a row: given, else of the data, of the config, or as built.
 
     With packing a row has its examples' predictions together.
     """
@@ -383,18 +383,22 @@ def lengths_of(
     if config.data_dir and (config.packing or not (max_seq_length and max_predictions_per_seq)):
         arguments = records.Manifest.read(config.data_dir).arguments
         max_seq_length = max_seq_length or arguments["max_seq_length"]
-        max_predictions_per_seq = max_predictions_per_seq or arguments["max_predictions_per_seq"]
         masked_lm_prob = arguments["masked_lm_prob"]
+        if max_seq_length == arguments["max_seq_length"]:
+            of_data = arguments["max_predictions_per_seq"]
+            max_predictions_per_seq = max_predictions_per_seq or of_data
     max_seq_length = max_seq_length or config.get("max_seq_length", 0) or ASSUMED_LENGTH
     if max_seq_length > config.model.max_position_embeddings:
         raise UserError(
             f"--max_seq_length={max_seq_length} is beyond config.model.max_position_embeddings="
             f"{config.model.max_position_embeddings}: raise that, or shorten the sequences"
         )
-    published = 20 if max_seq_length == 128 else int(0.15 * max_seq_length)
+    max_predictions_per_seq = max_predictions_per_seq or masking.default_max_predictions(
+        max_seq_length, masked_lm_prob
+    )
     lengths = {
         "max_seq_length": max_seq_length,
-        "max_predictions_per_seq": max_predictions_per_seq or published,
+        "max_predictions_per_seq": max_predictions_per_seq,
     }
     arguments = {**lengths, "masked_lm_prob": masked_lm_prob}
     return lengths | {"max_predictions_per_seq": packing.max_predictions(arguments, config.packing)}

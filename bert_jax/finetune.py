@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
     if (workdir / "report.txt").exists():
         print((workdir / "report.txt").read_text())
     for name, value in results.items():
-        print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value:.4g}")
+        if value is not None:  # the parity of an export that nothing was there to compare with
+            print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value:.4g}")
     print(f"wrote {workdir}/hf (for transformers), predictions.jsonl, metrics.jsonl")
 
 

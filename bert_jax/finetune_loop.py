@@ -41,7 +41,7 @@ def finetune(
     Returns:
       the validation figures of the selected epoch ("accuracy", "f1", "majority_share", … by task),
       "epoch" and "step" of its end, "examples" trained on, "seconds" of this call up to the last
-      epoch's evaluation and checkpoint, and "parity" of the export (NaN without torch).
+      epoch's evaluation and checkpoint, and "parity" of the export (None without torch).
 
     Raises:
       UserError: data, model, config and workdir do not fit each other.

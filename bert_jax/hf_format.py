@@ -173,7 +173,23 @@ def locate(source: str | epath.PathLike) -> epath.Path:
             huggingface_hub.snapshot_download(str(source), allow_patterns=[*small, *weights])
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
+        # Offline (HF_HUB_OFFLINE=1 on a compute node), an earlier download does.
+        if cached := _downloaded_before(str(source)):
+            return cached
         raise UserError(f"{explanation} ({brief(error)})") from None
+
+
+def _downloaded_before(name: str) -> epath.Path | None:
+    """The snapshot of a hub repository in the local cache, if it has weights."""
+    import huggingface_hub
+
+    try:
+        snapshot = epath.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except Exception:  # as above
+        return None
+    files = [path.name for path in snapshot.iterdir()]
+    weights = re.compile(r"model.*\.safetensors|pytorch_model.*\.bin")
+    return snapshot if any(map(weights.fullmatch, files)) else None
 
 
 def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:

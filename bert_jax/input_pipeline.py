@@ -46,6 +46,11 @@ class PretrainingData:
 
     def __init__(self, data_dir: str, split: str, batch_size: int, seed: int, packing: int = 0):
         self.manifest = records.Manifest.read(data_dir)
+        if self.manifest.arguments["format"] != "array_record":
+            raise UserError(
+                f"{data_dir} is in the format {self.manifest.arguments['format']}, which is for "
+                "other programs: build it anew without --format to train on it here"
+            )
         self.split = split
         shards = self.manifest.splits.get(split, [])
         self.num_examples = self.manifest.num_examples(split)

@@ -41,9 +41,15 @@ _TPUS = {
 
 _EVERY = {"target", "name", "data_dir"}
 _TRAINED = {"config", "workdir"}
-_TRAINING = {"commit", "overrides", "env", "secrets_file", "max_restarts", "create_flags"}
+_TRAINING = {
+    *("commit", "overrides", "env", "extras"),
+    *("secrets_file", "max_restarts", "create_flags"),
+}
 _SLICE = {"project", "zone", "accelerator_type"}
 _SLICES = {"num_slices", "spot"}
+# Target -> extras of setup.py that its workers have, and those that `extras` may add.
+_EXTRAS = {"tpu": ("tpu", "gcs"), "gke": ("tpu", "gcs"), "slurm": ("cuda12", "gcs")}
+_MORE_EXTRAS = ("hf", "tensorboard", "wandb")
 # Target -> (keys it must have, keys it may have).
 _KEYS = {
     "tpu": (
@@ -75,6 +81,7 @@ class LaunchFile:
       overrides: fields of the config with dots, {"mesh.fsdp": 8}.
       commit: of this project, what git understands.
       env: variables of the workers' environment; not for secrets.
+      extras: more extras of setup.py for the workers: ("wandb",).
       secrets_file: local file of NAME=value lines that are set on the workers.
       max_restarts: after preemptions and crashes, all together.
       create_flags: added to the command that creates the resource or submits the job.
@@ -94,6 +101,7 @@ class LaunchFile:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     commit: str = "HEAD"
     env: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extras: tuple[str, ...] = ()
     secrets_file: str = ""
     max_restarts: int = 10
     create_flags: tuple[str, ...] = ()
@@ -201,6 +209,8 @@ def _checked(table: dict[str, Any]) -> LaunchFile:
         raise UserError(f'provisioning is {launch.provisioning!r}: expected "queued" or "direct"')
     if launch.provisioning == "direct" and launch.num_slices > 1:
         raise UserError(f'{launch.num_slices} slices need provisioning = "queued"')
+    if unknown := sorted({*launch.extras} - {*_MORE_EXTRAS}):
+        raise UserError(f"extras has {', '.join(unknown)}: expected of {', '.join(_MORE_EXTRAS)}")
     for name in launch.env:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise UserError(f"env: {name!r} is not the name of a variable")
@@ -240,7 +250,9 @@ def shell_variables(launch: LaunchFile) -> str:
     lines = []
     for field in dataclasses.fields(launch):
         value = getattr(launch, field.name)
-        if field.name == "env":
+        if field.name == "extras":
+            value = ",".join((*_EXTRAS.get(launch.target, ()), *value))
+        elif field.name == "env":
             value = words([f"{name}={item}" for name, item in value.items()])
         elif isinstance(value, tuple):
             value = words(value)
@@ -260,7 +272,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("usage: python -m bert_jax.launch_file FILE.toml")
     launch = read(argv[0])
     if launch.config:
-        config_lib.parse(launch.config_flags, "")  # a wrong field is found here, not on a slice
+        # A wrong field is found here, not on a slice.
+        config, _ = config_lib.parse(launch.config_flags, "")
+        if config.wandb_project and "wandb" not in launch.extras:
+            raise UserError('wandb_project needs wandb on the workers: add extras = ["wandb"]')
     if launch.secrets_file:
         path = pathlib.Path(launch.secrets_file).expanduser()
         if not path.is_file():

@@ -79,9 +79,15 @@ class _Run:
             if number and not config.phases[number].get("data_dir") and distributed.is_first():
                 logging.warning(
                     f"the phase from step {phase.start:,} has no data of its own and goes on with "
-                    f"{phase.config.data_dir}: set --config.phases[{number}].data_dir for, say, "
-                    "sequences of 512 tokens"
+                    f"{phase.config.data_dir}: set '--config.phases[{number}].data_dir=DATA_512' "
+                    "for sequences of 512 tokens"
                 )
+        if (left := len(config.phases) - len(self.phases)) and distributed.is_first():
+            logging.warning(
+                f"config.num_steps={config.num_steps:,} ends the run in phase {len(self.phases)}: "
+                f"the last {left} of {len(config.phases)} are left out; their lengths are "
+                "config.phases[…].num_steps"
+            )
         tokenizer = self.data[0].tokenizer
         for data in (*self.data, *(d for sets in self.eval_data for d in sets.values())):
             if data.tokenizer.fingerprint != tokenizer.fingerprint:

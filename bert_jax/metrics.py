@@ -19,7 +19,7 @@ import jax
 from etils import epath
 
 from bert_jax import distributed
-from bert_jax.cli import UserError, run
+from bert_jax.cli import HelpFormatter, UserError, run
 
 METRICS_FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 30
@@ -412,7 +412,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bert_jax.metrics",
         description="Prints the last figures of runs, or draws their curves together.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of pretraining runs")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the curves into this file")

@@ -20,10 +20,14 @@ from bert_jax.sharding import path_of
 # No weight decay on biases and LayerNorm (google-research/bert, optimization.py).
 NO_DECAY = re.compile(r"(bias|layer_norm/scale)$")
 SCHEDULES = ("linear", "polynomial", "cosine", "wsd")
+DECAYS_FROM = ("start", "peak")
 OPTIMIZERS = ("adamw", "lamb")
+RULE = ([str, float], [str, int])  # types of a rule: a path's regular expression, a value
 
 
-def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
+def make_schedule(
+    config: ml_collections.ConfigDict, num_steps: int, field: str = "optimizer"
+) -> optax.Schedule:
     """Warm-up from 0 to the peak over `warmup_steps`, then down to `end_factor` × peak.
 
     The learning rate of step s (counted from 0) is peak × (s + 1) / warmup_steps while warming up,
@@ -34,28 +38,40 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
       cosine: half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts);
       wsd: the peak until `decay_steps` before the end, then linear (warm-up–stable–decay).
 
+    The first three make their progress from step 0 with `config.decay_from` "start", as both
+    originals do: where the warm-up ends, the rate falls by what has passed of the decay. With
+    "peak" they make it from there, as transformers' schedules do.
+
+    Args:
+      config: the `optimizer` part of a config.
+      num_steps: of the run, or of the phase that it is for.
+      field: where `config` stands in the whole config, for messages.
+
     Raises:
       UserError: an unknown schedule, or one that does not fit into `num_steps`.
     """
     peak, warmup, name = config.learning_rate, config.warmup_steps, config.schedule
-    if name not in SCHEDULES:
-        raise UserError(f"optimizer.schedule={name!r} is not one of {', '.join(SCHEDULES)}")
+    for choice, choices in (("schedule", SCHEDULES), ("decay_from", DECAYS_FROM)):
+        if config[choice] not in choices:
+            raise UserError(
+                f"{field}.{choice}={config[choice]!r} is not one of {', '.join(choices)}"
+            )
     if warmup < 0:
-        raise UserError(f"optimizer.warmup_steps={warmup}, expected at least 0")
+        raise UserError(f"{field}.warmup_steps={warmup}, expected at least 0")
     if warmup >= num_steps:
         raise UserError(
-            f"optimizer.warmup_steps={warmup} must be less than the {num_steps} steps it is for: "
-            "it would never reach its peak; add "
-            f"--config.optimizer.warmup_steps={num_steps // 10}"
+            f"{field}.warmup_steps={warmup} must be less than the {num_steps} steps it is for: "
+            f"it would never reach its peak; add '--config.{field}.warmup_steps={num_steps // 10}'"
         )
-    rest, end = num_steps - warmup, config.end_factor * peak
+    begin = 0 if config.decay_from == "start" else warmup
+    rest, end = num_steps - begin, config.end_factor * peak
     if name == "cosine":
         falling = optax.cosine_decay_schedule(peak, rest, alpha=config.end_factor)
     elif name == "wsd":
-        if not 0 < config.decay_steps <= rest:
+        if not 0 < config.decay_steps <= num_steps - warmup:
             raise UserError(
-                f"optimizer.decay_steps={config.decay_steps} must be from 1 to {rest} (the steps "
-                "after the warm-up): it is the length of the decay at the end"
+                f"{field}.decay_steps={config.decay_steps} must be from 1 to {num_steps - warmup} "
+                "(the steps after the warm-up): it is the length of the decay at the end"
             )
         falling = optax.linear_schedule(
             peak, end, config.decay_steps, transition_begin=rest - config.decay_steps
@@ -64,7 +80,8 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
         power = config.power if name == "polynomial" else 1.0
         falling = optax.polynomial_schedule(peak, end, power, rest)
     warming = lambda step: peak * (step + 1) / warmup  # noqa: E731
-    return optax.join_schedules([warming, falling], [warmup]) if warmup else falling
+    after = lambda step: falling(step + warmup - begin)  # noqa: E731
+    return optax.join_schedules([warming, after], [warmup]) if warmup else after
 
 
 def decays(path: str) -> bool:
@@ -100,6 +117,20 @@ def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: An
             f"first match counts); paths look like {first!r}"
         )
     return result
+
+
+def _check_rules(field: str, rules: Any) -> None:
+    """Raises UserError unless `rules` are pairs of a regular expression and a number."""
+    for rule in rules:
+        if not isinstance(rule, tuple | list) or [type(x) for x in rule] not in RULE:
+            raise UserError(
+                f"{field} has {rule!r} where a pair of a regular expression and a number is "
+                f"""expected: --config.{field}='(("embeddings", 0.5),)'"""
+            )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise UserError(f"{field}: {rule[0]!r} is no regular expression: {error}") from None
 
 
 def clip_by_global_norm(clip_norm: float) -> optax.GradientTransformation:
@@ -195,13 +226,17 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
       gradients -> directions, to be multiplied by minus the learning rate (see `apply_updates`).
 
     Raises:
-      UserError: an unknown optimizer.
+      UserError: an unknown optimizer, a negative norm, or rules that are none.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"optimizer.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
+    if config.clip_norm < 0:
+        raise UserError(f"optimizer.clip_norm={config.clip_norm}, expected 0 (off) or more")
+    for table in ("weight_decay_rules", "learning_rate_rules"):
+        _check_rules(f"optimizer.{table}", config[table])
     adam = optax.scale_by_adam if config.bias_correction else scale_by_adam_uncorrected
     return optax.chain(
-        clip_by_global_norm(config.clip_norm),
+        clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         adam(b1=config.b1, b2=config.b2, eps=config.eps),
         _add_decayed_weights(config),
         scale_by_trust_ratio() if config.name == "lamb" else optax.identity(),

@@ -34,6 +34,7 @@ class Phase:
       config: the run's config with the phase's fields laid over it.
       schedule: step of the run -> learning rate.
       reset_moments: whether the optimizer starts with empty moments.
+      number: its place in `config.phases`.
     """
 
     start: int
@@ -41,6 +42,13 @@ class Phase:
     config: ml_collections.ConfigDict
     schedule: optax.Schedule
     reset_moments: bool = False
+    number: int = 0
+
+    def flag(self, name: str) -> str:
+        """The flag that sets a field for this phase: '--config.batch_size', or the phase's own."""
+        entries = self.config.phases
+        own = bool(entries) and entries[self.number].get(name) not in ("", 0, None)
+        return f"--config.phases[{self.number}].{name}" if own else f"--config.{name}"
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """The phase's optimizer; the moments of all phases are laid out alike."""
@@ -98,8 +106,10 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         schedule = run_schedule
         if own:
             overlaid.optimizer.update(own)
-            schedule = _from(start, optimizer.make_schedule(overlaid.optimizer, stop - start))
-        result.append(Phase(start, stop, overlaid, schedule, reset))
+            field = f"phases[{number}].optimizer"
+            own_schedule = optimizer.make_schedule(overlaid.optimizer, stop - start, field)
+            schedule = _from(start, own_schedule)
+        result.append(Phase(start, stop, overlaid, schedule, reset, number))
         start = stop
         if start == total:
             break

@@ -80,7 +80,7 @@ def what_would_fit(
         changes += [{"data": -1, "fsdp": n} for n in (8, 64) if groups % n == 0 and n <= groups]
     fitting = []
     for change in changes:
-        flags = _as_flags(change)
+        flags = _as_flags(phase, change)
         if any(flag.partition("=")[0] == flags.partition("=")[0] for flag in fitting):
             continue  # the smaller of two values was enough
         LOG.info("does not fit; trying %s", flags)
@@ -96,8 +96,8 @@ def _changed(phase: Phase, change: dict[str, Any]) -> Phase:
     return dataclasses.replace(phase, config=config)
 
 
-def _as_flags(change: dict[str, Any]) -> str:
-    return " ".join(f"--config.{SWEPT[name]}={value}" for name, value in change.items())
+def _as_flags(phase: Phase, change: dict[str, Any]) -> str:
+    return " ".join(f"{phase.flag(SWEPT[name])}={value}" for name, value in change.items())
 
 
 def sweep(
@@ -127,7 +127,7 @@ def sweep(
         change = dict(zip(grid, values, strict=True))
         if pointless(change):
             continue
-        LOG.info("trying %s", _as_flags(change))
+        LOG.info("trying %s", _as_flags(phase, change))
         try:
             plan = estimate.make_plan(_changed(phase, change), devices, **lengths)
         except UserError as error:  # a mesh or batch that does not divide
@@ -170,6 +170,11 @@ def parse_grid(text: str, devices: int) -> dict[str, list[Any]]:
                     f"--sweep: {values!r} are not values of {name}; write them like "
                     f"{name}={':'.join(map(str, defaults[name]))}"
                 ) from None
+    if "remat" in grid:
+        if unknown := [value for value in grid["remat"] if value not in defaults["remat"]]:
+            known = ", ".join(defaults["remat"])
+            raise UserError(f"--sweep: remat cannot be {unknown[0]!r}: expected of {known}")
+        grid["remat"].sort(key=defaults["remat"].index)
     # In this order, what cannot win is known before its turn.
     last = ("batch_size", "remat")
     names = [n for n in grid if n not in last] + [n for n in last if n in grid]
@@ -239,8 +244,8 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def describe_sweep(tried: list[tuple[dict[str, Any], Plan]]) -> str:
-    """One line a plan, fastest first."""
+def describe_sweep(phase: Phase, tried: list[tuple[dict[str, Any], Plan]]) -> str:
+    """One line a plan, fastest first, and which is the best."""
     lines = ["      step  utilisation      memory"]
     for change, plan in tried:
         if plan.step_seconds:
@@ -248,8 +253,16 @@ def describe_sweep(tried: list[tuple[dict[str, Any], Plan]]) -> str:
         else:
             speed = f"{'-':>10}  {'-':>11}"
         fits = "" if plan.fits is not False else "  does not fit"
-        lines.append(f"{speed}  {_gib(plan.memory_needed):>10}{fits}  {_as_flags(change)}")
-    return "\n".join(lines)
+        flags = _as_flags(phase, change)
+        lines.append(f"{speed}  {_gib(plan.memory_needed):>10}{fits}  {flags}")
+    change, plan = tried[0]
+    if plan.fits is False:
+        verdict = "none fits"
+    elif plan.step_seconds:
+        verdict = f"best: {_as_flags(phase, change)}"
+    else:
+        verdict = f"no speed of {plan.device_kind!r} is known, so none of them is the best"
+    return "\n".join([*lines, "", verdict])
 
 
 def _reachable(data_dir: str) -> bool:
@@ -344,9 +357,8 @@ def main(argv: Sequence[str]) -> None:
         tried = []
         if flags.sweep:
             tried = sweep(phase, parse_grid(flags.sweep, len(devices)), **arguments)
-            change, plan = tried[0]
-            text += f"{describe_sweep(tried)}\n\n"
-            text += f"best: {_as_flags(change)}\n\n" if plan.fits is not False else "none fits\n\n"
+            _, plan = tried[0]
+            text += f"{describe_sweep(phase, tried)}\n\n"
         else:
             plan = estimate.make_plan(phase, **arguments)
             if plan.fits is False:

@@ -363,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
             "--model", required=True, help="WORKDIR, checkpoint, Hugging Face directory or hub name"
         )
         command.add_argument("--input", default="-", help="a file; - is standard input (default)")
-        kinds = " (.npy and .parquet: the vectors alone)" if name == "embed" else ""
+        kinds = " (.npy: the vectors alone; .parquet: with rows and ids)" if name == "embed" else ""
         command.add_argument(
             "--output", default="-", help=f"a file{kinds}; - is standard output (default)"
         )
@@ -404,11 +404,11 @@ def main(argv: Sequence[str]) -> None:
         check_output(arguments.output)
     if arguments.command == "embed":
         vectors.check(arguments.output)
+    from bert_jax import tables
+
     if arguments.input == "-":
         lines: Iterable[str] = sys.stdin
     else:
-        from bert_jax import tables
-
         lines = tables.read_text(arguments.input).split("\n")
     jsonl = arguments.jsonl or arguments.input.endswith(".jsonl")
     name = "standard input" if arguments.input == "-" else arguments.input
@@ -427,8 +427,7 @@ def main(argv: Sequence[str]) -> None:
         for text in texts:
             print(text, flush=True)
         return
-    text = "".join(f"{text}\n" for text in texts)  # whole or not at all
-    epath.Path(arguments.output).write_text(text)
+    tables.write_whole(arguments.output, "".join(f"{text}\n" for text in texts).encode())
 
 
 def cli() -> None:

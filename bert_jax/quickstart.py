@@ -7,7 +7,10 @@ command that does the same by hand. Run again, it reuses what is there.
 import argparse
 import csv
 import json
+import os
+import pathlib
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax import metrics
-from bert_jax.cli import run
+from bert_jax.cli import HelpFormatter, run
 from bert_jax.records import Manifest
 
 VOCAB_SIZE = 2048
@@ -101,7 +104,10 @@ def write_task(splits: dict[str, list[dict[str, str]]], directory: epath.Path) -
 
 def guesses(hf_dir: epath.Path, documents: Sequence[dict[str, str]]) -> list[str]:
     """A few sentences of held-out documents with one word masked, and the model's best guesses."""
-    import transformers
+    try:
+        import transformers
+    except ImportError:
+        return ["    left out: they need transformers (pip install 'bert_jax[hf]')"]
 
     from data_prep import corpus
 
@@ -111,7 +117,7 @@ def guesses(hf_dir: epath.Path, documents: Sequence[dict[str, str]]) -> list[str
     lines = []
     for document in documents:
         for sentence in corpus.sentences(document["text"]):
-            words = re.findall(r"[A-Za-z]+", sentence)
+            words = re.findall(r"\b[A-Za-z]+\b", sentence)
             known = [w for w in words if len(w) >= 5 and w.lower() in vocabulary]
             if not 8 <= len(words) <= 16 or not known or not sentence[0].isupper():
                 continue
@@ -141,7 +147,9 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     started = time.monotonic()
     root = epath.Path(output)
     corpus, tokenizer, data = root / "corpus.jsonl", root / "tokenizer", root / "data"
-    model, hf, task, classifier = (root / n for n in ("model", "hf", "task", "classifier"))
+    model, hf, task = (root / name for name in ("model", "hf", "task"))
+    # A classifier goes on with the model that it began with.
+    classifier = root / (f"classifier_{num_steps}" if num_steps else "classifier")
     steps = Steps()
 
     print(f"[1] Corpus: the documentation of the installed packages\n    -> {corpus}", flush=True)
@@ -185,6 +193,7 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     ]
     if num_steps:
         flags.append(f"--config.num_steps={num_steps}")
+        flags.append(f"--config.optimizer.warmup_steps={min(100, num_steps // 10)}")
     steps.run("pretraining", "bert_jax.pretrain", flags, pretrain.main)
     parity = steps.run(
         "conversion",
@@ -257,7 +266,7 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
 
 Try next:
 
-  python -m data_prep.check {data} --examples=3          # see what the model reads
+{_activation()}  python -m data_prep.check {data} --examples=3          # see what the model reads
   python -m bert_jax.pretrain --help --config=configs/bert_base.py   # the recipe to scale up
   python -c "import transformers as t; print(t.pipeline('fill-mask', '{hf}')('the [MASK] module'))"
 """
@@ -265,12 +274,20 @@ Try next:
     print(summary)
 
 
+def _activation() -> str:
+    """The line that makes `python` this environment's, where it isn't yet."""
+    script = pathlib.Path(sys.prefix, "bin", "activate")
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix or not script.exists():
+        return ""
+    return f"  . {os.path.relpath(script)}\n"
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bert_jax.quickstart",
         description="The whole path on this machine with no download: vocabulary, examples, "
         "pretraining, Hugging Face export, fine-tuning. Run again, it reuses what is there.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--output", default="quickstart", help="directory for everything it makes")
     parser.add_argument("--corpus_mb", type=float, default=10, help="megabytes of text at most")

@@ -53,6 +53,14 @@ def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) ->
         )
 
 
+def write_whole(path: str | epath.PathLike, content: bytes) -> None:
+    """Writes a file whole or not at all: what is there of this name stays until then."""
+    target = epath.Path(path)
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(target)
+
+
 def read_text(source: str, what: str = "file") -> str:
     """The text of a file, without a byte-order mark.
 

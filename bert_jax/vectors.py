@@ -34,6 +34,8 @@ def write(output: str, results: Iterable[tuple[dict[str, Any], Any]], source: st
     """
     import numpy as np
 
+    from bert_jax import tables
+
     ids, vectors = [], []
     for record, vector in results:
         ids.append(record.get("id"))
@@ -55,4 +57,4 @@ def write(output: str, results: Iterable[tuple[dict[str, Any], Any]], source: st
             pyarrow.array(matrix_ND.ravel()), matrix_ND.shape[1]
         )
         pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    epath.Path(output).write_bytes(buffer.getvalue())
+    tables.write_whole(output, buffer.getvalue())

@@ -1,7 +1,7 @@
 """BERT-base, uncased, as published (Devlin et al. 2018): 12 layers, 768 wide, 110 M parameters.
 
     python -m bert_jax.pretrain --config=configs/bert_base.py --workdir=gs://BUCKET/bert_base \\
-        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
+        --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 The published run took four days on 4 Cloud TPUs (16 chips); its MLM loss on held-out text ended
 near 1.4 nats a masked token. `:laptop` keeps the model and shortens the run to something that a
@@ -23,6 +23,7 @@ def phase(**fields) -> ml_collections.ConfigDict:
             "num_steps": 0,  # 0, for the last phase: up to the run's num_steps
             "data_dir": "",
             "eval_data_dir": "",
+            "extra_eval_data_dirs": "",
             "max_seq_length": 0,  # given, data of another length is refused
             "batch_size": 0,
             "packing": 0,
@@ -60,7 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.checkpoint_every = 5_000
     config.keep_checkpoints = 3  # the newest that are kept
     config.keep_best = True  # parameters of the best evaluation (least eval_loss) in WORKDIR/best
-    config.init_from = ""  # WORKDIR[/checkpoints/STEP] or Hugging Face model to start from
+    config.init_from = ""  # WORKDIR[/checkpoints/STEP], WORKDIR/best or Hugging Face model
 
     config.profile_steps = ()  # (first, last): a trace of these steps in WORKDIR/profile
     config.wandb_project = ""  # of Weights & Biases; metrics.jsonl is written always
@@ -104,6 +105,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-4  # the peak
     config.optimizer.warmup_steps = 10_000  # linear from 0
     config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
+    config.optimizer.decay_from = "start"  # or "peak": not counting the warm-up's steps
     config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
     config.optimizer.power = 1.0  # of "polynomial"
     config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
@@ -112,7 +114,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.eps = 1e-6
     config.optimizer.bias_correction = False  # the original has none
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
-    config.optimizer.clip_norm = 1.0  # global norm of the gradient
+    config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 turns clipping off
     # (regex of parameter paths, value) tables; the first match counts, see bert_jax.optimizer.
     config.optimizer.weight_decay_rules = ()  # in place of weight_decay
     config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes

@@ -1,7 +1,7 @@
 """BERT-large with LAMB in large batches: 8,601 steps instead of a million (You et al. 2020).
 
     python -m bert_jax.pretrain --config=configs/bert_large_lamb.py --workdir=gs://BUCKET/lamb \\
-        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
+        --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 The two phases, batches and learning rates are those of NVIDIA's recipe (DeepLearningExamples,
 BERT for PyTorch), which trains on 8 to 128 A100 or H100 in hours and ends at a loss of about 1.27

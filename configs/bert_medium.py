@@ -1,7 +1,7 @@
 """BERT-medium, uncased: 8 layers, 512 wide, 41 M parameters.
 
     python -m bert_jax.pretrain --config=configs/bert_medium.py --workdir=gs://BUCKET/bert_medium \\
-        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
+        --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 One TPU chip or GPU; faster on a host of 4 or 8.
 

@@ -1,7 +1,7 @@
 """BERT-mini, uncased: 4 layers, 256 wide, 11 M parameters.
 
     python -m bert_jax.pretrain --config=configs/bert_mini.py --workdir=gs://BUCKET/bert_mini \\
-        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
+        --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 One TPU chip or GPU; a laptop for a trial.
 

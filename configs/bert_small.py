@@ -1,7 +1,7 @@
 """BERT-small, uncased: 4 layers, 512 wide, 29 M parameters.
 
     python -m bert_jax.pretrain --config=configs/bert_small.py --workdir=gs://BUCKET/bert_small \\
-        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
+        --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 One TPU chip or GPU.
 

@@ -1,7 +1,7 @@
 """BERT-tiny, uncased: 2 layers, 128 wide, 4.4 M parameters.
 
     python -m bert_jax.pretrain --config=configs/bert_tiny.py --workdir=gs://BUCKET/bert_tiny \\
-        --config.data_dir=gs://BUCKET/data_128 --config.phases[1].data_dir=gs://BUCKET/data_512
+        --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 One TPU chip or GPU, or a laptop.
 

@@ -21,7 +21,7 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import tokenizer as tokenizers
-from bert_jax.cli import UserError
+from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.records import MANIFEST, Manifest
 from data_prep import corpus, parallel, token_store
 from data_prep.options import FORMATS, OBJECTIVES, BuildOptions, arguments
@@ -228,9 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         "goes on; the result does not depend on workers or runner.",
         epilog="SOURCE is a path or glob (.txt with blank lines between documents, .jsonl, .json, "
         ".parquet; each also .gz or .zst; local or gs://), hf:NAME[/CONFIG][:SPLIT], "
-        "tfds:NAME[:SPLIT], or pydocs[:MAX_MB], the English documentation of the installed Python "
-        "packages.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "tfds:NAME[/CONFIG][:VERSION][:SPLIT], or pydocs[:MAX_MB], the English documentation of "
+        "the installed Python packages.",
+        formatter_class=HelpFormatter,
     )
     defaults = {field.name: field.default for field in dataclasses.fields(BuildOptions)}
 

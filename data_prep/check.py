@@ -3,7 +3,8 @@
     python -m data_prep.check DATA_DIR --examples=3
 
 Every shard is read and measured; each measure has an expected range, and one outside it makes the
-exit code 1. Statistical ranges are widened by four standard errors, so that small data sets pass.
+exit code 1. What is drawn by chance (IsNext, replacements) may be off by four standard errors, so
+that small data sets pass.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import tokenizer as tokenizers
-from bert_jax.cli import UserError
+from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.masking import MaskingConfig
 from bert_jax.records import Manifest, Shard
 from bert_jax.tokenizer import Tokenizer
@@ -441,7 +442,7 @@ def main(argv: Sequence[str]) -> int | None:
         prog="python -m data_prep.check",
         description="Verifies a data set's files and measures its examples; exit code 1 when "
         "something is outside its expected range.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("data_dir", metavar="DATA_DIR", help="output of data_prep.build")
     parser.add_argument("--examples", type=int, default=0, help="how many examples to print")
@@ -451,6 +452,8 @@ def main(argv: Sequence[str]) -> int | None:
         "--workers", type=int, default=parallel.default_workers(), help="local processes"
     )
     flags = parser.parse_args(argv)
+    if flags.json and flags.examples and not flags.report:
+        raise UserError("--json prints no examples: leave out --json or --examples")
     report = check(flags.data_dir, workers=flags.workers)
     if flags.json:
         print(_json(report))

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 from bert_jax.cli import UserError
-from bert_jax.masking import MaskingConfig
+from bert_jax.masking import MaskingConfig, default_max_predictions
 from data_prep import corpus
 from data_prep.shards import ShardOptions
 
@@ -86,8 +85,7 @@ class BuildOptions:
             raise UserError("--format=tfrecord holds masked examples: use --masking=static")
         predictions = self.max_predictions_per_seq
         if predictions is None:
-            # Rounded first: 0.07 * 100 is 7.000000000000001.
-            predictions = max(1, math.ceil(round(self.max_seq_length * self.masked_lm_prob, 6)))
+            predictions = default_max_predictions(self.max_seq_length, self.masked_lm_prob)
         return dataclasses.replace(
             self,
             weights=self.weights or (1.0,) * len(self.input),

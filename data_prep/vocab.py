@@ -23,7 +23,7 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import tokenizer as bert_tokenizer
-from bert_jax.cli import UserError
+from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.tokenizer import CONTINUATION_PREFIX, SPECIAL_TOKENS, Tokenizer
 from data_prep import corpus
 from data_prep.fast_encoder import split_pieces
@@ -343,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains a WordPiece vocabulary, the same on every run; or, with "
         "--from_tokenizer, adds the words of a domain to an existing one.",
         epilog="SOURCE is as for python -m data_prep.build.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     defaults = {field.name: field.default for field in dataclasses.fields(VocabOptions)}
     parser.add_argument("--input", required=True, metavar="SOURCE[,SOURCE…]", help="where text is")

@@ -8,7 +8,8 @@
 FROM python:3.11-slim-bookworm
 WORKDIR /bert_jax
 COPY . .
-RUN python -m pip install --no-cache-dir -c constraints.txt -e '.[cuda12,gcs]'
+ARG EXTRAS=cuda12,gcs
+RUN python -m pip install --no-cache-dir -c constraints.txt -e ".[$EXTRAS]"
 # PYTHON for launch/worker.sh, which would look for a virtual environment.
 ENV PYTHON=python NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 CMD ["bash"]

@@ -34,7 +34,7 @@ image() {
   run mkdir -p "$context"
   run tar -xzf "$ARCHIVE" -C "$context"
   run docker build --platform=linux/amd64 --file="$context/launch/tpu.Dockerfile" \
-    --tag="$tagged" "$context"
+    --build-arg=EXTRAS="$EXTRAS" --tag="$tagged" "$context"
   run docker push "$tagged"
 }
 

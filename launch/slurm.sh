@@ -3,7 +3,8 @@
 #
 #   launch/slurm.sh FILE.toml up [--dry_run]
 #
-# installs the project at its commit on the shared file system, submits the job and shows its log.
+# installs the project at its commit on the shared file system, submits the job and shows its log; a
+# job that is there already is shown alone.
 # The job requeues itself before its time limit, after preemptions and after crashes, up to
 # max_restarts times. Single steps: install, start, watch, stop. --dry_run prints the commands.
 set -euo pipefail
@@ -19,7 +20,7 @@ install() {
   archive
   run mkdir -p "$project"
   run tar -xzf "$ARCHIVE" -C "$project"
-  run bash "$project/launch/worker.sh" install cuda12,gcs
+  run bash "$project/launch/worker.sh" install "$EXTRAS"
 }
 
 start() {
@@ -41,6 +42,13 @@ watch() {
 stop() { run scancel --name="$NAME" --me; }
 
 up() {
+  local queued
+  queued=$(ask squeue --name="$NAME" --me --noheader)
+  if [[ $queued && ! $DRY_RUN ]]; then
+    say "$NAME is queued or running already:"
+    watch
+    return
+  fi
   install
   start
   say "To end it: $0 $FILE stop. Its log (Ctrl-C leaves the job alone):"

@@ -6,7 +6,8 @@
 FROM python:3.11-slim-bookworm
 WORKDIR /bert_jax
 COPY . .
-RUN python -m pip install --no-cache-dir -c constraints.txt -e '.[tpu,gcs]'
+ARG EXTRAS=tpu,gcs
+RUN python -m pip install --no-cache-dir -c constraints.txt -e ".[$EXTRAS]"
 # For launch/worker.sh, which would look for a virtual environment.
 ENV PYTHON=python
 CMD ["bash"]

@@ -90,7 +90,7 @@ install() {
     run "${tpus[@]}" scp "$SECRETS_FILE" "$NAME:bert_jax-secrets" "${where[@]}" "${all[@]}" || return
   fi
   local unpack='rm -rf bert_jax && mkdir bert_jax && tar -xzf bert_jax.tar.gz -C bert_jax'
-  on_workers "$unpack && $(worker install tpu,gcs)"
+  on_workers "$unpack && $(worker install "$EXTRAS")"
 }
 
 start() { on_workers "$(worker start "${PRETRAIN[@]}")"; }

@@ -79,6 +79,7 @@ def make_data_dir(
         np.save(directory / records.NUM_TOKENS.format(split=split), np.concatenate(lengths))
         statistics[split] = {"example_tokens": int(np.concatenate(lengths).sum())}
     arguments = {
+        "format": "array_record",
         "masking": "static",
         "objective": objective,
         "max_seq_length": LENGTH,

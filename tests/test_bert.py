@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bert_jax import sharding, train
+from bert_jax.cli import UserError
 from bert_jax.models.bert import ACTIVATIONS, BertConfig, BertModel, product
 from bert_jax.models.dropout import dropout
 from bert_jax.models.layer_norm import normalize
@@ -101,6 +102,21 @@ def test_products_on_a_cpu_are_of_two_matrices():
     np.testing.assert_allclose(found, x @ kernel.T, atol=1e-6)
     assert "f32[16,5] = dot_general" in over("cpu", "cpu")
     assert "f32[2,8,5] = dot_general" in over("TPU v5 lite", "tpu")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_attention_heads", 0, "num_attention_heads 0 is less than 1"),
+        ("num_hidden_layers", 0, "num_hidden_layers 0 is less than 1"),
+        ("num_attention_heads", 5, "hidden_size 768 is not a multiple of num_attention_heads 5"),
+        ("hidden_dropout_prob", 1.0, "hidden_dropout_prob 1.0 is not from 0 to below 1"),
+        ("attention_probs_dropout_prob", -0.1, "attention_probs_dropout_prob -0.1 is not"),
+    ],
+)
+def test_impossible_models_are_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
+        BertConfig(**{field: value})
 
 
 def test_layer_norm_and_its_gradients_are_torch_s():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import checkpoint, loop
+from bert_jax import checkpoint, convert, loop
 from bert_jax.cli import UserError
 
 
@@ -154,9 +154,21 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     }
     best = checkpoint.load(tmp_path / "best")
     assert best.step == 4
+    facts = dict(convert.card_facts(best, tmp_path / "best"))
+    assert facts["eval_loss"] == "1"
     there = checkpoint.load(tmp_path / "checkpoints" / "4").params
     jax.tree.map(np.testing.assert_array_equal, best.params, there)
     assert checkpoint.is_workdir(tmp_path / "best")
+    assert checkpoint.is_workdir(tmp_path / "best" / "4")
+
+
+def test_a_workdir_may_be_called_best(config, tmp_path):
+    config.update(num_steps=2, eval_every=2, checkpoint_every=2)
+    config.optimizer.warmup_steps = 1
+    loop.train_and_evaluate(config, tmp_path / "best")
+    assert checkpoint.is_workdir(tmp_path / "best")
+    assert checkpoint.load(tmp_path / "best").step == 2
+    assert checkpoint.load(tmp_path / "best" / "best").step == 2
 
 
 def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monkeypatch):

@@ -77,3 +77,11 @@ def test_sizes_are_the_published_ones(size, form):
 def test_every_recipe_says_how_to_run_it():
     for path in pathlib.Path("configs").glob("bert_*.py"):
         assert f"--config={path}" in path.read_text()
+
+
+@pytest.mark.parametrize("module", ["data_prep.build", "data_prep.vocab", "bert_jax.metrics"])
+def test_help_has_the_defaults_that_there_are(module, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: " in text and "(default: None)" not in text

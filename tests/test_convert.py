@@ -244,6 +244,22 @@ def test_without_torch_says_not_verified(workdir, tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     convert.main(["to-hf", f"--checkpoint={workdir}", f"--output={tmp_path / 'hf'}"])
     assert "not verified" in capsys.readouterr().out
+    assert parity.ParityReport({}, (), "", {}).largest is None  # null in results.json
+
+
+def test_a_difference_that_is_no_number_does_not_hold(workdir, exported):
+    good, bad = [{"hidden": np.zeros(3)}], [{"hidden": np.full(3, np.nan)}]
+    differences = parity.differences(good + bad, good + good)  # not in the first batch
+    report = parity.ParityReport(differences, (), "", {})
+    assert not report.passed and np.isnan(report.largest)
+
+
+def test_a_model_of_one_segment(tmp_path):
+    run = loaded(heads.BertForPreTraining(dataclasses.replace(MODEL, type_vocab_size=1)))
+    run.config.model["type_vocab_size"] = 1
+    checkpoint.save_params(tmp_path / "run", run.params, run.config, TOKENIZER, run.step)
+    report = convert.to_hf(tmp_path / "run", tmp_path / "hf")
+    assert report.verified and report.largest < 1e-5
 
 
 class FakeHub:

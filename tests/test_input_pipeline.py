@@ -148,6 +148,9 @@ def test_misfits_are_named(config, tmp_path):
     (tmp_path / "train-00001-of-00002.array_record").unlink()
     config.data_dir = str(tmp_path)
     assert "train-00001-of-00002.array_record missing" in message(max_position_embeddings=64)
+    manifest = tmp_path / "dataset.json"
+    manifest.write_text(manifest.read_text().replace('"array_record"', '"tfrecord"'))
+    assert "is in the format tfrecord" in message()
 
 
 def test_batch_that_does_not_divide_is_refused(config, mesh):

@@ -158,6 +158,13 @@ def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
     assert metrics.read(tmp_path)[-1]["step"] == step
 
 
+def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog):
+    config.update(num_steps=3, eval_every=0)
+    config.phases = ({"num_steps": 7}, {"num_steps": 4}, {"batch_size": 8})
+    loop.train_and_evaluate(config, tmp_path)
+    assert "num_steps=3 ends the run in phase 1: the last 2 of 3 are left out" in caplog.text
+
+
 def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tmp_path):
     longer = make_data_dir(tmp_path / "longer", {"train": [200], "validation": [20]}, shortest=8)
     config.update(num_steps=12, eval_every=0, checkpoint_every=2)
@@ -174,9 +181,9 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
     loop.train_and_evaluate(config, tmp_path / "whole")
     lines = {line["step"]: line for line in numbers(tmp_path / "whole") if "loss" in line}
     assert sorted(lines) == list(range(1, 13))
-    assert lines[7]["learning_rate"] == pytest.approx(5e-4 * (12 - 6) / 10)  # of the run
+    assert lines[7]["learning_rate"] == pytest.approx(5e-4 * (12 - 6) / 12)  # of the run
     assert lines[8]["learning_rate"] == pytest.approx(3e-4)  # of the phase
-    assert lines[12]["learning_rate"] == pytest.approx(3e-4 * 1 / 4)
+    assert lines[12]["learning_rate"] == pytest.approx(3e-4 * 1 / 5)
     assert lines[8]["padding"] < 0.1 < 0.2 < lines[7]["padding"]
     for interruption in (6, 9):  # on either side of the boundary
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 import torch
+import transformers
 
-from bert_jax import optimizer, sharding, train
+from bert_jax import optimizer, phases, sharding, train
 from bert_jax.cli import UserError
-from configs import bert_tiny
+from configs import bert_large_lamb, bert_tiny
 
 STEPS, WARMUP = 30, 5
 
@@ -51,7 +52,8 @@ def run(settings):
 
 
 def rate(step: int) -> float:
-    return 0.01 * min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
+    # google-research/bert, optimization.py: the decay counts from step 0.
+    return 0.01 * ((step + 1) / WARMUP if step < WARMUP else 1 - step / STEPS)
 
 
 def assert_close(actual, expected):
@@ -197,19 +199,53 @@ def test_schedule_rises_and_falls(settings):
     [
         ({"schedule": "polynomial", "power": 0.5}, lambda left: left**0.5),
         ({"schedule": "cosine"}, lambda left: 0.5 * (1 + np.cos(np.pi * (1 - left)))),
-        ({"schedule": "wsd", "decay_steps": 10}, lambda left: np.minimum(1, left * 25 / 10)),
+        ({"schedule": "wsd", "decay_steps": 10}, None),
         ({"schedule": "linear"}, lambda left: left),
     ],
 )
 @pytest.mark.parametrize("end_factor", [0.0, 0.02])
-def test_schedules_follow_their_formulas(settings, fields, formula, end_factor):
-    settings.update(end_factor=end_factor, **fields)
+@pytest.mark.parametrize("decay_from", ["start", "peak"])
+def test_schedules_follow_their_formulas(settings, fields, formula, end_factor, decay_from):
+    settings.update(end_factor=end_factor, decay_from=decay_from, **fields)
     schedule = optimizer.make_schedule(settings, STEPS)
     steps = np.arange(STEPS + 1)
-    left = (STEPS - steps) / (STEPS - WARMUP)
-    falling = end_factor + (1 - end_factor) * formula(left)
+    length = STEPS if decay_from == "start" else STEPS - WARMUP
+    left = (STEPS - steps) / length
+    # wsd has no formula of the progress: its last 10 steps, whatever went before.
+    share = formula(left) if formula else np.minimum(1, (STEPS - steps) / 10)
+    falling = end_factor + (1 - end_factor) * share
     expected = 0.01 * np.where(steps < WARMUP, (steps + 1) / WARMUP, falling)
     np.testing.assert_allclose([float(schedule(s)) for s in steps], expected, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [
+        ("linear", transformers.get_linear_schedule_with_warmup),
+        ("cosine", transformers.get_cosine_schedule_with_warmup),
+    ],
+)
+def test_decay_from_the_peak_is_that_of_transformers(settings, schedule, theirs):
+    settings.update(schedule=schedule, decay_from="peak")
+    ours = optimizer.make_schedule(settings, STEPS)
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler = theirs(sgd, WARMUP, STEPS)
+    for step in range(STEPS):
+        if step >= WARMUP:  # whose first step is one of rate 0
+            assert float(ours(step)) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-4)
+        sgd.step()
+        scheduler.step()
+
+
+def test_nvidia_s_phases_have_the_rates_of_its_scheduler():
+    # DeepLearningExamples, schedulers.py, PolyWarmUpScheduler: progress counts from step 0 of the
+    # phase, warm-up or not.
+    first, second = phases.resolve(bert_large_lamb.get_config())
+    for phase, peak, warmup in ((first, 6e-3, 2000), (second, 4e-3, 200)):
+        length = phase.stop - phase.start
+        for step in (warmup, length // 2, length - 1):
+            expected = peak * (1 - step / length) ** 0.5
+            assert float(phase.schedule(phase.start + step)) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +253,7 @@ def test_schedules_follow_their_formulas(settings, fields, formula, end_factor):
     [
         ({"warmup_steps": -1}, "warmup_steps=-1, expected at least 0"),
         ({"schedule": "exponential"}, "is not one of linear, polynomial, cosine, wsd"),
+        ({"decay_from": "end"}, "optimizer.decay_from='end' is not one of start, peak"),
         ({"schedule": "wsd"}, "decay_steps=0 must be from 1 to 25"),
         ({"schedule": "wsd", "decay_steps": 26}, "decay_steps=26 must be from 1 to 25"),
     ],
@@ -231,6 +268,38 @@ def test_unknown_optimizer_is_refused(settings):
     settings.name = "adamax"
     with pytest.raises(UserError, match="'adamax' is not one of adamw, lamb"):
         optimizer.make_optimizer(settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("clip_norm", -1.0, "clip_norm=-1.0, expected 0 .off. or more"),
+        # One pair of parentheses too few.
+        ("learning_rate_rules", ("embeddings", 0.0), "has 'embeddings' where a pair"),
+        ("weight_decay_rules", ((0.1, "bias"),), r"weight_decay_rules has \(0.1, 'bias'\) where"),
+        ("learning_rate_rules", (("layer_(0", 0.5),), "'layer_.0' is no regular expression"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, field, value, message):
+    with settings.ignore_type():
+        settings[field] = value
+    with pytest.raises(UserError, match=message):
+        optimizer.make_optimizer(settings)
+
+
+def test_a_clip_norm_of_0_clips_nothing(settings):
+    clipped = run(settings)  # at a norm that nothing reaches
+    settings.clip_norm = 0.0
+    assert_close(run(settings), clipped)
+
+
+def test_a_phase_s_own_warmup_is_named():
+    config = bert_large_lamb.get_config()
+    config.num_steps = 300
+    config.optimizer.warmup_steps = 30
+    flag = r"add '--config\.phases\[0\]\.optimizer\.warmup_steps=30'"
+    with pytest.raises(UserError, match=flag):
+        phases.resolve(config)
 
 
 def test_clips_at_the_global_norm(settings):

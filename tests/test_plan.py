@@ -32,13 +32,13 @@ def plan_json(capsys, *flags: str) -> dict:
 def test_plan_of_this_machine_s_devices(capsys):
     result = plan_json(capsys)
     assert (result["chips"], result["devices"], result["hosts"]) == (1, 1, 1)
-    assert (result["max_seq_length"], result["max_predictions_per_seq"]) == (32, 4)
+    assert (result["max_seq_length"], result["max_predictions_per_seq"]) == (32, 5)
     # The program's matrix products are the model's, and not more.
     assert result["flops"] == pytest.approx(result["model_flops"], rel=0.01)
     # Two moments a parameter.
     memory = result["memory"]
     assert memory["optimizer state"] == pytest.approx(2 * memory["parameters"], rel=1e-4)
-    assert memory["batch"] == 8 * (3 * 32 + 3 * 4 + 1) * 4
+    assert memory["batch"] == 8 * (3 * 32 + 3 * 5 + 1) * 4
     assert result["collectives"] == {}
     # Nothing is known of the speed of a CPU, and nothing is made up.
     assert result["step_seconds"] is result["hours"] is result["fits"] is None
@@ -155,7 +155,9 @@ def fake_plans(monkeypatch, seconds, fits) -> list[dict]:
         names = [field.name for field in dataclasses.fields(estimate.Plan)]
         blank = estimate.Plan(**dict.fromkeys(names))
         speed = config.batch_size / seconds(values)
-        return dataclasses.replace(blank, fits=fits(values), sequences_per_second=speed)
+        return dataclasses.replace(
+            blank, fits=fits(values), sequences_per_second=speed, memory_needed=0
+        )
 
     monkeypatch.setattr(estimate, "make_plan", make_plan)
     return calls
@@ -167,7 +169,7 @@ def test_sweep_finds_the_fastest_that_fits_without_trying_the_hopeless(config, m
         seconds=lambda v: v["batch_size"] + {"none": 10, "dots": 20, "full": 30}[v["remat"]],
         fits=lambda v: v["batch_size"] * {"none": 3, "dots": 2, "full": 1}[v["remat"]] <= 100,
     )
-    grid = plan.parse_grid("remat,fsdp=1:3,batch_size=16:32:64:128:256", devices=1)
+    grid = plan.parse_grid("remat=full:none:dots,fsdp=1:3,batch_size=16:32:64:128:256", devices=1)
     tried = plan.sweep(first(config), grid, jax.devices())
     # 64 fits with full remat alone; 32 fits as it is, and has less overhead than 64 with remat.
     assert tried[0][0] == {"fsdp": 1, "batch_size": 32, "remat": "none"}
@@ -186,8 +188,20 @@ def test_sweep_finds_the_fastest_that_fits_without_trying_the_hopeless(config, m
 def test_sweep_on_this_machine(capsys):
     plan.main([*TINY, "--sweep=batch_size=4:8"])
     text = capsys.readouterr().out
-    assert "best: --config.batch_size=" in text
-    assert "batch_size 4" in text or "batch_size 8" in text
+    assert "--config.batch_size=4" in text and "--config.batch_size=8" in text
+    assert "no speed of 'cpu' is known, so none of them is the best" in text
+
+
+def test_flags_for_a_phase_go_to_what_the_phase_sets_itself(config, monkeypatch):
+    config.phases = ({"num_steps": 5}, {"batch_size": 32, "accumulate_steps": 2})
+    calls = fake_plans(monkeypatch, seconds=lambda v: 1, fits=lambda v: False)
+    first, second = phases.resolve(config)
+    grid = {"batch_size": [8], "fsdp": [1]}
+    for phase, name in ((first, "batch_size"), (second, "phases[1].batch_size")):
+        text = plan.describe_sweep(phase, plan.sweep(phase, grid, jax.devices()))
+        assert f"--config.{name}=8 --config.mesh.fsdp=1" in text and text.endswith("none fits")
+    assert [call["batch_size"] for call in calls] == [8, 8]
+    assert second.flag("accumulate_steps") == "--config.phases[1].accumulate_steps"
 
 
 @pytest.mark.parametrize(
@@ -195,6 +209,7 @@ def test_sweep_on_this_machine(capsys):
     [
         (["--topology=v9:4x4"], "v9:4x4.* is not known: expected CHIP:SHAPE .* v4, v5e, v5p, v6e"),
         (["--topology=v5e"], "expected CHIP:SHAPE"),
+        (["--sweep=remat=some"], "remat cannot be 'some': expected of none, dots, full"),
         (["--topology=v5e:4x4x4x4"], "expected CHIP:SHAPE"),
         (["--config.mesh.data=3"], "mesh data=3 .* does not fit 1 device"),
         (
@@ -240,7 +255,7 @@ def test_lengths_come_from_flags_data_or_publication(config):
     assert estimate.lengths_of(config, 16, 0)["max_predictions_per_seq"] == PREDICTIONS
     config.data_dir, config.model.max_position_embeddings = "", 512
     assert list(estimate.lengths_of(config, 0, 0).values()) == [128, 20]
-    assert list(estimate.lengths_of(config, 512, 0).values()) == [512, 76]
+    assert list(estimate.lengths_of(config, 512, 0).values()) == [512, 77]
     assert list(estimate.lengths_of(config, 512, 80).values()) == [512, 80]
 
 
@@ -263,15 +278,17 @@ def planned_lengths(monkeypatch) -> list[tuple[int, int]]:
     ("flags", "lengths", "assumed"),
     [
         ([], [(128, 20), (128, 20)], "in phase 1 and phase 2, "),
-        (["--max_seq_length=512"], [(512, 76), (512, 76)], ""),
-        (["--max_seq_length=128,512"], [(128, 20), (512, 76)], ""),
+        (["--max_seq_length=512"], [(512, 77), (512, 77)], ""),
+        (["--max_seq_length=128,512"], [(128, 20), (512, 77)], ""),
+        # The data says the number for its own length alone: for another its masked_lm_prob, 0.3.
+        (["--config.data_dir=DATA", "--max_seq_length=32,64"], [(32, PREDICTIONS), (64, 20)], ""),
         (
             ["--max_seq_length=128,512", "--max_predictions_per_seq=19,80"],
             [(128, 19), (512, 80)],
             "",
         ),
-        (["--max_seq_length=0,512"], [(128, 20), (512, 76)], "in phase 1, "),
-        (["--config.phases[0].max_seq_length=64"], [(64, 9), (128, 20)], "in phase 2, "),
+        (["--max_seq_length=0,512"], [(128, 20), (512, 77)], "in phase 1, "),
+        (["--config.phases[0].max_seq_length=64"], [(64, 10), (128, 20)], "in phase 2, "),
         (["--config.data_dir=DATA"], [(LENGTH, PREDICTIONS)] * 2, ""),
         (["--config.phases[1].data_dir=DATA"], [(128, 20), (LENGTH, PREDICTIONS)], "in phase 1, "),
     ],
@@ -456,7 +473,7 @@ def test_launch_file_s_data_may_be_out_of_reach_in_any_phase(
     assert calls == [(LENGTH, PREDICTIONS), (128, 20)]
     assert "128 tokens a sequence in phase 2, " in capsys.readouterr().out
     plan.main([f"--launch={path}", "--max_seq_length=128,512"])  # neither can be read
-    assert calls[2:] == [(128, 20), (512, 76)]
+    assert calls[2:] == [(128, 20), (512, 77)]
 
 
 def test_launch_file_without_training_is_refused(tmp_path):

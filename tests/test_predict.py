@@ -203,6 +203,11 @@ def test_embed_to_parquet(models, tmp_path, monkeypatch):
     predict.main([*flags, f"--output={tmp_path / 'vectors.parquet'}"])
     read = pyarrow.parquet.read_table(tmp_path / "vectors.parquet")
     assert read.column_names == ["row", "embedding"]
+    (tmp_path / "vectors.npy.partial").mkdir()  # writing fails
+    before = (tmp_path / "vectors.npy").read_bytes()
+    with pytest.raises(OSError):
+        predict.main([*flags, f"--output={tmp_path / 'vectors.npy'}"])
+    assert (tmp_path / "vectors.npy").read_bytes() == before
     path.write_text("\n")
     with pytest.raises(UserError, match="has no texts"):
         predict.main([*flags, f"--output={tmp_path / 'none.parquet'}"])

@@ -136,6 +136,22 @@ def test_a_hub_error_without_a_message(monkeypatch):
             load("no-such-model")
 
 
+def test_an_earlier_download_does_where_the_hub_is_out_of_reach(monkeypatch, tmp_path):
+    def fail(*arguments, **keywords):
+        raise ConnectionError("offline mode is enabled")
+
+    def snapshot_download(name, local_files_only=False, **keywords):
+        return str(tmp_path) if local_files_only else fail()
+
+    fake = types.SimpleNamespace(snapshot_download=snapshot_download, list_repo_files=fail)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    (tmp_path / "vocab.txt").write_text("")
+    with pytest.raises(UserError, match="offline mode is enabled"):  # the tokenizer alone is there
+        hf_format.locate("a-model")
+    (tmp_path / "model.safetensors").write_text("")
+    assert hf_format.locate("a-model") == tmp_path
+
+
 def test_masks_of_the_vocabulary():
     tok = make(True)
     assert tok.is_special_V.tolist() == [True] * 5 + [False] * len(WORDS)

@@ -32,6 +32,10 @@ ACTIVATIONS = {
 }
 # Fields of BertConfig that say how the model is computed, and not what it computes.
 COMPUTE_FIELDS = ("dtype", "attention", "scan_layers", "remat")
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+)
 VOCAB_MULTIPLE = 128  # the lane width of a TPU, and even shards on meshes of up to 128 devices
 
 
@@ -74,8 +78,15 @@ class BertConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        problems = []
-        if self.hidden_size % self.num_attention_heads:
+        problems = [
+            f"{name} {getattr(self, name)!r} is less than 1"
+            for name in SIZES
+            if getattr(self, name) < 1
+        ]
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)!r} is not from 0 to below 1")
+        if not problems and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
@@ -395,7 +406,7 @@ class BertModel(nn.Module):
         """Returns (last hidden states [B, L, D], pooled [CLS] state [B, D], packed [B, E, D]).
 
         Args:
-          input_ids_BL: int[B, L] below `vocab_size` (XLA clamps larger ids without an error).
+          input_ids_BL: int[B, L] below `vocab_size` (larger ids read padding or NaN: no error).
           attention_mask_BL: int[B, L], 1 for tokens and 0 for padding; packed, the number of the
             token's example in the row, from 1.
           token_type_ids_BL: int[B, L], 0 for segment A and 1 for segment B.

@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 3e-5  # the peak; models below base width bear 5e-5 to 3e-4
     config.optimizer.warmup_fraction = 0.1  # of all steps, linear from 0
     config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
+    config.optimizer.decay_from = "peak"  # as transformers; "start" as google-research/bert
     config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
     config.optimizer.power = 1.0  # of "polynomial"
     config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
@@ -53,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Without it the first steps are too large and some seeds fail (Mosbach et al. 2020, section 6).
     config.optimizer.bias_correction = True
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
-    config.optimizer.clip_norm = 1.0  # global norm of the gradient
+    config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 turns clipping off
     # (regex of parameter paths, value) tables; the first match counts, see bert_jax.optimizer.
     config.optimizer.weight_decay_rules = ()  # in place of weight_decay
     config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes

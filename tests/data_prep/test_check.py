@@ -239,6 +239,8 @@ def test_command(data_dir, tmp_path, capsys):
     assert "train: tokens an example" in text and text.count("<svg") == 4
     # No network: nothing is loaded from elsewhere.
     assert not re.search(r"(src|href)=|url\(|@import|<script", text)
+    with pytest.raises(UserError, match="--json prints no examples"):
+        check_module.main([str(data_dir), "--json", "--examples=3"])
     assert check_module.main([str(data_dir), "--workers=1", "--json"]) == 0
     parsed = json.loads(capsys.readouterr().out)
     assert parsed["healthy"] and all(m["healthy"] for m in parsed["measures"])

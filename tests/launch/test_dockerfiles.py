@@ -11,10 +11,11 @@ def test_images_install_what_the_workers_install(name, extras):
     text = (ROOT / "launch" / f"{name}.Dockerfile").read_text()
     instructions = [line for line in text.splitlines() if line and not line.startswith("#")]
     words = [line.split(maxsplit=1) for line in instructions]
-    assert [word for word, _ in words] == ["FROM", "WORKDIR", "COPY", "RUN", "ENV", "CMD"]
+    assert [word for word, _ in words] == ["FROM", "WORKDIR", "COPY", "ARG", "RUN", "ENV", "CMD"]
     values = dict(words)
+    assert values["ARG"] == f"EXTRAS={extras}"
     assert (
-        values["RUN"] == f"python -m pip install --no-cache-dir -c constraints.txt -e '.[{extras}]'"
+        values["RUN"] == 'python -m pip install --no-cache-dir -c constraints.txt -e ".[$EXTRAS]"'
     )
     worker = (ROOT / "launch" / "worker.sh").read_text()
     assert '-m pip install --quiet -c constraints.txt -e ".[$1]"' in worker

@@ -58,6 +58,7 @@ def test_topology_and_software_of_an_accelerator_type(
         ({"workdir": ""}, "workdir is '': expected text that is not empty"),
         ({"create_flags": "--reserved"}, "create_flags is '--reserved': expected a list"),
         ({"overrides": 3}, "overrides is 3: expected a table"),
+        ({"extras": ["wandb", "wanbd"]}, "extras has wanbd: expected of hf, tensorboard, wandb"),
         ({"env": {"A-B": "1"}}, "'A-B' is not the name of a variable"),
         ({"name": "Bert base"}, "name is 'Bert base': expected up to 40 of a-z"),
         ({"provisioning": "reserved"}, "provisioning is 'reserved'"),
@@ -92,6 +93,15 @@ def test_wrong_fields_of_the_config_are_found_before_anything_starts(launch_file
         UserError, match=r"no field 'mesh\.fdsp'; did you mean --config\.mesh\.fsdp"
     ):
         launch_file_lib.main([path])
+
+
+def test_weights_and_biases_is_installed_where_it_is_used(launch_file, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    overrides = {"wandb_project": "bert"}
+    with pytest.raises(UserError, match=r'add extras = \["wandb"\]'):
+        launch_file_lib.main([launch_file("tpu", overrides=overrides)])
+    launch_file_lib.main([launch_file("tpu", overrides=overrides, extras=["wandb"])])
+    assert "EXTRAS=tpu,gcs,wandb\n" in capsys.readouterr().out
 
 
 def test_a_secrets_file_that_others_may_read_is_refused(launch_file, tmp_path, monkeypatch):

@@ -308,7 +308,7 @@ def test_mistakes_on_the_command_line(standins, launch_file, arguments, message)
 
 
 def test_gke_from_cluster_to_job_set(standins, launch_file):
-    path = launch_file("gke", num_slices=2, spot=True, env={"A": "1 2"})
+    path = launch_file("gke", num_slices=2, spot=True, env={"A": "1 2"}, extras=["wandb"])
     standins.reply("^docker build", ("", 0))
     archive_in_place(standins)
     result = standins.run("launch/gke.sh", path, "up")
@@ -318,7 +318,8 @@ def test_gke_from_cluster_to_job_set(standins, launch_file):
     image = f"pkg.dev/p/bert:{SHA}"
     create, build, push, start, watch = standins.calls()
     assert create == ["xpk", "cluster", "create", *where, *slices, "--spot"]
-    assert build[:2] == ["docker", "build"] and f"--tag={image}" in build
+    assert build[:2] == ["docker", "build"]
+    assert {f"--tag={image}", "--build-arg=EXTRAS=tpu,gcs,wandb"} <= set(build)
     assert push == ["docker", "push", image]
     assert start == [
         *["xpk", "workload", "create", "--workload=bert-base", *where, *slices],
@@ -374,7 +375,8 @@ def test_slurm_submits_one_process_a_node(standins, launch_file, tmp_path):
     path = launch_file("slurm", workdir="/shared/my run", create_flags=["--partition=gpu"])
     result = standins.run("launch/slurm.sh", path, "up")
     assert result.returncode == 0, result.stderr
-    submit, queue, tail = standins.calls()
+    asked, submit, queue, tail = standins.calls()
+    assert asked == ["squeue", "--name=bert-base", "--me", "--noheader"]
     project = f"{tmp_path}/shared/bert_jax-{SHA}"
     assert submit == [
         *["sbatch", "--job-name=bert-base", "--nodes=2", "--gpus-per-node=8"],
@@ -387,6 +389,14 @@ def test_slurm_submits_one_process_a_node(standins, launch_file, tmp_path):
     assert tail[0] == "tail"
     assert standins.run("launch/slurm.sh", path, "stop").returncode == 0
     assert standins.calls() == [["scancel", "--name=bert-base", "--me"]]
+
+
+def test_a_slurm_job_that_is_there_is_not_submitted_again(standins, launch_file):
+    standins.reply("^squeue .*--noheader", ("17 gpu bert-base me R 1:00 2 n[1-2]\n", 0))
+    result = standins.run("launch/slurm.sh", launch_file("slurm"), "up")
+    assert result.returncode == 0, result.stderr
+    assert [call[0] for call in standins.calls()] == ["squeue", "squeue", "tail"]
+    assert "bert-base is queued or running already" in result.stderr
 
 
 @pytest.mark.parametrize(
