@@ -344,7 +344,7 @@ def to_hf(
     dtype: str = "float32",
     max_shard_size: int = 5 * 10**9,
 ) -> Any:
-    """Exports WORKDIR or WORKDIR/checkpoints/STEP as a Hugging Face directory, parity-checked.
+    """Exports what `checkpoint.load` takes as a Hugging Face directory, parity-checked.
 
     Args:
       dtype: of the stored weights, "float32" or "bfloat16".

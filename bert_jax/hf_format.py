@@ -7,6 +7,7 @@ A directory that transformers 4 and 5 load alike has safetensors with the metada
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import re
 import shutil
@@ -175,6 +176,7 @@ def locate(source: str | epath.PathLike) -> epath.Path:
     except Exception as error:  # the hub client raises a dozen unrelated types
         # Offline (HF_HUB_OFFLINE=1 on a compute node), an earlier download does.
         if cached := _downloaded_before(str(source)):
+            logging.warning(f"{source}: taken from the earlier download {cached} ({brief(error)})")
             return cached
         raise UserError(f"{explanation} ({brief(error)})") from None
 

@@ -210,7 +210,9 @@ def _checked(table: dict[str, Any]) -> LaunchFile:
     if launch.provisioning == "direct" and launch.num_slices > 1:
         raise UserError(f'{launch.num_slices} slices need provisioning = "queued"')
     if unknown := sorted({*launch.extras} - {*_MORE_EXTRAS}):
-        raise UserError(f"extras has {', '.join(unknown)}: expected of {', '.join(_MORE_EXTRAS)}")
+        raise UserError(
+            f"extras has {', '.join(unknown)}: expected one of {', '.join(_MORE_EXTRAS)}"
+        )
     for name in launch.env:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise UserError(f"env: {name!r} is not the name of a variable")

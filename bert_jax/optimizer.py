@@ -22,7 +22,6 @@ NO_DECAY = re.compile(r"(bias|layer_norm/scale)$")
 SCHEDULES = ("linear", "polynomial", "cosine", "wsd")
 DECAYS_FROM = ("start", "peak")
 OPTIMIZERS = ("adamw", "lamb")
-RULE = ([str, float], [str, int])  # types of a rule: a path's regular expression, a value
 
 
 def make_schedule(
@@ -122,15 +121,19 @@ def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: An
 def _check_rules(field: str, rules: Any) -> None:
     """Raises UserError unless `rules` are pairs of a regular expression and a number."""
     for rule in rules:
-        if not isinstance(rule, tuple | list) or [type(x) for x in rule] not in RULE:
-            raise UserError(
-                f"{field} has {rule!r} where a pair of a regular expression and a number is "
-                f"""expected: --config.{field}='(("embeddings", 0.5),)'"""
-            )
-        try:
-            re.compile(rule[0])
-        except re.error as error:
-            raise UserError(f"{field}: {rule[0]!r} is no regular expression: {error}") from None
+        match rule:
+            case [str() as pattern, int() | float()]:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise UserError(
+                        f"{field}: {pattern!r} is no regular expression: {error}"
+                    ) from None
+            case _:
+                raise UserError(
+                    f"{field} has {rule!r} where a pair of a regular expression and a number is "
+                    f"""expected: --config.{field}='(("embeddings", 0.5),)'"""
+                )
 
 
 def clip_by_global_norm(clip_norm: float) -> optax.GradientTransformation:

@@ -106,7 +106,8 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         schedule = run_schedule
         if own:
             overlaid.optimizer.update(own)
-            field = f"phases[{number}].optimizer"
+            # Its warm-up may be the run's, which has no field here.
+            field = f"phases[{number}].optimizer" if "warmup_steps" in own else "optimizer"
             own_schedule = optimizer.make_schedule(overlaid.optimizer, stop - start, field)
             schedule = _from(start, own_schedule)
         result.append(Phase(start, stop, overlaid, schedule, reset, number))

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,7 +98,7 @@ def _changed(phase: Phase, change: dict[str, Any]) -> Phase:
 
 
 def _as_flags(phase: Phase, change: dict[str, Any]) -> str:
-    return " ".join(f"{phase.flag(SWEPT[name])}={value}" for name, value in change.items())
+    return shlex.join(f"{phase.flag(SWEPT[name])}={value}" for name, value in change.items())
 
 
 def sweep(
@@ -173,7 +174,7 @@ def parse_grid(text: str, devices: int) -> dict[str, list[Any]]:
     if "remat" in grid:
         if unknown := [value for value in grid["remat"] if value not in defaults["remat"]]:
             known = ", ".join(defaults["remat"])
-            raise UserError(f"--sweep: remat cannot be {unknown[0]!r}: expected of {known}")
+            raise UserError(f"--sweep: remat cannot be {unknown[0]!r}: expected one of {known}")
         grid["remat"].sort(key=defaults["remat"].index)
     # In this order, what cannot win is known before its turn.
     last = ("batch_size", "remat")

@@ -56,6 +56,11 @@ def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) ->
 def write_whole(path: str | epath.PathLike, content: bytes) -> None:
     """Writes a file whole or not at all: what is there of this name stays until then."""
     target = epath.Path(path)
+    if target.exists() and not target.is_file():  # /dev/stdout, a pipe
+        target.write_bytes(content)
+        return
+    if target.is_symlink():
+        target = target.resolve()
     partial = target.with_name(f"{target.name}.partial")
     partial.write_bytes(content)
     partial.replace(target)

@@ -4,7 +4,7 @@
 #   launch/slurm.sh FILE.toml up [--dry_run]
 #
 # installs the project at its commit on the shared file system, submits the job and shows its log; a
-# job that is there already is shown alone.
+# job of this name that is queued or running is only shown.
 # The job requeues itself before its time limit, after preemptions and after crashes, up to
 # max_restarts times. Single steps: install, start, watch, stop. --dry_run prints the commands.
 set -euo pipefail
@@ -44,13 +44,12 @@ stop() { run scancel --name="$NAME" --me; }
 up() {
   local queued
   queued=$(ask squeue --name="$NAME" --me --noheader)
-  if [[ $queued && ! $DRY_RUN ]]; then
-    say "$NAME is queued or running already:"
-    watch
-    return
+  if [[ $queued ]]; then
+    say "$NAME is queued or running already"
+  else
+    install
+    start
   fi
-  install
-  start
   say "To end it: $0 $FILE stop. Its log (Ctrl-C leaves the job alone):"
   watch
 }

@@ -247,7 +247,7 @@ def test_without_torch_says_not_verified(workdir, tmp_path, monkeypatch, capsys)
     assert parity.ParityReport({}, (), "", {}).largest is None  # null in results.json
 
 
-def test_a_difference_that_is_no_number_does_not_hold(workdir, exported):
+def test_a_difference_that_is_no_number_does_not_hold():
     good, bad = [{"hidden": np.zeros(3)}], [{"hidden": np.full(3, np.nan)}]
     differences = parity.differences(good + bad, good + good)  # not in the first batch
     report = parity.ParityReport(differences, (), "", {})

@@ -163,6 +163,10 @@ def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog):
     config.phases = ({"num_steps": 7}, {"num_steps": 4}, {"batch_size": 8})
     loop.train_and_evaluate(config, tmp_path)
     assert "num_steps=3 ends the run in phase 1: the last 2 of 3 are left out" in caplog.text
+    caplog.clear()
+    config.phases = ()
+    loop.train_and_evaluate(config, tmp_path / "one")
+    assert "left out" not in caplog.text
 
 
 def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tmp_path):

@@ -44,3 +44,16 @@ def test_guesses_mask_whole_words(monkeypatch, tmp_path):
 def test_guesses_without_transformers(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install 'bert_jax[hf]'" in quickstart.guesses(tmp_path, [])[0]
+
+
+def test_the_environment_is_named_where_it_is_not_active(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert quickstart._activation() == ""  # no environment of its own
+    script = tmp_path / ".venv" / "bin" / "activate"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    assert quickstart._activation() == "  . .venv/bin/activate\n"
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    assert quickstart._activation() == ""

@@ -5,9 +5,12 @@ import re
 import pytest
 from standins import ROOT
 
+from bert_jax import launch_file
 
-@pytest.mark.parametrize(("name", "extras"), [("tpu", "tpu,gcs"), ("cuda", "cuda12,gcs")])
-def test_images_install_what_the_workers_install(name, extras):
+
+@pytest.mark.parametrize(("name", "target"), [("tpu", "gke"), ("cuda", "slurm")])
+def test_images_install_what_the_workers_install(name, target):
+    extras = ",".join(launch_file._EXTRAS[target])
     text = (ROOT / "launch" / f"{name}.Dockerfile").read_text()
     instructions = [line for line in text.splitlines() if line and not line.startswith("#")]
     words = [line.split(maxsplit=1) for line in instructions]

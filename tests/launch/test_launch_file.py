@@ -58,7 +58,10 @@ def test_topology_and_software_of_an_accelerator_type(
         ({"workdir": ""}, "workdir is '': expected text that is not empty"),
         ({"create_flags": "--reserved"}, "create_flags is '--reserved': expected a list"),
         ({"overrides": 3}, "overrides is 3: expected a table"),
-        ({"extras": ["wandb", "wanbd"]}, "extras has wanbd: expected of hf, tensorboard, wandb"),
+        (
+            {"extras": ["wandb", "wanbd"]},
+            "extras has wanbd: expected one of hf, tensorboard, wandb",
+        ),
         ({"env": {"A-B": "1"}}, "'A-B' is not the name of a variable"),
         ({"name": "Bert base"}, "name is 'Bert base': expected up to 40 of a-z"),
         ({"provisioning": "reserved"}, "provisioning is 'reserved'"),
