@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -56,11 +57,11 @@ def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) ->
 def write_whole(path: str | epath.PathLike, content: bytes) -> None:
     """Writes a file whole or not at all: what is there of this name stays until then."""
     target = epath.Path(path)
-    if target.exists() and not target.is_file():  # /dev/stdout, a pipe
+    if os.path.exists(target) and not os.path.isfile(target):  # /dev/stdout, a pipe
         target.write_bytes(content)
         return
-    if target.is_symlink():
-        target = target.resolve()
+    if os.path.islink(target):
+        target = epath.Path(os.path.realpath(target))
     partial = target.with_name(f"{target.name}.partial")
     partial.write_bytes(content)
     partial.replace(target)
