@@ -380,7 +380,8 @@ def choices(allowed: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
+    """Returns 1 if a side has failed, which its row shows and stderr explains."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -423,6 +424,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"environment": peers.environment(), "results": results}, indent=1))
     else:
         print("\n" + ", ".join(f"{k} {v}" for k, v in peers.environment().items()) + ".")
+    return int(any(row["seconds"] is None for result in results for row in result["sides"]))
 
 
 if __name__ == "__main__":

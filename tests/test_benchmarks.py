@@ -144,7 +144,7 @@ STEP_TIME += ["--steps=1", "--repeats=2", "--matrix_size=64"]
 
 
 def test_step_time_prints_every_side(capsys):
-    step_time.main([*STEP_TIME, "--json"])
+    assert step_time.main([*STEP_TIME, "--json"]) == 0
     out, err = capsys.readouterr()
     (result,) = json.loads(out)["results"]
     assert [x["side"] for x in result["sides"]] == ["bert_jax", "transformers", "gathered + fused"]
@@ -167,7 +167,7 @@ def test_step_time_goes_on_without_a_side_that_fails(capsys, monkeypatch):
         return batch
 
     monkeypatch.setattr(step_time, "make_batch", with_unknown_token)
-    step_time.main(STEP_TIME)
+    assert step_time.main(STEP_TIME) == 1
     out, err = capsys.readouterr()
     ours, *theirs = out.splitlines()[2:5]
     assert ours.startswith("| tiny | float32 | 2 × 16 | bert_jax |") and ours.endswith("% | 1.00 |")
