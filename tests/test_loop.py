@@ -158,7 +158,8 @@ def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
     assert metrics.read(tmp_path)[-1]["step"] == step
 
 
-def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog):
+def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(loop._Run, "to_the_end", lambda run: {})
     config.update(num_steps=3, eval_every=0)
     config.phases = ({"num_steps": 7}, {"num_steps": 4}, {"batch_size": 8})
     loop.train_and_evaluate(config, tmp_path)
