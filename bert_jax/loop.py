@@ -82,12 +82,12 @@ class _Run:
                     f"{phase.config.data_dir}: set '--config.phases[{number}].data_dir=DATA_512' "
                     "for sequences of 512 tokens"
                 )
-        left = len(config.phases) - len(self.phases)  # negative without phases: the run is one
-        if left > 0 and distributed.is_first():
+        left_out = config.phases[len(self.phases) :]
+        if left_out and distributed.is_first():
             logging.warning(
                 f"config.num_steps={config.num_steps:,} ends the run in phase {len(self.phases)}: "
-                f"the last {left} of {len(config.phases)} are left out; to fit them in, shorten "
-                "the others: '--config.phases[0].num_steps=…'"
+                f"the last {len(left_out)} of {len(config.phases)} are left out; to fit them in, "
+                "shorten the others: '--config.phases[0].num_steps=…'"
             )
         tokenizer = self.data[0].tokenizer
         for data in (*self.data, *(d for sets in self.eval_data for d in sets.values())):

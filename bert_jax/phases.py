@@ -1,6 +1,8 @@
 """A run as a sequence of phases: 128 tokens then 512, each with its data, batch and schedule."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,7 @@ class Phase:
     def flag(self, name: str) -> str:
         """The flag that sets a field for this phase: '--config.batch_size', or the phase's own."""
         entries = self.config.phases
-        own = bool(entries) and entries[self.number].get(name) not in ("", 0, None)
+        own = name in _given(entries[self.number]) if entries else False
         return f"--config.phases[{self.number}].{name}" if own else f"--config.{name}"
 
     def make_optimizer(self) -> optax.GradientTransformation:
@@ -88,7 +90,7 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
     result: list[Phase] = []
     start = 0
     for number, entry in enumerate(config.phases):
-        entry = {k: v for k, v in entry.items() if v not in ("", 0, None)}
+        entry = _given(entry)
         if unknown := sorted(entry.keys() - set(FIELDS)):
             raise UserError(
                 f"config.phases[{number}] has the field(s) {', '.join(unknown)}; a phase may have "
@@ -115,6 +117,11 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         if start == total:
             break
     return tuple(result)
+
+
+def _given(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an entry of `config.phases` that are not left empty."""
+    return {name: value for name, value in entry.items() if value not in ("", 0, None)}
 
 
 def _from(start: int, schedule: optax.Schedule) -> optax.Schedule:

@@ -142,6 +142,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     """Runs all steps; `num_steps` 0 takes the recipe's."""
     from bert_jax import convert, finetune, pretrain
+    from configs import quickstart as recipe
     from data_prep import build, check, vocab
 
     started = time.monotonic()
@@ -193,7 +194,8 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     ]
     if num_steps:
         flags.append(f"--config.num_steps={num_steps}")
-        flags.append(f"--config.optimizer.warmup_steps={min(100, num_steps // 10)}")
+        warmup_steps = min(recipe.get_config().optimizer.warmup_steps, num_steps // 10)
+        flags.append(f"--config.optimizer.warmup_steps={warmup_steps}")
     steps.run("pretraining", "bert_jax.pretrain", flags, pretrain.main)
     parity = steps.run(
         "conversion",

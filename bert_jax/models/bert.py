@@ -86,7 +86,7 @@ class BertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)!r} is not from 0 to below 1")
-        if not problems and self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
