@@ -12,19 +12,19 @@ import numpy as np
 # Arrays with one entry a token (their last axis is padded to the bucket's length) and the padding.
 # Targets of -1 are not scored. The padding id is hidden by the attention mask: any will do.
 TOKEN_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "token_labels": -1}
-MULTIPLE = 4  # of tokens, that buckets are
-# A bucket is a program to compile. This many tokens are trained on a laptop in that time, by a
-# model of 6 layers and 384 units.
-PROGRAM_TOKENS = 4000
+MULTIPLE = 2  # of tokens, that buckets are: cuDNN's attention takes even lengths alone
+# A bucket is a program to compile. This many tokens are trained on two CPU cores in that time, by
+# a model of 6 layers and 384 units.
+PROGRAM_TOKENS = 2000
 Batch = dict[str, np.ndarray]
 
 
 def bucket_lengths(
     lengths_N: Sequence[int], count: int, longest: int, least_saving: float = 0.0
 ) -> tuple[int, ...]:
-    """At most `count` padded lengths, multiples of 4 (or `longest`), with the least padding in all.
+    """At most `count` padded lengths, multiples of 2 (or `longest`), with the least padding in all.
 
-        bucket_lengths([3, 5, 30], count=2, longest=128) -> (8, 32)
+        bucket_lengths([3, 5, 30], count=2, longest=128) -> (6, 30)
 
     Args:
       longest: no example is longer.

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.validation_file = ""  # evaluated after every epoch
 
     config.max_seq_length = 128  # longer texts are cut; at most the model's positions
-    config.length_buckets = 16  # at most so many padded lengths, each compiled once
+    config.length_buckets = 24  # at most so many padded lengths, each compiled once
     config.batch_size = 32
     config.num_epochs = 3
     config.seed = 0  # of the head, dropout, and the order of the data
