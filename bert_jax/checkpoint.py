@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bert_jax import distributed, sharding
+from bert_jax import distributed, files, sharding
 from bert_jax import tokenizer as tokenizer_lib
 from bert_jax.cli import UserError
 from bert_jax.config import leaves
@@ -99,10 +99,8 @@ def _changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def write_config(workdir: epath.PathLike, config: dict[str, Any]) -> None:
     """Writes WORKDIR/config.json atomically (on the first host)."""
     if distributed.is_first():
-        path = epath.Path(workdir) / CONFIG_FILE
-        partial = path.with_name(CONFIG_FILE + ".partial")
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-        partial.replace(path)
+        text = json.dumps(config, indent=2) + "\n"
+        files.write_whole(epath.Path(workdir) / CONFIG_FILE, text)
 
 
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
@@ -147,10 +145,10 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
 def _write_checksums(directory: epath.Path) -> None:
     """Writes STEP/checksums.json: each file's size and SHA-256."""
     # Orbax writes its own note of the step once more after this.
-    files = [p for p in _files(directory) if p.name not in (CHECKSUMS, ORBAX_NOTE)]
+    covered = [p for p in _files(directory) if p.name not in (CHECKSUMS, ORBAX_NOTE)]
     sums = {
         str(p.relative_to(directory)): {"bytes": p.stat().length, "sha256": _sha256(p)}
-        for p in sorted(files)
+        for p in sorted(covered)
     }
     (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
 

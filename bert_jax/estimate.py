@@ -19,7 +19,17 @@ import ml_collections
 from etils import epath
 from jax.experimental import topologies
 
-from bert_jax import hardware, hlo, input_pipeline, masking, packing, records, sharding, train
+from bert_jax import (
+    files,
+    hardware,
+    hlo,
+    input_pipeline,
+    masking,
+    packing,
+    records,
+    sharding,
+    train,
+)
 from bert_jax.cli import UserError
 from bert_jax.phases import Phase
 
@@ -164,9 +174,7 @@ def compile_step(
         result = Compiled(compiled.as_text(), memory)
     LOG.info("  compiled in %.0f s", time.monotonic() - start)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(result)).encode()))
-    partial.replace(path)
+    files.write_whole(path, gzip.compress(json.dumps(dataclasses.asdict(result)).encode()))
     return result
 
 

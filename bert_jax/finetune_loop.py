@@ -16,6 +16,7 @@ from bert_jax import (
     batching,
     checkpoint,
     convert,
+    files,
     metrics,
     optimizer,
     reports,
@@ -266,8 +267,8 @@ class _Run:
             params = jax.device_put(selected.params, shardings)
             self.figures, self.predictions = self.evaluate(params)
         parity = convert.write_hf(selected, self.workdir, self.workdir / "hf")
-        with (self.workdir / "predictions.jsonl").open("w") as file:
-            file.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in self.predictions)
+        lines = (json.dumps(x, ensure_ascii=False) + "\n" for x in self.predictions)
+        files.write_whole(self.workdir / "predictions.jsonl", "".join(lines))
         reports.write(self.workdir, self.config.task, self.task.labels, self.predictions)
         results = self.figures | {
             "epoch": step // self.steps_per_epoch,
@@ -277,7 +278,8 @@ class _Run:
             "parity": parity.largest,
         }
         # Last: its presence says that the run is finished.
-        (self.workdir / checkpoint.RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+        text = json.dumps(results, indent=2) + "\n"
+        files.write_whole(self.workdir / checkpoint.RESULTS_FILE, text)
         self.progress.note(str(parity))
         return results
 

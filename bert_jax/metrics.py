@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from bert_jax import distributed
+from bert_jax import distributed, files
 from bert_jax.cli import HelpFormatter, UserError, run
 
 METRICS_FILE = "metrics.jsonl"
@@ -60,9 +60,7 @@ class MetricWriter:
         self._uploaded = time.monotonic()
         kept = [line for line in read(workdir) if line["step"] <= step]
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
-        partial = self._path.with_name(METRICS_FILE + ".partial")
-        partial.write_text(self._text)
-        partial.replace(self._path)
+        files.write_whole(self._path, self._text)
         if importlib.util.find_spec("tensorboardX"):
             import tensorboardX
 

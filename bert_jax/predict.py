@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import vectors
+from bert_jax import files, vectors
 from bert_jax.cli import UserError, run
 
 # JAX, and what imports it, is imported inside the functions: --help must answer at once.
@@ -427,7 +427,7 @@ def main(argv: Sequence[str]) -> None:
         for text in texts:
             print(text, flush=True)
         return
-    tables.write_whole(arguments.output, "".join(f"{text}\n" for text in texts).encode())
+    files.write_whole(arguments.output, "".join(f"{text}\n" for text in texts))
 
 
 def cli() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax import metrics
+from bert_jax import files, metrics
 from bert_jax.cli import HelpFormatter, run
 from bert_jax.records import Manifest
 
@@ -60,9 +60,7 @@ def write_corpus(path: epath.Path, max_mb: float) -> None:
         for document in pydocs.documents(max_mb)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(path)
+    files.write_whole(path, "\n".join(lines) + "\n")
     print(f"    {len(lines):,} modules, {path.stat().length / 1e6:.1f} MB in {path}")
 
 

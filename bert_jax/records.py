@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError
 
 EXAMPLES_PER_RECORD = 64
@@ -104,10 +105,8 @@ class Manifest:
 
     def write(self, data_dir: epath.PathLike) -> None:
         """Writes the manifest atomically: its presence says that the data set is whole."""
-        target = epath.Path(data_dir) / MANIFEST
-        partial = target.with_name(MANIFEST + ".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        partial.replace(target)
+        text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        files.write_whole(epath.Path(data_dir) / MANIFEST, text)
 
     @classmethod
     def read(cls, data_dir: epath.PathLike) -> "Manifest":

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -52,19 +51,6 @@ def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) ->
             f"{place} has no column {', '.join(map(repr, missing))}; its columns are "
             f"{', '.join(map(repr, present))} (name yours by the config's …_column fields)"
         )
-
-
-def write_whole(path: str | epath.PathLike, content: bytes) -> None:
-    """Writes a file whole or not at all: what is there of this name stays until then."""
-    target = epath.Path(path)
-    if os.path.exists(target) and not os.path.isfile(target):  # /dev/stdout, a pipe
-        target.write_bytes(content)
-        return
-    if os.path.islink(target):
-        target = epath.Path(os.path.realpath(target))
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(target)
 
 
 def read_text(source: str, what: str = "file") -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError
 
 FORMATS = (".npy", ".parquet")
@@ -34,8 +35,6 @@ def write(output: str, results: Iterable[tuple[dict[str, Any], Any]], source: st
     """
     import numpy as np
 
-    from bert_jax import tables
-
     ids, vectors = [], []
     for record, vector in results:
         ids.append(record.get("id"))
@@ -57,4 +56,4 @@ def write(output: str, results: Iterable[tuple[dict[str, Any], Any]], source: st
             pyarrow.array(matrix_ND.ravel()), matrix_ND.shape[1]
         )
         pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    tables.write_whole(output, buffer.getvalue())
+    files.write_whole(output, buffer.getvalue())

@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import cli as command_line
+from bert_jax import files
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.records import MANIFEST, Manifest
@@ -122,7 +123,7 @@ class _WorkDirectory:
             "tokenizer_fingerprint": job.tokenizer.fingerprint,
             "input_files": self._files,
         }
-        token_store.write_atomically(path, json.dumps(now, indent=1).encode())
+        files.write_whole(path, json.dumps(now, indent=1))
         for directory in (job.units, job.finished, *(job.store / split for split in SPLITS)):
             token_store.forget_listing(directory)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from bert_jax import files
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
 from bert_jax.records import NUM_TOKENS, TOKEN_COUNTS, Manifest, Shard, shard_name
@@ -200,9 +201,9 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
                 ("num_tokens", examples.num_tokens_E),
             ):
                 statistics_path = job.finished / f"{name}.{suffix}"
-                token_store.write_atomically(statistics_path, array.tobytes())
+                files.write_whole(statistics_path, array.tobytes())
             summary = {"sha256": sha256, **examples.counts}
-            token_store.write_atomically(summary_path, json.dumps(summary).encode())
+            files.write_whole(summary_path, json.dumps(summary))
     finally:
         store.close()
     return summary

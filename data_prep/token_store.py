@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.tokenizer import Tokenizer
 from data_prep import corpus
@@ -47,13 +48,6 @@ def content_hash(text: str) -> int:
     """Hash of a document's cleaned text, blind to blanks around lines; decides its split."""
     normal = "\n".join(line for line in map(str.strip, text.split("\n")) if line)
     return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
-
-
-def write_atomically(path: epath.Path, data: bytes) -> None:
-    """The file appears whole or not at all, also when several processes write it at once."""
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def tokenize_unit(
@@ -93,7 +87,7 @@ def tokenize_unit(
         hashes=hashes,
         counts=np.frombuffer(json.dumps(counts).encode(), np.uint8),
     )
-    write_atomically(directory / f"{unit.name}.npz", buffer.getvalue())
+    files.write_whole(directory / f"{unit.name}.npz", buffer.getvalue())
     return counts
 
 
@@ -214,7 +208,7 @@ def complete(directory: epath.Path, summary: dict[str, dict]) -> None:
     """Writes `store.json`, which says that the store is whole."""
     # The id tells the store from an earlier one at this place, of which a copy may be left.
     contents = {"id": uuid.uuid4().hex, **summary}
-    write_atomically(directory / "store.json", json.dumps(contents, indent=1).encode())
+    files.write_whole(directory / "store.json", json.dumps(contents, indent=1))
 
 
 def _first_places(units: Sequence[epath.Path]) -> np.ndarray:

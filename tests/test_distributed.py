@@ -18,26 +18,14 @@ def losses(workdir) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in metrics.read(workdir) if "loss" in line}
 
 
-def test_two_processes_train_as_one_and_only_the_first_speaks(config, tmp_path):
-    alone = tmp_path / "alone"
-    loop.train_and_evaluate(config, alone)
-    first, second = finish(start(config, tmp_path / "two", 2))
-    assert "step 20/20" in first
-    assert "step" not in second
-    expected, actual = losses(alone), losses(tmp_path / "two")
-    assert sorted(actual) == list(range(1, 21))
-    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
-    evaluations = [
-        [line["eval_loss"] for line in metrics.read(workdir) if "eval_loss" in line]
-        for workdir in (alone, tmp_path / "two")
-    ]
-    np.testing.assert_allclose(*evaluations, rtol=1e-5)
-    (line,) = (tmp_path / "two" / "starts.jsonl").read_text().splitlines()
-    assert json.loads(line)["processes"] == 2
+def evaluations(workdir) -> list[float]:
+    return [line["eval_loss"] for line in metrics.read(workdir) if "eval_loss" in line]
 
 
-def test_sigterm_to_one_process_stops_both_at_one_step_and_another_count_goes_on(config, tmp_path):
-    config.update(num_steps=2000, eval_every=0, checkpoint_every=1000)
+def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_goes_on(
+    config, tmp_path
+):
+    config.update(num_steps=2000, eval_every=1000, checkpoint_every=1000)
     config.optimizer.end_factor = 1.0  # learning rates that do not depend on num_steps
     processes = start(config, tmp_path, 2)
     deadline = time.monotonic() + 120
@@ -52,11 +40,17 @@ def test_sigterm_to_one_process_stops_both_at_one_step_and_another_count_goes_on
     config.num_steps = step + 4
     loop.train_and_evaluate(config, tmp_path)
     config.num_steps = step + 8
-    finish(start(config, tmp_path, 2))
+    first, second = finish(start(config, tmp_path, 2))
+    assert f"step {step + 8:,}/" in first
+    assert "step" not in second  # only the first speaks
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [line["processes"] for line in starts] == [2, 1, 2]
     loop.train_and_evaluate(config, tmp_path / "whole")
     actual, expected = losses(tmp_path), losses(tmp_path / "whole")
     assert list(actual) == list(expected) == list(range(1, step + 9))
     np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
+    (_, last), (expected_last,) = evaluations(tmp_path), evaluations(tmp_path / "whole")
+    assert last == pytest.approx(expected_last, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """The loop: what it writes, that it goes on exactly, and what it does when something goes wrong."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from small_run import (
     make_data_dir,
     numbers,
     overrides,
-    run_command,
 )
 
 from bert_jax import checkpoint, loop, metrics, records
@@ -74,6 +72,21 @@ def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
+# As from a terminal: where the tests are a shell's background job, Ctrl-C would be ignored.
+PRETRAIN = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("bert_jax.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(config, workdir) -> subprocess.Popen:
+    flags = ["--config=configs/bert_tiny.py:laptop", *overrides(config), f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [sys.executable, "-c", PRETRAIN, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
 def wait_for(condition, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,28 +95,22 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
-def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path):
+def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, caplog):
     config.update(num_steps=80, eval_every=0, checkpoint_every=5)
-    flags = ["--config=configs/bert_tiny.py:laptop", *overrides(config)]
-    command = ["bert_jax.pretrain", *flags]
-    assert run_command(*command, f"--workdir={tmp_path / 'whole'}").returncode == 0
+    loop.train_and_evaluate(config, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, f"--workdir={killed}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(config, killed)
     saved = lambda: [p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()]  # noqa: E731
     wait_for(saved, process)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
-    again = run_command(*command, f"--workdir={killed}")
-    assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stderr
+    again = start(config, killed)
+    _, error = again.communicate()
+    assert again.returncode == 0, error
+    assert "going on from step" in error
     assert numbers(killed) == numbers(tmp_path / "whole")
-    done = run_command(*command, f"--workdir={killed}")
-    assert done.returncode == 0 and "trained to the end already" in done.stderr
+    loop.train_and_evaluate(config, killed)
+    assert "trained to the end already" in caplog.text
 
 
 @pytest.mark.slow
@@ -128,21 +135,6 @@ def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
     _, error = process.communicate()
     assert process.returncode == 0, error
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
-
-
-# As from a terminal: where the tests are a shell's background job, Ctrl-C would be ignored.
-PRETRAIN = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("bert_jax.pretrain", run_name="__main__", alter_sys=True)
-"""
-
-
-def start(config, workdir) -> subprocess.Popen:
-    flags = ["--config=configs/bert_tiny.py:laptop", *overrides(config), f"--workdir={workdir}"]
-    return subprocess.Popen(
-        [sys.executable, "-c", PRETRAIN, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -203,14 +203,6 @@ def test_embed_to_parquet(models, tmp_path, monkeypatch):
     predict.main([*flags, f"--output={tmp_path / 'vectors.parquet'}"])
     read = pyarrow.parquet.read_table(tmp_path / "vectors.parquet")
     assert read.column_names == ["row", "embedding"]
-    (tmp_path / "vectors.npy.partial").mkdir()  # writing fails
-    before = (tmp_path / "vectors.npy").read_bytes()
-    with pytest.raises(OSError):
-        predict.main([*flags, f"--output={tmp_path / 'vectors.npy'}"])
-    assert (tmp_path / "vectors.npy").read_bytes() == before
-    (tmp_path / "link.npy").symlink_to(tmp_path / "there.npy")
-    predict.main([*flags, f"--output={tmp_path / 'link.npy'}"])
-    assert (tmp_path / "link.npy").is_symlink() and (tmp_path / "there.npy").exists()
     path.write_text("\n")
     with pytest.raises(UserError, match="has no texts"):
         predict.main([*flags, f"--output={tmp_path / 'none.parquet'}"])
