@@ -1,9 +1,40 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and locks."""
 
+import fcntl
 import os
 import uuid
+from typing import IO
 
 from etils import epath
+
+from bert_jax.cli import UserError
+
+
+def lock(path: str | epath.PathLike, in_use: str) -> IO[bytes] | None:
+    """An open file whose lock says that something is in use; the system frees it on a crash.
+
+    None on gs:// and the like, which have no locks.
+
+    Raises:
+      UserError: another process holds it; the message is `in_use`.
+    """
+    if not os.path.isdir(os.path.dirname(path)):
+        return None
+    file = open(path, "wb")  # noqa: SIM115  (held open: the lock)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(in_use) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def is_stream(path: str | epath.PathLike) -> bool:
+    """Whether it is a pipe or a device, to be written to and not to be replaced."""
+    is_special = os.path.exists(path) and not os.path.isfile(path)
+    return is_special or str(path).startswith("/dev/")  # /dev/stdout may lead to a file
 
 
 def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
@@ -14,8 +45,7 @@ def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     target = epath.Path(path)
-    is_special = os.path.exists(target) and not os.path.isfile(target)  # a pipe
-    if is_special or str(target).startswith("/dev/"):  # /dev/stdout may lead to a file
+    if is_stream(target):
         target.write_bytes(content)
         return
     if os.path.islink(target):

@@ -70,6 +70,9 @@ def build(
     if (epath.Path(output) / MANIFEST).exists():
         manifest = Manifest.read(output)
         _require_same(job, manifest.arguments, manifest.tokenizer_fingerprint)
+        if job.work.exists():  # of a process that was killed as it tidied up
+            token_store.remove_copy(job.store)
+            _remove(job.work)
         _log.info(f"{output} is built already")
         return manifest
     workers = workers or parallel.default_workers()
@@ -92,6 +95,8 @@ def build(
 class _WorkDirectory:
     """DATA_DIR/.build: refuses another command's, and leaves nothing where nothing is finished.
 
+    Its lock turns a second process away, which would remove what the first is writing.
+
     After a user's mistake what is finished stays, since the same command goes on once the mistake
     is mended, in an input file too. Old and new text are never mixed: units are found by what their
     files were (`read_units`), so files that have changed are read again. One that is new or gone
@@ -108,6 +113,20 @@ class _WorkDirectory:
         path = job.work / "arguments.json"
         self._is_new = not path.exists()
         self._output_is_new = not epath.Path(job.output).exists()
+        job.work.mkdir(parents=True, exist_ok=True)
+        self._lock = files.lock(
+            job.work / "lock",
+            f"another process is building {job.output}: wait for it, or give another --output",
+        )
+        try:
+            self._claim(path)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _claim(self, path: epath.Path) -> None:
+        """Writes arguments.json, or compares with what is there."""
+        job = self._job
         if self._is_new:
             for directory in (job.units, job.finished):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -127,7 +146,18 @@ class _WorkDirectory:
         for directory in (job.units, job.finished, *(job.store / split for split in SPLITS)):
             token_store.forget_listing(directory)
 
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+
     def __exit__(self, kind: type | None, *exception: object) -> None:
+        try:
+            self._tidy(kind)
+        finally:
+            self._unlock()
+
+    def _tidy(self, kind: type | None) -> None:
+        """Removes what is not needed any more, after an exception of this kind or none."""
         job = self._job
         if kind is None:
             token_store.remove_copy(job.store)

@@ -454,6 +454,8 @@ def main(argv: Sequence[str]) -> int | None:
     flags = parser.parse_args(argv)
     if flags.json and flags.examples and not flags.report:
         raise UserError("--json prints no examples: leave out --json or --examples")
+    if flags.workers < 1:
+        raise UserError(f"--workers is {flags.workers}: expected at least 1")
     report = check(flags.data_dir, workers=flags.workers)
     if flags.json:
         print(_json(report))

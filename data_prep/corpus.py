@@ -40,7 +40,7 @@ _UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 _TEXT, _JSON, _PARQUET = "text", "json", "parquet"
 _KINDS = {".txt": _TEXT, ".text": _TEXT, ".jsonl": _JSON, ".json": _JSON, ".parquet": _PARQUET}
 _COMPRESSIONS = (".gz", ".zst")
-_STREAMS = ("hf:", "tfds:", "pydocs")
+_STREAMS = ("hf:", "tfds:", "pydocs:")
 
 _BLANK_LINE_BYTES = re.compile(rb"(?:\r\n|\r(?!\n)|\n)[ \t]*(?:\r\n|\r(?!\n)|\n)")
 _BLANK_LINE = re.compile(r"\n\s*\n")
@@ -112,10 +112,6 @@ class ParseCounts:
     decode_errors: int = 0
     empty_documents: int = 0
 
-    def add(self, other: "ParseCounts") -> None:
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
 
 def list_parts(sources: Iterable[str], field: str = "text") -> list[Part]:
     """Finds the files of every SOURCE, in sorted order, small files put together.
@@ -125,7 +121,7 @@ def list_parts(sources: Iterable[str], field: str = "text") -> list[Part]:
     """
     parts: list[Part] = []
     for source, spec in enumerate(sources):
-        if spec.startswith(_STREAMS):
+        if spec.startswith(_STREAMS) or spec == "pydocs":
             parts.append(Part(source, 0, "stream", (spec,), field=field))
             continue
         run: list[str] = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 from bert_jax.cli import UserError
@@ -71,6 +72,10 @@ class BuildOptions:
             "format": (self.format in FORMATS, f"one of {', '.join(FORMATS)}"),
             "seed": (0 <= self.seed < 2**63, "from 0 to below 2**63"),
             "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
+            "language": (
+                re.fullmatch("[a-z]{2,3}", self.language) is not None,
+                "an ISO 639-1 code, such as en or de",
+            ),
             "weights": (
                 len(self.weights) in (0, len(self.input)) and all(w >= 0 for w in self.weights),
                 f"one number, 0 or more, for each of the {len(self.input)} sources",

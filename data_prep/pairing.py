@@ -5,8 +5,9 @@ token offsets (start, middle, end): A is [start, middle) and B is [middle, end),
 of another document where `end` is None.
 """
 
+import bisect
 import itertools
-from bisect import bisect_left
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -120,13 +121,49 @@ def sentence_order_chunks(
 
 def _chunk_end(offsets: Sequence[int], first: int, target: int) -> int:
     """One past the last sentence of the chunk that begins at `first`: the first to reach target."""
-    return bisect_left(offsets, offsets[first] + target, first + 1, len(offsets) - 1)
+    return bisect.bisect_left(offsets, offsets[first] + target, first + 1, len(offsets) - 1)
 
 
-def random_partner(num_documents: int, document: int, uniform: float) -> int:
-    """A document other than `document`, all equally likely; needs at least two."""
-    other = int(uniform * (num_documents - 1))
-    return other + (other >= document)
+class Partners:
+    """Draws documents for a random B: as likely as they are A's, that is by their source's weight.
+
+    Where a single document has a weight, all others are equally likely; it needs two at least.
+
+    Args:
+      documents_S: the number of each source's documents, which follow one another.
+      weights_S: of the sources.
+    """
+
+    def __init__(self, documents_S: Sequence[int], weights_S: Sequence[float]):
+        if sum(n for n, weight in zip(documents_S, weights_S, strict=True) if weight) < 2:
+            weights_S = [1.0] * len(documents_S)
+        self._documents_S, self._weights_S = list(documents_S), list(weights_S)
+        masses_S = [n * weight for n, weight in zip(documents_S, weights_S, strict=True)]
+        self._first_S = [0, *itertools.accumulate(documents_S)]
+        self._begin_S = [0.0, *itertools.accumulate(masses_S)]
+
+    def draw(self, document: int, uniform: float) -> int:
+        """A document other than `document`, by a uniform number in [0, 1)."""
+        own = bisect.bisect_right(self._first_S, document) - 1
+        first, weight = self._first_S[own], self._weights_S[own]
+        others = self._documents_S[own] - 1
+        before, own_mass = self._begin_S[own], others * weight
+        after = self._begin_S[-1] - self._begin_S[own + 1]
+        x = uniform * (before + own_mass + after)
+        if x < before or not (others or after):  # the latter: x is rounded
+            return self._at(min(x, math.nextafter(before, 0)))
+        if x < before + own_mass or not after:
+            other = first + min(int((x - before) / weight), others - 1)
+            return other + (other >= document)
+        return self._at(x - before - own_mass + self._begin_S[own + 1])
+
+    def _at(self, x: float) -> int:
+        """The document that lies at x, where all lie in order, each as long as it weighs."""
+        x = min(x, math.nextafter(self._begin_S[-1], 0))
+        # Sources without mass begin where the next one does: the last of those is taken.
+        source = bisect.bisect_right(self._begin_S, x) - 1
+        within = int((x - self._begin_S[source]) / self._weights_S[source])
+        return self._first_S[source] + min(within, self._documents_S[source] - 1)
 
 
 def filled_end(offsets: Sequence[int], length: int) -> int:

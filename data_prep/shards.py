@@ -21,6 +21,7 @@ from data_prep.token_store import Store
 
 # Examples that are shuffled and masked together: a few MB, a multiple of EXAMPLES_PER_RECORD.
 BLOCK_EXAMPLES = 8192
+HASHED_DOCUMENTS = 1 << 20  # at once, to find those of a shard
 # Purposes of random streams, so that no two draw the same numbers.
 _SHARD, _ORDER, _COPY, _PAIR, _TRUNCATE, _SHUFFLE, _MASK = range(7)
 
@@ -34,7 +35,8 @@ class ShardOptions:
       max_seq_length: positions of an example; L.
       short_seq_prob: share of documents whose pairs aim at a random shorter length.
       dupe_factor: how often each document is used, with new pairs and masks each time.
-      weights: for each source, a factor on dupe_factor; a fraction is realised by chance.
+      weights: for each source, a factor on dupe_factor; a fraction is realised by chance. Random
+        Bs are drawn by it too.
       masking: the masks to write, or None for unmasked examples.
       seed: of everything random.
     """
@@ -114,16 +116,20 @@ def shard_entries(
     for source, num_documents in sorted(store.documents_of_source.items()):
         copies = options.dupe_factor * options.weights[source]
         certain = int(copies)
-        document_D = np.arange(first, first + num_documents, dtype=np.uint64)
-        first += num_documents
+        last = first + num_documents
         for duplicate in range(-int(-copies // 1)):
-            chosen_D = _mix(options.seed, _SHARD, document_D, duplicate) % np.uint64(count)
-            chosen_D = chosen_D == np.uint64(shard)
-            if duplicate >= certain:
-                chance = _mix(options.seed, _COPY, document_D, duplicate) / 2.0**64
-                chosen_D &= chance < copies - certain
-            chosen = document_D[chosen_D]
-            found.append((chosen, np.full(len(chosen), duplicate, np.uint64)))
+            # In parts, so that memory does not grow with the corpus.
+            for begin in range(first, last, HASHED_DOCUMENTS):
+                end = min(begin + HASHED_DOCUMENTS, last)
+                document_D = np.arange(begin, end, dtype=np.uint64)
+                chosen_D = _mix(options.seed, _SHARD, document_D, duplicate) % np.uint64(count)
+                chosen_D = chosen_D == np.uint64(shard)
+                if duplicate >= certain:
+                    chance = _mix(options.seed, _COPY, document_D, duplicate) / 2.0**64
+                    chosen_D &= chance < copies - certain
+                chosen = document_D[chosen_D]
+                found.append((chosen, np.full(len(chosen), duplicate, np.uint64)))
+        first = last
     documents = np.concatenate([np.zeros(0, np.uint64)] + [pair[0] for pair in found])
     duplicates = np.concatenate([np.zeros(0, np.uint64)] + [pair[1] for pair in found])
     order = np.argsort(_mix(options.seed, _ORDER, documents, duplicates), kind="stable")
@@ -135,6 +141,10 @@ def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Itera
     budget = options.max_seq_length - 3
     balance = pairing.IsNextBalance()
     numbers = _PairGenerator(options.seed)
+    sources = sorted(store.documents_of_source)
+    partners = pairing.Partners(
+        [store.documents_of_source[s] for s in sources], [options.weights[s] for s in sources]
+    )
     truncation = _generator(options.seed, _TRUNCATE, shard)
     rows: list[tuple[int, int, int, int, int]] = []  # A start, length, B start, length, label
     documents, duplicates = shard_entries(store, options, shard, count)
@@ -158,8 +168,9 @@ def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Itera
                 if end is not None:
                     rows.append((start, middle - start, middle, end - middle, pairing.IS_NEXT))
                     continue
+                which, where = uniform_S4[i][2:]
                 b_start, b_end = _random_segment(
-                    store, document, uniform_S4[i][2:], target - (middle - start)
+                    store, partners.draw(document, which), where, target - (middle - start)
                 )
                 rows.append((start, middle - start, b_start, b_end - b_start, pairing.IS_RANDOM))
         if len(rows) >= 1024:
@@ -169,13 +180,10 @@ def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Itera
         yield _truncated(truncation, rows, budget)
 
 
-def _random_segment(
-    store: Store, document: int, uniform_2: list[float], length: int
-) -> tuple[int, int]:
-    """Token offsets of B: from a random sentence of a random other document on."""
-    other = pairing.random_partner(store.num_documents, document, uniform_2[0])
-    first, last = store.document_offsets[other : other + 2].tolist()
-    first += int(uniform_2[1] * (last - first))
+def _random_segment(store: Store, document: int, uniform: float, length: int) -> tuple[int, int]:
+    """Token offsets of B: from a random sentence of `document` on."""
+    first, last = store.document_offsets[document : document + 2].tolist()
+    first += int(uniform * (last - first))
     # A sentence has a token at least, so that many sentences always suffice.
     offsets = store.sentence_offsets(first, min(last, first + max(length, 1))).tolist()
     return offsets[0], pairing.filled_end(offsets, length)

@@ -299,7 +299,8 @@ class Store:
         at = 0
         for start, length in zip(start_N, length_N, strict=True):
             end = at + length * width
-            os.preadv(self._tokens, [view[at:end]], start * width)
+            if os.preadv(self._tokens, [view[at:end]], start * width) < end - at:
+                raise UserError("the token store is cut off: remove DATA_DIR/.build and build anew")
             at = end
         return buffer
 

@@ -15,6 +15,7 @@ import pytest
 from corpora import make_documents, write_jsonl
 from etils import epath
 
+from bert_jax import files
 from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
 from bert_jax.records import NO_NEXT_SENTENCE_LABEL, Manifest
@@ -357,6 +358,40 @@ def test_begins_again_without_the_old_text(tmp_path, tokenizer_dir):
     assert check(tmp_path / "data", workers=1).is_healthy
 
 
+def test_a_shard_of_old_text_is_not_taken_for_the_new(tmp_path, tokenizer_dir, monkeypatch):
+    """Killed when a new shard's statistics are there and it is not, while an old one is."""
+    source = write_jsonl(tmp_path / "c.jsonl", make_documents(60))
+    options = BuildOptions((source,), tokenizer_dir, num_shards=2, dupe_factor=1)
+    stop_at("finish", options, tmp_path / "data")
+    write_jsonl(tmp_path / "c.jsonl", make_documents(60, seed=1))
+    shutil.rmtree(tmp_path / "data" / ".build")
+    replace = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(".array_record"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data_prep.writers.os.replace", killed)
+        build(options, tmp_path / "data", workers=1)
+    new = build(options, tmp_path / "data", workers=1)
+    assert new == build(options, tmp_path / "fresh", workers=1)
+    assert check(tmp_path / "data", workers=1).is_healthy
+
+
+def test_a_second_process_is_turned_away(tmp_path, options, built):
+    stop_at("merge", options, tmp_path / "data")
+    lock = files.lock(tmp_path / "data" / ".build" / "lock", "held")
+    with lock, pytest.raises(UserError, match=r"another process is building .*data"):
+        build(options, tmp_path / "data", workers=1)
+    assert build(options, tmp_path / "data", workers=1) == built[1]
+    # Killed as it tidied up: the same command does it.
+    (tmp_path / "data" / ".build" / "store").mkdir(parents=True)
+    build(options, tmp_path / "data", workers=1)
+    assert not (tmp_path / "data" / ".build").exists()
+
+
 def test_a_mistake_keeps_what_is_finished(tmp_path, tokenizer_dir, tokenised, caplog):
     write_letters(tmp_path, "ab")
     with open(tmp_path / "b.jsonl", "a") as file:
@@ -510,6 +545,22 @@ def test_duplicates_and_weights(tmp_path, tokenizer_dir):
     assert abs(count - (1000 + 250)) < 5 * 250**0.5  # 500 documents, half a copy each
 
 
+def test_random_pairs_take_nothing_from_a_source_without_weight(tmp_path, tokenizer_dir, tokenizer):
+    words = {"a": "bako duna.", "b": "felo gimi."}
+    sources = []
+    for name, sentence in words.items():
+        texts = [" ".join([sentence] * (2 + i % 5)) for i in range(80)]
+        sources.append(write_jsonl(tmp_path / f"{name}.jsonl", texts))
+    options = BuildOptions(
+        tuple(sources), tokenizer_dir, dupe_factor=1, weights=(1.0, 0.0), validation_fraction=0.0
+    )
+    build(dataclasses.replace(options, masking="dynamic"), tmp_path / "data", workers=1)
+    examples = examples_of(tmp_path / "data")
+    assert (examples["next_sentence_label"] == 1).sum() > 20
+    excluded = np.setdiff1d(tokenizer.encode(words["b"]), tokenizer.encode(words["a"]))
+    assert len(excluded) and not np.isin(examples["input_ids"], excluded).any()
+
+
 def test_a_static_example_takes_at_most_420_bytes(tmp_path, options):
     options = dataclasses.replace(options, num_shards=1, dupe_factor=4, validation_fraction=0.0)
     manifest = build(options, tmp_path / "data", workers=1)
@@ -554,6 +605,7 @@ def test_tiny_corpora(tmp_path, tokenizer_dir, texts, objective, outcome):
         ({"weights": (1.0, 2.0)}, "one number, 0 or more, for each of the 1 sources"),
         ({"input": ("missing.txt",)}, "missing.txt does not exist"),
         ({"input": ()}, "no input"),
+        ({"language": "german"}, "--language is german: expected an ISO 639-1 code"),
         ({"format": "tfrecord", "masking": "dynamic"}, "use --masking=static"),
     ],
 )

@@ -1,5 +1,6 @@
 """Sources: formats, compression, dirt, mistakes."""
 
+import dataclasses
 import gzip
 import json
 import sys
@@ -15,13 +16,13 @@ from data_prep.corpus import Block, Unit
 
 def read(*sources, field="text", max_decode_errors=corpus.MAX_DECODE_ERRORS):
     """All documents of some sources, and the sums of what was counted."""
-    documents, total = [], corpus.ParseCounts()
+    documents, parsed = [], []
     for part in corpus.list_parts([str(source) for source in sources], field):
         for unit in corpus.read_units(part):
             texts, counts = corpus.parse_unit(unit, max_decode_errors)
             documents += texts
-            total.add(counts)
-    return documents, total
+            parsed.append(dataclasses.astuple(counts))
+    return documents, corpus.ParseCounts(*map(sum, zip(*parsed, strict=True)))
 
 
 def jsonl(texts):
@@ -291,8 +292,9 @@ def test_sentences():
 
 
 def test_language_changes_the_rules():
-    text = "Das ist z.B. ein Satz. Noch einer."
-    assert len(list(corpus.sentences(text, "de"))) == 2
+    text = "Am 3. Oktober kam er. Ende."
+    assert [x.strip() for x in corpus.sentences(text, "de")] == ["Am 3. Oktober kam er.", "Ende."]
+    assert len(list(corpus.sentences(text, "en"))) == 3
 
 
 def test_line_numbers_go_on_in_later_units():

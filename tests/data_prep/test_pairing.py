@@ -151,16 +151,49 @@ def test_truncation_fronts_are_the_published_distribution():
     assert chi_square < used.sum() + 5 * (2 * used.sum()) ** 0.5  # 5 standard errors
 
 
-def test_random_partner_is_uniform_over_the_others():
-    uniform = np.random.default_rng(1).random(50_000)
-    drawn = np.bincount([pairing.random_partner(6, 2, u) for u in uniform], minlength=6)
-    assert drawn[2] == 0
-    expected = 10_000
-    assert ((drawn[[0, 1, 3, 4, 5]] - expected) ** 2 / expected).sum() < 5 + 5 * 10**0.5
+@pytest.mark.parametrize(
+    ("documents", "weights"),
+    [
+        ([6], [1.0]),
+        ([2, 4], [0.5, 0.5]),
+        ([1, 2, 3], [2.0, 0.0, 0.25]),
+        ([0, 3, 0, 3], [1.0, 1.0, 1.0, 3.0]),
+        ([3, 3], [0.1, 0.0]),
+    ],
+)
+def test_partners_are_drawn_by_weight_from_the_others(documents, weights):
+    partners = pairing.Partners(documents, weights)
+    likely_D = np.repeat(weights, documents)
+    uniform = np.random.default_rng(1).random(20_000)
+    for document in np.flatnonzero(likely_D):
+        drawn = np.bincount([partners.draw(document, u) for u in uniform], minlength=6)
+        expected = likely_D.copy()
+        expected[document] = 0
+        expected *= len(uniform) / expected.sum()
+        assert not drawn[expected == 0].any() and len(drawn) == 6
+        some = expected > 0
+        degrees = some.sum() - 1
+        chi_square = ((drawn - expected)[some] ** 2 / expected[some]).sum()
+        assert chi_square < degrees + 5 * (2 * degrees) ** 0.5  # 5 standard errors
 
 
-def test_random_partner_of_two_documents():
-    assert [pairing.random_partner(2, d, 0.999) for d in (0, 1)] == [1, 0]
+def test_partners_of_few_documents():
+    two = pairing.Partners([2], [1.0])
+    assert [two.draw(d, 0.999) for d in (0, 1)] == [1, 0]
+    # One document with a weight: all others will do.
+    one = pairing.Partners([1, 2], [1.0, 0.0])
+    assert {one.draw(0, u) for u in (0.0, 0.4, 0.6, 0.999)} == {1, 2}
+
+
+def test_partners_at_the_ends_of_the_numbers():
+    """The largest uniform number, and weights whose sums round."""
+    last = np.nextafter(1.0, 0)
+    for weights in ([0.1, 0.7, 0.3], [1 / 3, 0.0, 1e-9], [1e6, 1e-6, 0.0]):
+        partners = pairing.Partners([3, 5, 7], weights)
+        for document in np.flatnonzero(np.repeat(weights, [3, 5, 7])):
+            for uniform in (0.0, last):
+                other = partners.draw(document, uniform)
+                assert other != document and np.repeat(weights, [3, 5, 7])[other] > 0
 
 
 @pytest.mark.parametrize(("length", "end"), [(-3, 14), (1, 14), (4, 14), (5, 20), (99, 26)])
