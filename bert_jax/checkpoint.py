@@ -5,15 +5,13 @@ step and the moments, which only going on needs.
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -47,7 +45,7 @@ FIXED_FIELDS = ("model", "seed", "identity")
 def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -> list[str]:
     """['model.hidden_size is 128 there, 256 here', …] over the fields that must not change.
 
-    Phases that start after step `reached`, the last checkpoint's, may still change.
+    Phases that have not begun by step `reached`, the last checkpoint's, may still change.
     """
 
     def fixed(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +53,9 @@ def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -
         identity = dict(chosen["identity"] or {})
         if "phases" in identity:
             identity["phases"] = {
-                start: phase for start, phase in identity["phases"].items() if int(start) <= reached
+                start: phase
+                for start, phase in identity["phases"].items()
+                if int(start) < max(reached, 1)
             }
         return dict(leaves(chosen | {"identity": identity}))
 
@@ -173,7 +173,12 @@ def _damage(directory: epath.Path, item: str = "") -> str:
     return ""
 
 
-def _set_damaged_aside(directory: epath.Path) -> None:
+def _start_from(config: Mapping[str, Any]) -> str:
+    """The flag that has a run begin with another one's parameters."""
+    return "--init" if "init" in config else "--config.init_from"  # fine-tuning, pretraining
+
+
+def _set_damaged_aside(directory: epath.Path, start_from: str) -> None:
     """Renames damaged checkpoints to STEP.damaged, from the newest down to the first whole one.
 
     Raises:
@@ -190,10 +195,11 @@ def _set_damaged_aside(directory: epath.Path) -> None:
         # Unfinished ones alone are what an object store keeps of a run killed in its first save.
         if any((directory / str(step) / CHECKSUMS).exists() for step in damaged):
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            best = directory.parent / BEST
+            perhaps = f", perhaps from the parameters in {start_from}={best}"
             raise UserError(
                 f"every checkpoint in {directory} is damaged ({reasons}). Bring back a copy of "
-                "one, or start a new run with --workdir=NEW, perhaps from the parameters in "
-                f"--config.init_from={directory.parent / BEST}"
+                f"one, or start a new run with --workdir=NEW{perhaps if best.exists() else ''}"
             )
     for step, reason in damaged.items():
         aside = directory / f"{step}.damaged"
@@ -210,6 +216,35 @@ def _map_params(function: Callable[[Any], Any], tree: Any) -> Any:
     """Applies `function` to every dictionary of model parameters in a state (moments too)."""
     is_params = lambda x: isinstance(x, dict) and "bert" in x  # noqa: E731
     return jax.tree.map(lambda x: function(x) if is_params(x) else x, tree, is_leaf=is_params)
+
+
+def check_same_run(
+    workdir: epath.PathLike, config: ml_collections.ConfigDict, identity: dict[str, Any]
+) -> list[str]:
+    """The settings that differ from those in WORKDIR/config.json, if there is one, and may.
+
+    Raises:
+      UserError: settings differ that must not: it is another run's.
+    """
+    workdir = epath.Path(workdir)
+    if not (workdir / CONFIG_FILE).exists():
+        return []
+    description = _description(config, identity)
+    saved = json.loads((workdir / CONFIG_FILE).read_text())
+    reached = max(steps_in(workdir / CHECKPOINTS), default=0)
+    if differences := _differences(saved, description, reached):
+        further = f"; and {len(differences) - 9} more" if len(differences) > 9 else ""
+        raise UserError(
+            f"workdir {workdir} holds another run: {'; '.join(differences[:9])}{further}. Give a "
+            "new --workdir, or the same settings to go on; to start a new run from that one's "
+            f"parameters use {_start_from(config)}={workdir}"
+        )
+    return _changes(saved, description)
+
+
+def _description(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> dict[str, Any]:
+    """What config.json holds."""
+    return json.loads(config.to_json()) | {"identity": identity}
 
 
 class CheckpointStore:
@@ -238,23 +273,23 @@ class CheckpointStore:
         self._workdir = epath.Path(workdir)
         self._checkpoints = (self._workdir / CHECKPOINTS).resolve()
         self._best = (self._workdir / BEST).resolve()
-        description = json.loads(config.to_json()) | {"identity": identity}
-        if (self._workdir / CONFIG_FILE).exists():
-            saved = json.loads((self._workdir / CONFIG_FILE).read_text())
-            reached = max(steps_in(self._checkpoints), default=0)
-            if differences := _differences(saved, description, reached):
-                raise UserError(
-                    f"workdir {workdir} holds another run: {'; '.join(differences)}. Give a new "
-                    "--workdir, or the same settings to go on; to start a new run from that "
-                    f"one's parameters use --config.init_from={workdir}"
-                )
-            if distributed.is_first() and (changes := _changes(saved, description)):
-                logging.warning(f"settings changed in {workdir}: {'; '.join(changes)}")
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._workdir) if distributed.is_first() else None
+        self._start_from = _start_from(config)
+        changes = check_same_run(workdir, config, identity)
+        if changes and distributed.is_first():
+            logging.warning(f"settings changed in {workdir}: {'; '.join(changes)}")
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} cannot be made ({error})") from None
+        self._lock = None
         if distributed.is_first():
+            in_use = (
+                f"workdir {workdir} is in use by a run that has not ended: wait for it, or give "
+                "another --workdir"
+            )
+            self._lock = files.lock(self._workdir / LOCK_FILE, in_use)
             try:
-                _set_damaged_aside(self._checkpoints)
+                _set_damaged_aside(self._checkpoints, self._start_from)
             except UserError:
                 if self._lock:
                     self._lock.close()
@@ -262,7 +297,7 @@ class CheckpointStore:
             length = config.model.max_position_embeddings
             tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
         distributed.wait_for_all("workdir claimed")
-        write_config(workdir, description)
+        write_config(workdir, _description(config, identity))
         self._writing: dict[epath.Path, int] = {}  # directory -> step that is being written there
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
         self._best_manager: ocp.CheckpointManager | None = None
@@ -283,6 +318,10 @@ class CheckpointStore:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+                # Both managers may be writing the same step: each has barriers of its own.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=directory.name
+                ),
             ),
             item_names=("params", "optimizer"),
         )
@@ -321,13 +360,14 @@ class CheckpointStore:
             # Not there: the run was killed while it was written.
             if comparable and best["step"] in steps_in(self._best) and loss >= best["loss"]:
                 return False
-        if step in self._best_manager.all_steps():  # better than itself: after an interruption
-            self._best_manager.delete(step)
+        for lost in self._best_manager.all_steps():
+            if lost >= step:  # of what an interrupted run had come to; a later one blocks saving
+                self._best_manager.delete(lost)
         self._writing[self._best] = step
         self._best_manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         if distributed.is_first():
             line = {"step": step, "loss": loss, "phase_start": phase_start}
-            record.write_text(json.dumps(line) + "\n")
+            files.write_whole(record, json.dumps(line) + "\n")
         return True
 
     def restore(self, state: "TrainState") -> "TrainState":
@@ -338,7 +378,7 @@ class CheckpointStore:
         if not (directory / "optimizer").exists():
             raise UserError(
                 f"{self._workdir} holds parameters alone (no optimizer state): start a new run "
-                f"from them with --workdir=NEW --config.init_from={self._workdir}"
+                f"from them with --workdir=NEW {self._start_from}={self._workdir}"
             )
         wanted = (state.params, _without_params(state))
         is_scanned, was_scanned = (
@@ -384,24 +424,6 @@ def _without_params(state: "TrainState") -> dict[str, Any]:
         for field in dataclasses.fields(state)
         if field.name != "params"
     }
-
-
-def _lock(workdir: epath.Path) -> IO[bytes] | None:
-    """An open file whose lock says that the workdir is in use; the system frees it on a crash."""
-    if not os.path.isdir(workdir):  # gs:// has no locks
-        return None
-    file = open(os.path.join(workdir, LOCK_FILE), "wb")  # noqa: SIM115  (held open: the lock)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(
-            f"workdir {workdir} is in use by a run that has not ended: wait for it, or give "
-            "another --workdir"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
 
 
 def _metadata(directory: epath.Path) -> Any:

@@ -24,7 +24,8 @@ def initialize(coordinator: str = "", num_processes: str = "", process_id: str =
     device.
 
     Raises:
-      UserError: the three do not come together, or are no numbers.
+      UserError: the three do not come together, or are no numbers; or JAX was told a coordinator
+        and no more, so that each process would train alone.
     """
     given = (coordinator, num_processes, process_id)
     if any(given):
@@ -44,7 +45,12 @@ def initialize(coordinator: str = "", num_processes: str = "", process_id: str =
         _take_all_gpus_of_a_slurm_node()
         try:
             jax.distributed.initialize()
-        except ValueError:  # no cluster was recognised: this process is the whole run
+        except ValueError as error:  # no cluster was recognised: this process is the whole run
+            if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+                raise UserError(
+                    f"JAX_COORDINATOR_ADDRESS is set, and JAX does not know the rest ({error}): "
+                    "give --coordinator, --num_processes and --process_id to every process"
+                ) from None
             return
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)  # the first process speaks for all

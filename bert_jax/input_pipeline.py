@@ -10,6 +10,7 @@ data is opened, for groups of records that stay together in every epoch.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -119,9 +120,12 @@ class PretrainingData:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of the split's shards, in order."""
-        hashes = [shard.sha256 for shard in self.manifest.splits[self.split]]
-        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        """SHA-256 over the hashes of the split's shards, in order, and how they are masked here."""
+        described: list[Any] = [shard.sha256 for shard in self.manifest.splits[self.split]]
+        if not self.manifest.is_static:
+            config = masking.MaskingConfig.from_arguments(self.manifest.arguments)
+            described.append(dataclasses.asdict(config))
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     @property
     def token_ranks_V(self) -> np.ndarray | None:
@@ -515,11 +519,18 @@ def open_eval_data(config: ml_collections.ConfigDict) -> dict[str, PretrainingDa
     `extra_eval_data_dirs`, NAME being the directory's.
 
     Raises:
-      UserError: a directory has no validation split or does not fit the model.
+      UserError: a directory has no validation split or does not fit the model, or two have one
+        name.
     """
     directories = {"eval_": config.eval_data_dir or config.data_dir}
     for directory in filter(None, config.extra_eval_data_dirs.split(",")):
-        directories[f"eval_{epath.Path(directory).name}_"] = directory
+        prefix = f"eval_{epath.Path(directory).name}_"
+        if prefix in directories:
+            raise UserError(
+                f"config.extra_eval_data_dirs={config.extra_eval_data_dirs}: the metrics of two "
+                f"directories would be called {prefix}…; rename one, or link to it by another name"
+            )
+        directories[prefix] = directory
     return {prefix: open_data(d, "validation", config) for prefix, d in directories.items()}
 
 
@@ -535,6 +546,8 @@ def check_has_pairs(data: PretrainingData) -> None:
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises UserError unless the batch divides over devices and accumulation."""
+    if config.accumulate_steps < 1:
+        raise UserError(f"config.accumulate_steps={config.accumulate_steps}, expected at least 1")
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = rows * config.accumulate_steps
     if config.batch_size < 1 or config.batch_size % parts:

@@ -15,6 +15,7 @@ from etils import epath
 from bert_jax import (
     checkpoint,
     distributed,
+    files,
     hardware,
     input_pipeline,
     metrics,
@@ -61,7 +62,7 @@ class _Run:
         self.model = train.make_model(config)
         self.phases = phases.resolve(config)
         check_guard(config.guard)
-        check_intervals(config)
+        check_numbers(config)
         # All phases' data, so that the second does not fail after a week of the first.
         self.data = [
             input_pipeline.open_data(phase.config.data_dir, "train", phase.config)
@@ -274,6 +275,8 @@ class _Run:
             self.guard.incident(step, values, origin)
             if self.guard.rolls_back and self.store.latest_step is not None:
                 saved = self.store.restore(self.state)
+                if phase.reset_moments and int(saved.step) <= phase.start:
+                    saved = train.reset_moments(saved, phase.make_optimizer(), self.mesh)
                 logging.warning(
                     f"rolled back to the parameters of step {int(saved.step):,}; the batches since "
                     "then are left out"
@@ -335,9 +338,17 @@ def _bytes_held(tree: Any) -> int:
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
-def check_intervals(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for numbers of steps that are none."""
-    for field, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for numbers that are out of range."""
+    least_of = {
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 1,
+        "eval_every": 0,
+        "eval_batches": 0,
+        "seed": 0,
+    }
+    for field, least in least_of.items():
         if config[field] < least:
             raise UserError(
                 f"config.{field}={config[field]}, expected at least {least}"
@@ -379,7 +390,8 @@ class _Guard:
         figures = {name: repr(values[name]) for name in ("loss", "gradient_norm")}
         self._incidents.append({"step": step, "reason": reason, **figures, **origin})
         if distributed.is_first():
-            self._path.write_text("".join(json.dumps(i) + "\n" for i in self._incidents))
+            lines = (json.dumps(incident) + "\n" for incident in self._incidents)
+            files.write_whole(self._path, "".join(lines))
         bad = origin["out_of_vocabulary"]
         logging.warning(
             f"step {step:,}: the loss ({values['loss']:.4g}) or gradient "

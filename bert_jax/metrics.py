@@ -182,7 +182,7 @@ class Telemetry:
                     "jax": jax.__version__,
                 }
             )
-            starts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            files.write_whole(starts, "".join(json.dumps(line) + "\n" for line in lines))
         self._reset()
 
     def _reset(self) -> None:

@@ -107,6 +107,11 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         overlaid = ml_collections.ConfigDict(config.to_dict() | {"max_seq_length": 0} | entry)
         schedule = run_schedule
         if own:
+            if unknown := sorted(set(own) - set(overlaid.optimizer)):
+                raise UserError(
+                    f"config.phases[{number}].optimizer has the field(s) {', '.join(unknown)}, "
+                    "which config.optimizer has not"
+                )
             overlaid.optimizer.update(own)
             # Its warm-up may be the run's, which has no field here.
             field = f"phases[{number}].optimizer" if "warmup_steps" in own else "optimizer"

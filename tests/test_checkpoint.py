@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from bert_jax import checkpoint, convert, loop
+from bert_jax import checkpoint, convert, files, loop
 from bert_jax.cli import UserError
 
 
@@ -132,12 +133,9 @@ def test_layers_may_become_scanned_and_unrolled_again(config, trained, tmp_path)
 
 
 def test_second_run_in_a_workdir_is_turned_away(config, trained):
-    store = checkpoint._lock(trained)
-    try:
-        with pytest.raises(UserError, match="is in use by a run that has not ended"):
-            loop.train_and_evaluate(config, trained)
-    finally:
-        store.close()
+    lock = files.lock(trained / checkpoint.LOCK_FILE, "held")
+    with lock, pytest.raises(UserError, match="is in use by a run that has not ended"):
+        loop.train_and_evaluate(config, trained)
     loop.train_and_evaluate(config, trained)
 
 
@@ -172,3 +170,45 @@ def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monke
     (tmp_path / "best" / "best.json").write_text(json.dumps(line))
     loop.train_and_evaluate(config, tmp_path)
     assert checkpoint.load(tmp_path / "best").step == 2
+
+
+def test_best_parameters_of_steps_that_were_lost_make_room(config, tmp_path, monkeypatch):
+    """Best at step 6, killed at 7, gone on from 4: what is best then is kept, whatever its step."""
+    config.update(num_steps=6, eval_every=2, checkpoint_every=4)
+    losses = iter([3.0, 2.0, 1.0])
+    evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
+    monkeypatch.setattr(loop.train, "evaluate", evaluate)
+    loop.train_and_evaluate(config, tmp_path)
+    assert checkpoint.load(tmp_path / "best").step == 6
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    config.update(num_steps=8, eval_every=5)
+    losses = iter([1.5, 1.7])
+    loop.train_and_evaluate(config, tmp_path)
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 5
+    assert checkpoint.load(tmp_path / "best").step == 5
+
+
+def test_both_managers_have_barriers_of_their_own(config, tmp_path, monkeypatch):
+    """They may be writing the same step at once, which several processes wait for by name."""
+    prefixes = []
+    make = checkpoint.ocp.CheckpointManager
+
+    def recording(*arguments, options, **keywords):
+        prefixes.append(options.multiprocessing_options.barrier_sync_key_prefix)
+        return make(*arguments, options=options, **keywords)
+
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", recording)
+    config.update(num_steps=4, eval_every=4)
+    loop.train_and_evaluate(config, tmp_path)
+    assert len(prefixes) == len(set(prefixes)) == 2
+
+
+def test_a_phase_that_has_not_begun_may_change_at_its_very_start(config, trained):
+    """Trained as phase 1 alone, to its end: the next is added."""
+    config.num_steps = 6
+    config.phases = ({"num_steps": 4}, {"batch_size": 8})
+    loop.train_and_evaluate(config, trained)
+    assert checkpoint.load(trained).step == 6
+    config.phases = ({"num_steps": 4}, {"batch_size": 16})
+    with pytest.raises(UserError, match="batch_size of the phase from step 4 is 8 there, 16 here"):
+        loop.train_and_evaluate(config, trained)

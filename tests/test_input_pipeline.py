@@ -1,5 +1,7 @@
 """The loader: which examples a step gets, and that it is a function of the step alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from small_run import LENGTH, PREDICTIONS, make_data_dir
@@ -119,6 +121,28 @@ def test_evaluation_reads_the_split_once_with_empty_rows_at_the_end(config, mesh
             np.concatenate([part[name] for part in parts]),
             np.concatenate([batch[name] for batch in batches[:2]]),
         )
+
+
+def test_how_dynamic_data_is_masked_is_a_part_of_what_it_is(data):
+    def described(masking, rate):
+        arguments = data.manifest.arguments | {
+            "masking": masking,
+            "masked_lm_prob": rate,
+            **{"mask_fraction": 0.8, "random_fraction": 0.1, "whole_word_mask": False},
+            "max_ngram": 1,
+        }
+        data.manifest = dataclasses.replace(data.manifest, arguments=arguments)
+        return data.fingerprint
+
+    assert described("static", 0.15) == described("static", 0.3)
+    assert described("dynamic", 0.15) != described("dynamic", 0.3)
+
+
+def test_evaluation_sets_of_one_name_are_refused(config, data_dir, tmp_path):
+    (tmp_path / data_dir.name).symlink_to(data_dir)
+    config.extra_eval_data_dirs = f"{data_dir},{tmp_path / data_dir.name}"
+    with pytest.raises(UserError, match=rf"would be called eval_{data_dir.name}_"):
+        input_pipeline.open_eval_data(config)
 
 
 def test_objective_without_pairs_has_no_labels(tmp_path, config):

@@ -95,7 +95,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
-def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, caplog):
+def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, capfd):
     config.update(num_steps=80, eval_every=0, checkpoint_every=5)
     loop.train_and_evaluate(config, tmp_path / "whole")
     killed = tmp_path / "killed"
@@ -110,7 +110,7 @@ def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, caplog):
     assert "going on from step" in error
     assert numbers(killed) == numbers(tmp_path / "whole")
     loop.train_and_evaluate(config, killed)
-    assert "trained to the end already" in caplog.text
+    assert "trained to the end already" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -311,10 +311,20 @@ def test_held_out_text_without_pairs(config, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("field", ["log_every", "checkpoint_every"])
-def test_intervals_of_no_steps_are_refused(field, config, tmp_path):
-    config[field] = 0
-    with pytest.raises(UserError, match=rf"config\.{field}=0, expected at least 1"):
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("log_every", 0, 1),
+        ("checkpoint_every", 0, 1),
+        ("keep_checkpoints", 0, 1),
+        ("accumulate_steps", 0, 1),
+        ("eval_batches", -1, 0),
+        ("seed", -1, 0),
+    ],
+)
+def test_numbers_out_of_range_are_refused(field, value, least, config, tmp_path):
+    config[field] = value
+    with pytest.raises(UserError, match=rf"config\.{field}={value}, expected at least {least}"):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
