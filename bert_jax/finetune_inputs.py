@@ -17,6 +17,12 @@ from bert_jax import batching, checkpoint, convert, tasks
 from bert_jax.cli import UserError
 from bert_jax.models.bert import BertConfig
 
+# Settings that a run's figures do not depend on, and those that fingerprints stand for.
+FREE_FIELDS = (
+    *("mesh", "log_every", "checkpoint_every", "train_file", "validation_file"),
+    *("seed", "seeds", "learning_rates"),  # `seed` is one of checkpoint.FIXED_FIELDS
+)
+
 
 def load_init(init: str | epath.PathLike) -> checkpoint.Loaded:
     """What is in a WORKDIR, a checkpoint in one, or a Hugging Face model."""
@@ -90,12 +96,17 @@ class Inputs:
     validation: Split
 
     def identity(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
-        """What must not change when a run goes on: with other data it would be another run."""
+        """What must not change when a run goes on: with other data it would be another run.
+
+        And with other settings, but for those of FREE_FIELDS: its figures would be of neither.
+        """
+        settings = json.loads(config.to_json())
         return {
             "tokenizer": self.loaded.tokenizer.fingerprint,
             "model to start from": self._initial_params,
             "data": self._fingerprint(self.train),
-            "batch_size": config.batch_size,
+            "validation data": self._fingerprint(self.validation),
+            **{name: value for name, value in settings.items() if name not in FREE_FIELDS},
         }
 
     @functools.cached_property
@@ -122,7 +133,6 @@ class Inputs:
                 "init": str(init),
                 "model": dataclasses.asdict(self.model),
                 "labels": list(self.task.labels),
-                "validation_data": self._fingerprint(self.validation),
                 "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
             }
         )
@@ -169,10 +179,12 @@ def check_config(config: ml_collections.ConfigDict, model: BertConfig) -> None:
         "length_buckets": 1,
         "batch_size": 1,
         "num_epochs": 1,
+        "seed": 0,
         "early_stopping": 0,
         "checkpoint_every": 0,
         "log_every": 1,
         # of question answering
+        "max_question_length": 1,
         "doc_stride": 1,
         "max_answer_length": 1,
         "n_best": 1,
@@ -203,7 +215,7 @@ def start_params(
         mismatch = ""
         if their_task != task:
             mismatch = f"a {their_task} head, this is {task}"
-        elif their_labels != list(labels):
+        elif task != "text_regression" and their_labels != list(labels):  # that has one output
             mismatch = f"a head for the labels {their_labels}, the data has {list(labels)}"
         if mismatch:
             raise UserError(

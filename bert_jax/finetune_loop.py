@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,16 +12,19 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from bert_jax import (
     batching,
     checkpoint,
     convert,
     files,
+    hf_format,
     metrics,
     optimizer,
     reports,
     sharding,
+    sweep,
     tasks,
     train,
 )
@@ -66,6 +70,12 @@ class _Run:
         closing: contextlib.ExitStack,
     ):
         self.config, self.workdir, self.task = config, epath.Path(workdir), inputs.task
+        if (self.workdir / sweep.SUMMARY_FILE).exists():
+            raise UserError(
+                f"{workdir} holds several seeds or learning rates: give --config.seeds or "
+                "--config.learning_rates to go on with them, or another --workdir for a single run"
+            )
+        hf_format.check_replaceable(self.workdir / "hf")
         # Not `inputs` itself, which holds the parameters on the host.
         self.training, self.validation = inputs.train, inputs.validation
         self.mesh = sharding.make_mesh(**config.mesh)
@@ -83,7 +93,9 @@ class _Run:
         # State: a checkpoint in workdir > the parameters of `init`.
         settings = ml_collections.ConfigDict(config.optimizer.to_dict())
         settings.warmup_steps = warmup_steps(settings.warmup_fraction, num_steps)
-        settings.learning_rate_rules = learning_rate_rules(config, inputs.model.num_hidden_layers)
+        settings.learning_rate_rules = learning_rate_rules(
+            config, inputs.model.num_hidden_layers, inputs.loaded.params
+        )
         tx = optimizer.make_optimizer(settings)
         schedule = optimizer.make_schedule(settings, num_steps)
         module = tasks.make_module(config.task, inputs.model, len(self.task.labels))
@@ -97,8 +109,6 @@ class _Run:
             state.params, inputs.loaded, config.task, self.task.labels, config.new_head
         )
         factors = optimizer.values_of_rules(settings.learning_rate_rules, params, 1.0)
-        if config.select == "best":
-            check_epochs_are_kept(self.workdir, self.task.metric)
         self.store = checkpoint.CheckpointStore(
             workdir,
             inputs.resolved(config, init),
@@ -201,12 +211,13 @@ class _Run:
     def train_epoch(self, batches: Sequence[np.ndarray]) -> None:
         """Trains on the batches that are left of an epoch."""
         pending: tuple[int, Any] | None = None  # figures of a step that may still be running
+        left_out = 0
         for _, batch in self.training.collated(batches, self.config.batch_size):
             self.state, values = self.train_step(self.state, self.placed(batch))
             self.step += 1
             # One step late: the device works on this step while the host reads the one before.
             if pending:
-                jax.block_until_ready(pending[1])
+                left_out += not pending[1]["accepted"]  # waits for the step
                 if pending[0] % self.config.log_every == 0:
                     self.report(*pending)
             pending = (self.step, values)
@@ -218,6 +229,11 @@ class _Run:
                 self.writer.flush()
                 self.store.save(self.step, self.state)
         self.report(*pending)
+        if left_out := left_out + (not pending[1]["accepted"]):
+            self.progress.note(
+                f"{left_out:,} of {len(batches):,} steps changed nothing: their loss or gradient "
+                "was not finite (a lower --config.optimizer.learning_rate may help)"
+            )
 
     def report(self, step: int, values: train.Scalars) -> None:
         """Reads a step's figures from the device (waits for it) and writes them."""
@@ -278,7 +294,11 @@ class _Run:
             "parity": parity.largest,
         }
         # Last: its presence says that the run is finished.
-        text = json.dumps(results, indent=2) + "\n"
+        finite = {  # JSON has no NaN
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in results.items()
+        }
+        text = json.dumps(finite, indent=2) + "\n"
         files.write_whole(self.workdir / checkpoint.RESULTS_FILE, text)
         self.progress.note(str(parity))
         return results
@@ -306,17 +326,19 @@ def task_objective(
 
 
 def learning_rate_rules(
-    config: ml_collections.ConfigDict, num_layers: int
+    config: ml_collections.ConfigDict, num_layers: int, params: Any
 ) -> tuple[tuple[str, float], ...]:
     """`optimizer.learning_rate_rules` with those of `freeze_encoder` and `layer_lr_decay` behind.
 
     The head and the pooler learn at the full rate, the top layer at `layer_lr_decay` times it, each
     layer below at that share of the one above, the embeddings at the least (Clark et al. 2020).
+    What the user's rules leave no array of `params` to, since they count first, is left out.
 
     Raises:
       UserError: settings that exclude each other, or a decay that is none.
     """
     rules = tuple(config.optimizer.learning_rate_rules)
+    optimizer.check_rules("optimizer.learning_rate_rules", rules)
     decay = config.layer_lr_decay
     if not 0 < decay <= 1:
         raise UserError(
@@ -329,11 +351,17 @@ def learning_rate_rules(
                 f"config.freeze_encoder=True leaves config.layer_lr_decay={decay} nothing to act "
                 "on: set one of them"
             )
-        return (*rules, ("^bert/(embeddings|encoder)/", 0.0))
-    if decay == 1:
-        return rules
-    layers = ((f"^bert/encoder/layer_{i}/", decay ** (num_layers - i)) for i in range(num_layers))
-    return (*rules, *layers, ("^bert/embeddings/", decay ** (num_layers + 1)))
+        further = [("^bert/(embeddings|encoder)/", 0.0)]
+    elif decay < 1:
+        further = [
+            *((f"^bert/encoder/layer_{i}/", decay ** (num_layers - i)) for i in range(num_layers)),
+            ("^bert/embeddings/", decay ** (num_layers + 1)),
+        ]
+    else:
+        further = []
+    paths = traverse_util.flatten_dict(params, sep="/")
+    left = [path for path in paths if not any(re.search(pattern, path) for pattern, _ in rules)]
+    return (*rules, *(r for r in further if any(re.search(r[0], path) for path in left)))
 
 
 def warmup_steps(fraction: float, num_steps: int) -> int:
@@ -344,22 +372,6 @@ def warmup_steps(fraction: float, num_steps: int) -> int:
             "it is a share of all steps"
         )
     return int(fraction * num_steps)
-
-
-def check_epochs_are_kept(workdir: epath.Path, metric: str) -> None:
-    """Raises UserError if evaluated epochs of a run have no checkpoint to be selected from."""
-    kept = checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS)
-    lost = [
-        step
-        for step, _ in evaluations(workdir, metric)
-        if step < max(kept, default=0) and step not in kept
-    ]
-    if lost:
-        raise UserError(
-            f"{workdir} began with config.select='last' and did not keep the epochs that ended at "
-            f"step {', '.join(map(str, lost))}: go on with 'last', or give a new --workdir to "
-            "have the best one selected"
-        )
 
 
 def evaluations(workdir: epath.PathLike, metric: str) -> list[tuple[int, float]]:

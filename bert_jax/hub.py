@@ -37,6 +37,8 @@ def push(hub_client: Any, directory: str | epath.PathLike, repository: str) -> s
             repo_id=repository,
             folder_path=str(directory),
             commit_message="Exported by bert_jax",
+            # Of an upload before, in one file or in several: transformers would load what it finds.
+            delete_patterns=["model*.safetensors", "model.safetensors.index.json"],
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(

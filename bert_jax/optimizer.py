@@ -118,7 +118,7 @@ def values_of_rules(rules: Sequence[tuple[str, float]], params: Any, default: An
     return result
 
 
-def _check_rules(field: str, rules: Any) -> None:
+def check_rules(field: str, rules: Any) -> None:
     """Raises UserError unless `rules` are pairs of a regular expression and a number."""
     for rule in rules:
         match rule:
@@ -236,7 +236,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     if config.clip_norm < 0:
         raise UserError(f"optimizer.clip_norm={config.clip_norm}, expected 0 (off) or more")
     for table in ("weight_decay_rules", "learning_rate_rules"):
-        _check_rules(f"optimizer.{table}", config[table])
+        check_rules(f"optimizer.{table}", config[table])
     adam = optax.scale_by_adam if config.bias_correction else scale_by_adam_uncorrected
     return optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

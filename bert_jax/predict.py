@@ -6,13 +6,15 @@ file, with --jsonl, and for answer always, they are JSON objects with the fields
   zero-shot                    text
   tag                          tokens: a list of words
   answer                       question, context (and id)
+Other fields are passed on. Empty lines are passed over: no line of output, no vector, is theirs.
 """
 
 import argparse
 import itertools
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -31,6 +33,14 @@ FIELDS = {
     "zero-shot": ("text",),
     "tag": ("tokens",),
     "answer": ("question", "context"),
+}
+RESULTS = {
+    "classify": {"prediction", "scores"},
+    "embed": {"embedding"},
+    "fill-mask": {"masks"},
+    "zero-shot": {"prediction", "scores"},
+    "tag": {"labels", "scores", "entities"},
+    "answer": {"prediction", "n_best"},
 }
 HEADS = {
     "classify": ("text_classification", "text_regression"),
@@ -59,8 +69,17 @@ def read_records(lines: Iterable[str], name: str, command: str, jsonl: bool) -> 
         except ValueError as error:
             raise UserError(f"{name}:{number} is not JSON ({error})") from None
         wanted = list if command == "tag" else str
+        if not isinstance(record, dict):
+            record = {}
+        if taken := sorted(record.keys() & RESULTS[command]):
+            raise UserError(
+                f"{name}:{number} has the field {taken[0]!r}, where {command} writes its result: "
+                "rename it"
+            )
+        if not isinstance(record.get("text_pair") or "", str):
+            raise UserError(f"{name}:{number}: 'text_pair' is not a text")
         for field in FIELDS[command]:
-            value = record.get(field) if isinstance(record, dict) else None
+            value = record.get(field)
             if not isinstance(value, wanted) or not value:
                 raise UserError(
                     f"{name}:{number}: {command} needs the field {field!r} "
@@ -245,7 +264,7 @@ def zero_shot(
             "configs/finetune/glue.py:mnli)"
         )
     pairs = [
-        {"text": record["text"], "text_pair": template.format(label)}
+        {"text": record["text"], "text_pair": template.replace("{}", label)}
         for record in records
         for label in labels
     ]
@@ -322,6 +341,13 @@ def predictions(
         yield from zip(chunk, functions[command](predictor, chunk), strict=True)
 
 
+def _standard_input() -> Iterator[str]:
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text ({error})") from None
+
+
 def check_output(output: str) -> None:
     """Makes the directory of a file to be written.
 
@@ -335,12 +361,18 @@ def check_output(output: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output} cannot be written ({error})") from None
+    is_local = os.path.isdir(path.parent)
+    if is_local and not files.is_stream(path) and not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output={output} cannot be written ({path.parent} is read-only)")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -368,18 +400,19 @@ def _parser() -> argparse.ArgumentParser:
             "--output", default="-", help=f"a file{kinds}; - is standard output (default)"
         )
         command.add_argument("--jsonl", action="store_true", help="lines are JSON objects")
-        command.add_argument("--batch_size", type=_positive, default=32)
+        command.add_argument("--batch_size", type=_at_least(1), default=32)
         command.add_argument(
             "--max_seq_length",
-            type=_positive,
+            type=_at_least(8),
             help="cut longer texts; default: all the model takes",
         )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
         if name in ("answer", "fill-mask"):
-            command.add_argument("--top_k", type=_positive, default=5, help="alternatives listed")
+            number = _at_least(1)
+            command.add_argument("--top_k", type=number, default=5, help="alternatives listed")
         if name == "answer":
             command.add_argument(
-                "--max_answer_length", type=_positive, default=30, help="in tokens"
+                "--max_answer_length", type=_at_least(1), default=30, help="in tokens"
             )
             command.add_argument(
                 "--null_threshold",
@@ -407,7 +440,7 @@ def main(argv: Sequence[str]) -> None:
     from bert_jax import tables
 
     if arguments.input == "-":
-        lines: Iterable[str] = sys.stdin
+        lines = _standard_input()
     else:
         lines = tables.read_text(arguments.input).split("\n")
     jsonl = arguments.jsonl or arguments.input.endswith(".jsonl")

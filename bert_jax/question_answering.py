@@ -198,15 +198,21 @@ def best_spans(
     Args:
       logits_N2: of the N context tokens alone.
       offsets: the characters of each.
-      n_best: starts and ends that are combined, each the highest.
+      n_best: spans that are given, of all there are (the originals combine the 20 likeliest starts
+        with the 20 likeliest ends).
       max_answer_length: in tokens.
     """
-    starts, ends = (np.argsort(-logits_N2[:, i], kind="stable")[:n_best] for i in (0, 1))
+    longest = min(max_answer_length, len(offsets))
+    starts_N, ends_N = logits_N2.astype(np.float32).T
+    # [i, k]: the span of k + 1 tokens from i; -inf where it would run over the end.
+    ends = np.concatenate([ends_N, np.full(longest - 1, -np.inf, np.float32)])
+    scores = starts_N[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)
+    likeliest = np.argsort(-scores, axis=None, kind="stable")[:n_best]
+    spans = zip(*np.unravel_index(likeliest, scores.shape), strict=True)
     return [
-        (float(logits_N2[i, 0] + logits_N2[j, 1]), offsets[i][0], offsets[j][1])
-        for i in starts
-        for j in ends
-        if i <= j < i + max_answer_length
+        (float(scores[i, k]), offsets[i][0], offsets[i + k][1])
+        for i, k in spans
+        if np.isfinite(scores[i, k])
     ]
 
 
@@ -259,10 +265,10 @@ def read_squad(source: str) -> list[Question]:
                 (str(row["id"]), row["question"], row["context"], _columns_answers(row["answers"]))
                 for row in data
             ]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{source} has not SQuAD's columns id, question, context and answers (text, "
-                f"answer_start); missing {error}"
+                f"answer_start, as many of one as of the other); wrong: {error}"
             ) from None
     else:
         try:
@@ -280,9 +286,14 @@ def read_squad(source: str) -> list[Question]:
     for id, question, context, answers in rows:
         place = f"{source}: question {id!r}"
         for name, text in (("question", question), ("context", context)):
-            if not text.strip():
-                raise UserError(f"{place} has an empty {name}")
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{place} has an empty {name}, or none that is text")
         for text, start in answers:
+            if not isinstance(text, str) or not isinstance(start, int) or start < 0:
+                raise UserError(
+                    f"{place}: expected an answer's text and the number of its first character, "
+                    f"found {text!r} and {start!r}"
+                )
             there = context[start : start + len(text)]
             if there != text or not text:
                 raise UserError(

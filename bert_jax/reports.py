@@ -132,8 +132,9 @@ def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.P
     shares_CC = matrix_CC / np.maximum(matrix_CC.sum(1, keepdims=True), 1)
     axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="prediction", ylabel="label")
-    axis.set_xticks(range(len(labels)), labels, rotation=90 if len(labels) > 4 else 0)
-    axis.set_yticks(range(len(labels)), labels)
+    names = [label.replace("$", r"\$") for label in labels]  # between two of them is mathematics
+    axis.set_xticks(range(len(labels)), names, rotation=90 if len(labels) > 4 else 0)
+    axis.set_yticks(range(len(labels)), names)
     if len(labels) <= MOST_COLUMNS:
         for (i, j), count in np.ndenumerate(matrix_CC):
             color = "white" if shares_CC[i, j] > 0.5 else "black"

@@ -11,11 +11,10 @@ from typing import Any
 import ml_collections
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError
 
 SUMMARY_FILE = "summary.json"
-# Settings without influence on a run's figures.
-FREE_FIELDS = ("mesh", "log_every", "checkpoint_every", "keep_checkpoints")
 
 
 def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -48,34 +47,6 @@ def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.C
             one.seed, one.optimizer.learning_rate = seed, rate
             configs[f"lr-{rate}_seed-{seed}"] = one
     return configs
-
-
-def finished(workdir: epath.Path, expected: dict[str, Any]) -> dict[str, float] | None:
-    """The results of the run in `workdir`; None if it is not there or not finished.
-
-    Raises:
-      UserError: it is finished, with other settings or data than `expected`, its config.json.
-    """
-    from bert_jax.config import leaves
-
-    if not (workdir / "results.json").exists():
-        return None
-    saved = json.loads((workdir / "config.json").read_text())
-    there, here = (
-        dict(leaves({name: x for name, x in settings.items() if name not in FREE_FIELDS}))
-        for settings in (saved, expected)
-    )
-    differences = [
-        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{workdir} holds a finished run with other settings: {'; '.join(differences)}. Give a "
-            "new --workdir, or the same settings to go on"
-        )
-    return json.loads((workdir / "results.json").read_text())
 
 
 def summarize(metric: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -133,10 +104,10 @@ def sweep(
       the task's metric on the validation file.
 
     Raises:
-      UserError: as `finetune_loop.finetune`, `run_configs` and `finished`; or `workdir` holds a
-        single run.
+      UserError: as `finetune_loop.finetune` and `run_configs`, before any run is made; or `workdir`
+        holds a single run.
     """
-    from bert_jax import finetune_inputs, finetune_loop, hf_format
+    from bert_jax import checkpoint, finetune_inputs, finetune_loop, hf_format
 
     workdir = epath.Path(workdir)
     configs = run_configs(config)
@@ -147,11 +118,12 @@ def sweep(
         )
     hf_format.check_replaceable(workdir / "hf")
     inputs = finetune_inputs.read_inputs(config, init)
-    identity = inputs.identity(config)
+    for name, one in configs.items():
+        checkpoint.check_same_run(workdir / name, inputs.resolved(one, init), inputs.identity(one))
     runs = []
     for number, (name, one) in enumerate(configs.items(), 1):
-        expected = json.loads(inputs.resolved(one, init).to_json()) | {"identity": identity}
-        results = finished(workdir / name, expected)
+        path = workdir / name / checkpoint.RESULTS_FILE
+        results = json.loads(path.read_text()) if path.exists() else None
         print(f"run {number} of {len(configs)}: {name}{', finished before' if results else ''}")
         results = results or finetune_loop.finetune(one, init, workdir / name, inputs)
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
@@ -160,5 +132,5 @@ def sweep(
     with hf_format.replace_directory(workdir / "hf") as scratch:
         for path in (workdir / summary["best"] / "hf").iterdir():
             (scratch / path.name).write_bytes(path.read_bytes())
-    (workdir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    files.write_whole(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary

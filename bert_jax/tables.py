@@ -164,7 +164,7 @@ def _load_hf(source: str) -> tuple[Iterable[dict[str, Any]], Any]:
             return data, data.features
         except Exception as error:  # the hub client raises a dozen unrelated types
             reasons.append(brief(error))
-    raise UserError(f"{source} could not be loaded ({reasons[0]})")
+    raise UserError(f"{source} could not be loaded ({'; or '.join(dict.fromkeys(reasons))})")
 
 
 def _load_tfds(source: str) -> tuple[Iterable[dict[str, Any]], Any]:

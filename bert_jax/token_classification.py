@@ -253,10 +253,12 @@ def _from_data_set(source: str, words_column: str, tags_column: str):
     rows, classes = tables.load(source)
     names = classes.get(tags_column)
     for number, row in enumerate(rows):
-        row = dict(row)
+        row, place = dict(row), f"{source} row {number}"
         if names and row.get(tags_column):
+            if min(row[tags_column]) < 0:  # the data sets' mark of what has no label
+                raise UserError(f"{place} has words without a label ({tags_column!r} of -1)")
             row[tags_column] = [names[tag] for tag in row[tags_column]]
-        yield _sentence(f"{source} row {number}", row, words_column, tags_column)
+        yield _sentence(place, row, words_column, tags_column)
 
 
 def _sentence(place: str, row: Any, words_column: str, tags_column: str) -> TaggedSentence:

@@ -1,6 +1,7 @@
 """Conversion against transformers in torch: what we write it reads, what it writes we read."""
 
 import dataclasses
+import fnmatch
 import json
 import pathlib
 import re
@@ -271,8 +272,15 @@ class FakeHub:
     def create_repo(self, repository, exist_ok):
         self.calls.append(("create", repository, exist_ok))
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
         names = {path.name for path in pathlib.Path(folder_path).iterdir()}
+        # What another upload may have left there, and transformers would read.
+        for name in (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "model-00001-of-00002.safetensors",
+        ):
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in delete_patterns)
         self.calls.append(("upload", repo_id, names))
 
 

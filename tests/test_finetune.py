@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 
 import jax
 import ml_collections
@@ -160,11 +161,50 @@ def test_the_selected_epoch_is_what_is_loaded(pretrained, config, tmp_path):
     last = finetune_loop.finetune(config, pretrained, tmp_path / "kept")
     assert last["epoch"] == 2
     assert checkpoint.load(tmp_path / "kept").step == last["step"] == 2 * best["step"]
-    # Its first epoch is gone.
-    config.select = "best"
-    with pytest.raises(UserError, match=rf"that ended at step {best['step']}: go on with 'last'"):
-        finetune_loop.finetune(config, pretrained, tmp_path / "kept")
-    assert json.loads((tmp_path / "kept/config.json").read_text())["select"] == "last"
+
+
+def test_a_run_stays_what_it_was_begun_as(pretrained, config, tmp_path):
+    config.num_epochs = 1
+    first = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    before = (tmp_path / "run/config.json").read_text()
+    for field, value in (("select", "best"), ("num_epochs", 2), ("optimizer.learning_rate", 1.0)):
+        changed = ml_collections.ConfigDict(config.to_dict())
+        changed.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match=f"run holds another run: {field} is .* there, .* here"):
+            finetune_loop.finetune(changed, pretrained, tmp_path / "run")
+    assert (tmp_path / "run/config.json").read_text() == before
+    # What its figures do not depend on is free: the same data by another name, intervals.
+    moved = shutil.copy(config.train_file, tmp_path / "moved.csv")
+    config.update(log_every=7, train_file=str(moved))
+    again = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert again["loss"] == first["loss"]
+
+
+def test_what_cannot_be_written_is_said_before_training(pretrained, config, tmp_path):
+    (tmp_path / "run/hf").mkdir(parents=True)
+    (tmp_path / "run/hf/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"hf is not empty and not an earlier export .*notes\.txt"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*file cannot be made"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "file")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_steps_that_changed_nothing_are_counted(pretrained, config, tmp_path, monkeypatch, capfd):
+    iterate = batching.iterate
+
+    def poisoned(*arguments):
+        for count, (indices, batch) in enumerate(iterate(*arguments)):
+            if count == 3:
+                batch["weights"][0] = np.inf
+            yield indices, batch
+
+    monkeypatch.setattr(batching, "iterate", poisoned)
+    config.num_epochs = 1
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert "1 of 19 steps changed nothing" in capfd.readouterr().err
+    assert results["accuracy"] > 0.8
 
 
 def test_frozen_encoder(pretrained, config, tmp_path):
@@ -198,7 +238,7 @@ def test_layerwise_learning_rates(config):
     module = heads.BertForSequenceClassification(model, 2)
     ids = np.zeros((1, 8), np.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    rules = finetune_loop.learning_rate_rules(config, 2)
+    rules = finetune_loop.learning_rate_rules(config, 2, params)
     factors = optimizer.values_of_rules(rules, params, 1.0)
     assert factors["classifier"] == {"kernel": 1.0, "bias": 0.25}
     assert set(jax.tree.leaves(factors["bert"]["pooler"])) == {1.0}
@@ -207,6 +247,12 @@ def test_layerwise_learning_rates(config):
     assert set(jax.tree.leaves(encoder["layer_1"])) == {0.5}
     assert set(jax.tree.leaves(encoder["layer_0"])) == {0.25}
     assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.125}
+    # All of the embeddings are the user's: of the decay's rules that one has nothing left.
+    config.optimizer.learning_rate_rules = (("embeddings", 0.0), ("classifier", 2.0))
+    rules = finetune_loop.learning_rate_rules(config, 2, params)
+    factors = optimizer.values_of_rules(rules, params, 1.0)
+    assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.0}
+    assert set(jax.tree.leaves(factors["bert"]["encoder"]["layer_0"])) == {0.25}
 
 
 def test_class_weights_draw_towards_the_rare_class(pretrained, config, tmp_path):
@@ -239,6 +285,7 @@ def test_class_weights_draw_towards_the_rare_class(pretrained, config, tmp_path)
         ("class_weights", "1,2,3", r"expected 'balanced', or 2 numbers .* \('no', 'yes'\)"),
         ("length_buckets", 0, r"config\.length_buckets=0, expected at least 1"),
         ("log_every", 0, r"config\.log_every=0, expected at least 1"),
+        ("seed", -1, r"config\.seed=-1, expected at least 0"),
         ("optimizer.schedule", "cosin", r"optimizer\.schedule='cosin' is not one of"),
         ("optimizer.warmup_fraction", 1.0, r"warmup_fraction=1\.0, expected at least 0 and less"),
         ("class_weights", "1,-1", r"config\.class_weights='1,-1': expected 'balanced'"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import seqeval.metrics
 import sklearn.metrics
+from etils import epath
 
 from bert_jax import reports, tasks
 
@@ -52,6 +53,12 @@ def test_confusion_as_text():
         "      6  c8 -> c1",
         "      2  c3 -> c7",
     ]
+
+
+def test_labels_may_look_like_mathematics(tmp_path):
+    target = epath.Path(tmp_path / "x.png")
+    reports.draw_confusion(np.eye(2, dtype=int), ["$10_$20", "$5-$9"], target)
+    assert target.read_bytes().startswith(b"\x89PNG")
 
 
 def test_labels_of_words_that_are_no_entities(tmp_path):

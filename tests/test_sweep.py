@@ -5,7 +5,7 @@ import json
 import pytest
 from small_finetune import reviews_config
 
-from bert_jax import finetune, finetune_loop, sweep
+from bert_jax import batching, finetune, finetune_loop, sweep
 from bert_jax.cli import UserError
 
 
@@ -67,15 +67,37 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
     alone = finetune_one(config, pretrained, tmp_path / "alone")
     assert alone["loss"] == summary["runs"][1]["loss"]
 
-    with pytest.raises(UserError, match=r"a finished run with other settings: batch_size is 32"):
+    with pytest.raises(UserError, match=r"lr-0\.01_seed-0 holds another run: batch_size is 32 "):
         finetune.main([*flags, "--config.batch_size=16"])
     with open(config.validation_file, "a") as file:
         file.write("good film,yes\n")
-    with pytest.raises(UserError, match=r"other settings: validation_data is"):
+    with pytest.raises(UserError, match=r"holds another run: validation data is"):
         finetune.main(flags)
     config.seeds = (0, 1)
     with pytest.raises(UserError, match="holds a single run"):
         sweep.sweep(config, pretrained, tmp_path / "alone")
+    config.seeds = ()
+    with pytest.raises(UserError, match="holds several seeds or learning rates"):
+        finetune_one(config, pretrained, workdir)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_settings_alone(
+    pretrained, config, tmp_path, monkeypatch
+):
+    """Of two learning rates the second's run is there, unfinished: no other is made first."""
+    config.learning_rates = (1e-3, 1e-2)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batching, "epoch_batches", interrupted)
+        one = sweep.run_configs(config)["lr-0.01_seed-0"]
+        finetune_loop.finetune(one, pretrained, tmp_path / "lr-0.01_seed-0")
+    config.optimizer.weight_decay = 0.5
+    with pytest.raises(UserError, match=r"optimizer\.weight_decay is 0\.01 there, 0\.5 here"):
+        sweep.sweep(config, pretrained, tmp_path)
+    assert not (tmp_path / "lr-0.001_seed-0").exists()
 
 
 def test_grid(config):

@@ -303,12 +303,21 @@ def test_squad_scores():
     assert qa.best_score(qa.token_f1, "cat", ()) == 0.0
 
 
-def test_best_spans():
-    logits = np.array([[5.0, 0.0], [0.0, 1.0], [1.0, 3.0], [0.0, 9.0]])
-    offsets = [(0, 2), (3, 5), (5, 8), (9, 12)]
-    spans = question_answering.best_spans(logits, offsets, n_best=2, max_answer_length=3)
-    # Starts 0 and 2, ends 3 and 2; 0 … 3 is four tokens long.
-    assert sorted(spans, reverse=True) == [(10.0, 5, 12), (8.0, 0, 8), (4.0, 5, 8)]
+@pytest.mark.parametrize("max_answer_length", [1, 3, 99])
+@pytest.mark.parametrize("n_best", [1, 4, 99])
+def test_best_spans_are_those_of_all_pairs(n_best, max_answer_length):
+    logits = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    offsets = [(3 * i, 3 * i + 2) for i in range(7)]
+    spans = question_answering.best_spans(logits, offsets, n_best, max_answer_length)
+    of_all = sorted(
+        (
+            (float(logits[i, 0] + logits[j, 1]), 3 * i, 3 * j + 2)
+            for i in range(7)
+            for j in range(i, min(7, i + max_answer_length))
+        ),
+        reverse=True,
+    )
+    assert spans == of_all[:n_best]
 
 
 def test_a_span_that_two_windows_see_is_one_answer():
@@ -362,6 +371,16 @@ def test_windows_cover_a_long_context():
             '{"data": [{"paragraphs": [{"context": " ", "qas": '
             '[{"id": 1, "question": "q", "answers": []}]}]}]}',
             r"question '1' has an empty context",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": '
+            '[{"id": 1, "question": null, "answers": []}]}]}]}',
+            r"question '1' has an empty question, or none that is text",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": 1, "question": "q", '
+            '"answers": [{"text": "c", "answer_start": "0"}]}]}]}]}',
+            r"question '1': expected an answer's text and the number .* found 'c' and '0'",
         ),
     ],
 )
@@ -426,7 +445,10 @@ def test_hugging_face_data_sets(monkeypatch):
             "answers": [{"text": ["Ann"], "answer_start": [0]}],
         }
     )
+    unlabelled = conll.map(lambda row: {"ner_tags": [1, -1]})
+    uneven = squad.map(lambda row: {"answers": {"text": ["Ann"], "answer_start": [0, 4]}})
     hub = {("glue", "sst2"): sst2, ("someone/conll",): conll, ("squad",): squad}
+    hub |= {("unlabelled",): unlabelled, ("uneven",): uneven}
 
     def load_dataset(*arguments, split):
         assert split == "train"
@@ -443,12 +465,17 @@ def test_hugging_face_data_sets(monkeypatch):
         "hf:someone/conll:train", "tokens", "ner_tags", -1
     )
     assert [(x.words, x.labels) for x in sentences] == [(("Ann", "sings"), ("B-PER", "O"))]
-    with pytest.raises(UserError, match=r"has not SQuAD's columns .*; missing 'id'"):
-        question_answering.read_squad("hf:glue/sst2:train")
+    with pytest.raises(UserError, match=r"unlabelled:train row 0 has words without a label"):
+        token_classification.read_sentences("hf:unlabelled:train", "tokens", "ner_tags", -1)
+    for name, wrong in (("glue/sst2", "'id'"), ("uneven", "zip")):
+        with pytest.raises(UserError, match=rf"has not SQuAD's columns .*; wrong: {wrong}"):
+            question_answering.read_squad(f"hf:{name}:train")
     question = question_answering.read_squad("hf:squad:train")[0]
     assert (question.id, question.answers, question.start) == ("x", ("Ann",), 0)
     with pytest.raises(UserError, match=r"could not be loaded \(FileNotFoundError: no"):
         tables.read("hf:nowhere:train", ["x"])
+    with pytest.raises(UserError, match=r"no \('some', 'where'\); or .*no \('some/where',\)"):
+        tables.read("hf:some/where:train", ["x"])
     with pytest.raises(UserError, match=r"name a split, e\.g\. hf:squad:train"):
         tables.read("hf:squad", ["x"])
 
