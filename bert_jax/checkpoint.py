@@ -38,7 +38,8 @@ LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"  # of a finished fine-tuning
 TOKENIZER = "tokenizer"
 # Fields that the numbers of a run depend on and that must not change under it: model sizes, what
-# a step draws from the data. Lengths, intervals, mesh and learning rate may change.
+# a step draws from the data. Of pretraining, lengths, intervals, mesh and learning rate may change;
+# of fine-tuning, `identity` has nearly all settings.
 FIXED_FIELDS = ("model", "seed", "identity")
 
 
@@ -227,11 +228,11 @@ def check_same_run(
       UserError: settings differ that must not: it is another run's.
     """
     workdir = epath.Path(workdir)
-    if not (workdir / CONFIG_FILE).exists():
-        return []
+    reached = max(steps_in(workdir / CHECKPOINTS), default=0)
+    if not (workdir / CONFIG_FILE).exists() or ("init" in config and not reached):
+        return []  # of a fine-tuning that was stopped while it compiled, nothing is there to mix
     description = _description(config, identity)
     saved = json.loads((workdir / CONFIG_FILE).read_text())
-    reached = max(steps_in(workdir / CHECKPOINTS), default=0)
     if differences := _differences(saved, description, reached):
         further = f"; and {len(differences) - 9} more" if len(differences) > 9 else ""
         raise UserError(
@@ -256,7 +257,7 @@ class CheckpointStore:
     Args:
       identity: what else must not change under a run, besides FIXED_FIELDS: fingerprints of
         tokenizer and data, batch sizes. Entries of its "phases" are keyed by the step they start
-        at, and count once a checkpoint has reached it.
+        at, and count once a checkpoint is past it.
 
     Raises:
       UserError: the workdir belongs to a run with another model, data set, batch size or seed, or

@@ -18,7 +18,7 @@ def lock(path: str | epath.PathLike, in_use: str) -> IO[bytes] | None:
     Raises:
       UserError: another process holds it; the message is `in_use`.
     """
-    if not os.path.isdir(os.path.dirname(path)):
+    if not os.path.isdir(os.path.dirname(path) or "."):
         return None
     file = open(path, "wb")  # noqa: SIM115  (held open: the lock)
     try:
@@ -34,7 +34,8 @@ def lock(path: str | epath.PathLike, in_use: str) -> IO[bytes] | None:
 def is_stream(path: str | epath.PathLike) -> bool:
     """Whether it is a pipe or a device, to be written to and not to be replaced."""
     is_special = os.path.exists(path) and not os.path.isfile(path)
-    return is_special or str(path).startswith("/dev/")  # /dev/stdout may lead to a file
+    # What /dev/stdout leads to may be a file.
+    return is_special or os.path.dirname(path) in ("/dev", "/dev/fd")
 
 
 def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:

@@ -104,8 +104,8 @@ class Inputs:
         return {
             "tokenizer": self.loaded.tokenizer.fingerprint,
             "model to start from": self._initial_params,
-            "data": self._fingerprint(self.train),
-            "validation data": self._fingerprint(self.validation),
+            "data": self._fingerprints[0],
+            "validation data": self._fingerprints[1],
             **{name: value for name, value in settings.items() if name not in FREE_FIELDS},
         }
 
@@ -118,10 +118,15 @@ class Inputs:
             digest.update(np.ascontiguousarray(x))
         return digest.hexdigest()
 
-    def _fingerprint(self, split: Split) -> str:
-        """SHA-256 of rows and labels."""
-        rows = [list(self.task.labels), [sorted(arrays.items()) for arrays in split.arrays]]
-        return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        """SHA-256 of rows and labels, of training and of validation."""
+        labels = list(self.task.labels)
+        splits = (
+            [labels, [sorted(arrays.items()) for arrays in split.arrays]]
+            for split in (self.train, self.validation)
+        )
+        return [hashlib.sha256(json.dumps(x, default=str).encode()).hexdigest() for x in splits]
 
     def resolved(
         self, config: ml_collections.ConfigDict, init: str | epath.PathLike

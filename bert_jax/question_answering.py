@@ -202,6 +202,8 @@ def best_spans(
         with the 20 likeliest ends).
       max_answer_length: in tokens.
     """
+    if not offsets:  # a context without tokens
+        return []
     longest = min(max_answer_length, len(offsets))
     starts_N, ends_N = logits_N2.astype(np.float32).T
     # [i, k]: the span of k + 1 tokens from i; -inf where it would run over the end.

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ from data_prep.stages import (
 )
 from data_prep.token_store import SPLITS
 
+ARGUMENTS_FILE = "arguments.json"  # in DATA_DIR/.build
+LOCK_FILE = ".lock"  # in DATA_DIR, while it is being built
+_SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.({'|'.join(FORMATS)})")
 _log = logging.getLogger(__name__)
 
 
@@ -67,19 +71,16 @@ def build(
     options = options.checked()
     tokenizer = tokenizers.load(options.tokenizer)
     job = Job(options, tokenizer, str(output))
-    if (epath.Path(output) / MANIFEST).exists():
-        manifest = Manifest.read(output)
-        _require_same(job, manifest.arguments, manifest.tokenizer_fingerprint)
-        if job.work.exists():  # of a process that was killed as it tidied up
-            token_store.remove_copy(job.store)
-            _remove(job.work)
-        _log.info(f"{output} is built already")
-        return manifest
-    workers = workers or parallel.default_workers()
-    if workers < 1:
-        raise UserError(f"--workers is {workers}: expected at least 1")
-    parts = corpus.list_parts(options.input, options.field)
-    with _WorkDirectory(job, parts):
+    if (epath.Path(output) / MANIFEST).exists() and not job.work.exists():
+        return _built_already(job)
+    with _WorkDirectory(job) as work:
+        if (epath.Path(output) / MANIFEST).exists():  # killed as it tidied up: done now
+            return _built_already(job)
+        workers = workers or parallel.default_workers()
+        if workers < 1:
+            raise UserError(f"--workers is {workers}: expected at least 1")
+        parts = corpus.list_parts(options.input, options.field)
+        work.claim(parts)
         if runner == "beam":
             from data_prep import beam
 
@@ -104,74 +105,83 @@ class _WorkDirectory:
     input that has changed is refused.
     """
 
-    def __init__(self, job: Job, parts: Sequence[corpus.Part]):
+    def __init__(self, job: Job):
         self._job = job
-        self._files = input_files(parts)
 
-    def __enter__(self) -> None:
-        job = self._job
-        path = job.work / "arguments.json"
-        self._is_new = not path.exists()
-        self._output_is_new = not epath.Path(job.output).exists()
-        job.work.mkdir(parents=True, exist_ok=True)
-        self._lock = files.lock(
-            job.work / "lock",
-            f"another process is building {job.output}: wait for it, or give another --output",
-        )
+    def __enter__(self) -> "_WorkDirectory":
+        output = epath.Path(self._job.output)
+        self._output_is_new = not output.exists()
         try:
-            self._claim(path)
-        except BaseException:
-            self._unlock()
-            raise
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output={output} cannot be made ({error})") from None
+        self._lock_path = output / LOCK_FILE
+        self._lock = files.lock(
+            self._lock_path,
+            f"another process is building {output}: wait for it, or give another --output",
+        )
+        self._is_new = not (self._job.work / ARGUMENTS_FILE).exists()
+        return self
 
-    def _claim(self, path: epath.Path) -> None:
-        """Writes arguments.json, or compares with what is there."""
+    def claim(self, parts: Sequence[corpus.Part]) -> None:
+        """Makes .build the place of this command, or compares it with the one that made it."""
         job = self._job
+        found = input_files(parts)
         if self._is_new:
+            # Of a build whose .build was removed: they must not be taken for this one's.
+            for path in epath.Path(job.output).iterdir():
+                if _SHARD.fullmatch(path.name):
+                    _remove(path)
             for directory in (job.units, job.finished):
                 directory.mkdir(parents=True, exist_ok=True)
         else:
-            started = json.loads(path.read_text())
+            started = json.loads((job.work / ARGUMENTS_FILE).read_text())
             _require_same(job, started["arguments"], started["tokenizer_fingerprint"])
-            _compare_input(job, started["input_files"], self._files)
+            _compare_input(job, started["input_files"], found)
             for directory in (epath.Path(job.output), job.units, job.work, job.finished):
                 for leftover in directory.glob("*.partial-*"):
                     _remove(leftover)
         now = {
             "arguments": arguments(job.options),
             "tokenizer_fingerprint": job.tokenizer.fingerprint,
-            "input_files": self._files,
+            "input_files": found,
         }
-        files.write_whole(path, json.dumps(now, indent=1))
+        files.write_whole(job.work / ARGUMENTS_FILE, json.dumps(now, indent=1))
         for directory in (job.units, job.finished, *(job.store / split for split in SPLITS)):
             token_store.forget_listing(directory)
 
-    def _unlock(self) -> None:
-        if self._lock:
-            self._lock.close()
-
     def __exit__(self, kind: type | None, *exception: object) -> None:
+        job = self._job
         try:
-            self._tidy(kind)
+            if kind is None:
+                token_store.remove_copy(job.store)
+                _remove(job.work)
+            elif issubclass(kind, UserError):
+                if self._is_new and not _is_worth_keeping(job):
+                    _remove(job.work)
+                    if self._output_is_new:
+                        self._unlock()
+                        _remove(epath.Path(job.output))
+                else:
+                    _log.warning(
+                        f"{job.work} keeps what is finished: once the mistake is mended, the same "
+                        "command goes on from there. For another command, give another --output"
+                    )
         finally:
             self._unlock()
 
-    def _tidy(self, kind: type | None) -> None:
-        """Removes what is not needed any more, after an exception of this kind or none."""
-        job = self._job
-        if kind is None:
-            token_store.remove_copy(job.store)
-            _remove(job.work)
-        elif issubclass(kind, UserError):
-            if self._is_new and not _is_worth_keeping(job):
-                _remove(job.work)
-                if self._output_is_new:
-                    _remove(epath.Path(job.output))
-            else:
-                _log.warning(
-                    f"{job.work} keeps what is finished: once the mistake is mended, the same "
-                    "command goes on from there. For another command, give another --output"
-                )
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock_path.unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+def _built_already(job: Job) -> Manifest:
+    manifest = Manifest.read(job.output)
+    _require_same(job, manifest.arguments, manifest.tokenizer_fingerprint)
+    _log.info(f"{job.output} is built already")
+    return manifest
 
 
 def _is_worth_keeping(job: Job) -> bool:

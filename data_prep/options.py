@@ -73,8 +73,8 @@ class BuildOptions:
             "seed": (0 <= self.seed < 2**63, "from 0 to below 2**63"),
             "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
             "language": (
-                re.fullmatch("[a-z]{2,3}", self.language) is not None,
-                "an ISO 639-1 code, such as en or de",
+                re.fullmatch("[a-z]{2,3}(-[a-z]+)*", self.language) is not None,
+                "an ISO 639-1 code, such as en or pt-br",
             ),
             "weights": (
                 len(self.weights) in (0, len(self.input)) and all(w >= 0 for w in self.weights),

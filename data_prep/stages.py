@@ -194,8 +194,6 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
             SPLITS.index(task.split),
         )
         write = _WRITERS[job.options.format]
-        # Of a build that was begun anew: it must not be taken for this one's.
-        path.unlink(missing_ok=True)
         with write(path, examples) as sha256:
             # Statistics first: where both files exist, the shard is finished.
             for suffix, array in (

@@ -351,8 +351,9 @@ def _copy_of(directory: epath.Path, summary: str) -> epath.Path:
 
 def remove_copy(directory: epath.Path) -> None:
     """Removes this machine's copy of a remote store, if there is one."""
-    if is_remote(directory):
-        target = _copy_of(directory, (directory / "store.json").read_text())
+    summary = directory / "store.json"
+    if is_remote(directory) and summary.exists():
+        target = _copy_of(directory, summary.read_text())
         shutil.rmtree(target, ignore_errors=True)
         epath.Path(f"{target}.lock").unlink(missing_ok=True)
 

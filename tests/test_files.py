@@ -1,11 +1,14 @@
 """Files are there whole or not at all, whoever reads, writes or fails meanwhile."""
 
+import os
+import tempfile
 import threading
 
 import pytest
 from etils import epath
 
 from bert_jax import files
+from bert_jax.cli import UserError
 
 
 def names(directory) -> list[str]:
@@ -39,6 +42,23 @@ def test_links_stay_links_and_pipes_are_written_to(tmp_path, capfd):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "content"
     files.write_whole("/dev/stderr", "said")
     assert capfd.readouterr().err == "said"
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no memory to write files to")
+def test_a_file_in_shared_memory_is_a_file():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        path = os.path.join(directory, "file")
+        assert not files.is_stream(path)
+        assert files.is_stream("/dev/stdout") and files.is_stream("/dev/fd/1")
+
+
+def test_locks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "one", "two"):
+        with files.lock(path, "held"), pytest.raises(UserError, match="in use"):
+            files.lock(path, "in use")
+        files.lock(path, "in use").close()
+    assert files.lock("gs://bucket/lock", "in use") is None
 
 
 def test_a_reader_never_sees_a_part_of_what_several_write(tmp_path):

@@ -85,17 +85,26 @@ def test_an_interrupted_run_goes_on_with_the_same_settings_alone(
     pretrained, config, tmp_path, monkeypatch
 ):
     """Of two learning rates the second's run is there, unfinished: no other is made first."""
-    config.learning_rates = (1e-3, 1e-2)
+    config.learning_rates, config.num_epochs = (1e-3, 1e-2), 2
+    make = batching.epoch_batches
+    workdir = tmp_path / "lr-0.01_seed-0"
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    def interrupted_in(epoch):
+        def batches(*arguments):
+            if arguments[-1] == epoch:
+                raise KeyboardInterrupt
+            return make(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(batching, "epoch_batches", interrupted)
-        one = sweep.run_configs(config)["lr-0.01_seed-0"]
-        finetune_loop.finetune(one, pretrained, tmp_path / "lr-0.01_seed-0")
-    config.optimizer.weight_decay = 0.5
-    with pytest.raises(UserError, match=r"optimizer\.weight_decay is 0\.01 there, 0\.5 here"):
+        one = sweep.run_configs(config)[workdir.name]
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(batching, "epoch_batches", batches)
+            finetune_loop.finetune(one, pretrained, workdir)
+
+    interrupted_in(0)
+    config.optimizer.weight_decay = 0.5  # nothing has been trained with the other
+    interrupted_in(1)
+    config.optimizer.weight_decay = 0.1
+    with pytest.raises(UserError, match=r"optimizer\.weight_decay is 0\.5 there, 0\.1 here"):
         sweep.sweep(config, pretrained, tmp_path)
     assert not (tmp_path / "lr-0.001_seed-0").exists()
 

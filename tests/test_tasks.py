@@ -318,6 +318,7 @@ def test_best_spans_are_those_of_all_pairs(n_best, max_answer_length):
         reverse=True,
     )
     assert spans == of_all[:n_best]
+    assert question_answering.best_spans(logits[:0], [], n_best, max_answer_length) == []
 
 
 def test_a_span_that_two_windows_see_is_one_answer():

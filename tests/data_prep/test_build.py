@@ -382,7 +382,7 @@ def test_a_shard_of_old_text_is_not_taken_for_the_new(tmp_path, tokenizer_dir, m
 
 def test_a_second_process_is_turned_away(tmp_path, options, built):
     stop_at("merge", options, tmp_path / "data")
-    lock = files.lock(tmp_path / "data" / ".build" / "lock", "held")
+    lock = files.lock(tmp_path / "data" / ".lock", "held")
     with lock, pytest.raises(UserError, match=r"another process is building .*data"):
         build(options, tmp_path / "data", workers=1)
     assert build(options, tmp_path / "data", workers=1) == built[1]
