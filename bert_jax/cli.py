@@ -58,12 +58,4 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         code = EXIT_INTERRUPTED
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has enough, as in `… | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 141  # as of a program that SIGPIPE ended
-        else:
-            raise
     sys.exit(code or 0)

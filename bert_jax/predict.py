@@ -458,7 +458,11 @@ def main(argv: Sequence[str]) -> None:
     )
     if arguments.output == "-":
         for text in texts:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:  # whoever reads has enough, as in `… | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return
         return
     files.write_whole(arguments.output, "".join(f"{text}\n" for text in texts))
 
