@@ -112,7 +112,8 @@ def _explain(error: Exception, config_file: str, argv: Sequence[str]) -> str:
     for argument in argv:
         field = argument.lstrip("-").partition("=")[0]
         if (match := _FIELD.fullmatch(field)) and match[1] not in known:
-            near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
+            inner = [name for name in known if name.endswith(f".{match[1]}")]
+            near = inner or difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
             hint = f"; did you mean --config.{near[0]}?" if near else ""
             if match[1].startswith("phases[") and "phases" in known:
                 hint = ": its run is one phase"

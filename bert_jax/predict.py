@@ -10,6 +10,7 @@ Other fields are passed on. Empty lines are passed over: no line of output, no v
 """
 
 import argparse
+import io
 import itertools
 import json
 import os
@@ -57,15 +58,17 @@ def read_records(lines: Iterable[str], name: str, command: str, jsonl: bool) -> 
     Raises:
       UserError: a line that is not JSON or lacks a field; names the line.
     """
+    from bert_jax import tables
+
     for number, line in enumerate(lines, 1):
-        line = line.rstrip("\n")
+        line = line.rstrip("\r\n")
         if not line.strip():
             continue
         if not jsonl and command != "answer":
             yield {"tokens": line.split()} if command == "tag" else {"text": line}
             continue
         try:
-            record = json.loads(line)
+            record = tables.parse_json(line)
         except ValueError as error:
             raise UserError(f"{name}:{number} is not JSON ({error})") from None
         wanted = list if command == "tag" else str
@@ -342,6 +345,8 @@ def predictions(
 
 
 def _standard_input() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):  # in some locales it takes any byte
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
         yield from sys.stdin
     except UnicodeDecodeError as error:
@@ -435,6 +440,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.output != "-":
         check_output(arguments.output)
+        if os.path.realpath(arguments.output) == os.path.realpath(arguments.input):
+            raise UserError(f"--output={arguments.output} is the input: give another file")
     if arguments.command == "embed":
         vectors.check(arguments.output)
     from bert_jax import tables

@@ -7,7 +7,6 @@ points to [CLS]; so does every window of a question that has none.
 import collections
 import dataclasses
 import heapq
-import json
 import re
 import string
 from collections.abc import Sequence
@@ -274,7 +273,7 @@ def read_squad(source: str) -> list[Question]:
             ) from None
     else:
         try:
-            rows = list(_squad_rows(json.loads(tables.read_text(source))))
+            rows = list(_squad_rows(tables.parse_json(tables.read_text(source))))
         except ValueError as error:
             raise UserError(f"{source} is not JSON ({error})") from None
         except (KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ one goes on. WORKDIR receives summary.json and hf/, the best run's model.
 """
 
 import json
+import re
 import statistics
 from typing import Any
 
@@ -47,6 +48,22 @@ def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.C
             one.seed, one.optimizer.learning_rate = seed, rate
             configs[f"lr-{rate}_seed-{seed}"] = one
     return configs
+
+
+def finished_configs(
+    config: ml_collections.ConfigDict, workdir: epath.Path
+) -> dict[str, ml_collections.ConfigDict]:
+    """The runs that are finished in WORKDIR, by name, with the settings they should have.
+
+    They count in the summary whichever seeds and learning rates a command asks for.
+    """
+    found = {}
+    for path in sorted(workdir.glob("lr-*_seed-*/results.json")):
+        if match := re.fullmatch(r"lr-(.+)_seed-(\d+)", path.parent.name):
+            one = ml_collections.ConfigDict(config.to_dict())
+            one.learning_rates, one.seeds = (float(match[1]),), (int(match[2]),)
+            found |= run_configs(one)
+    return found
 
 
 def summarize(metric: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,6 +116,8 @@ def sweep(
 ) -> dict[str, Any]:
     """Makes all runs of `config.seeds` × `config.learning_rates` that are not finished yet.
 
+    What is finished in `workdir` is summarized with them.
+
     Returns:
       what summary.json holds (see `summarize`). The best run is the one with the highest figure of
       the task's metric on the validation file.
@@ -110,7 +129,7 @@ def sweep(
     from bert_jax import checkpoint, finetune_inputs, finetune_loop, hf_format
 
     workdir = epath.Path(workdir)
-    configs = run_configs(config)
+    configs = finished_configs(config, workdir) | run_configs(config)
     if (workdir / "config.json").exists():
         raise UserError(
             f"{workdir} holds a single run: give another --workdir for several seeds or learning "

@@ -107,9 +107,29 @@ def _file_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
         raise UserError(f"{source}:{reader.line_num} is not valid CSV ({error})") from None
 
 
+def parse_json(text: str) -> Any:
+    """Any JSON value; halves of a character (a cut emoji) become U+FFFD.
+
+    Raises:
+      ValueError: it is not JSON.
+    """
+
+    def mended(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(value, list):
+            return [mended(part) for part in value]
+        if isinstance(value, dict):
+            return {mended(name): mended(part) for name, part in value.items()}
+        return value
+
+    value = json.loads(text)
+    return mended(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
+
+
 def _json_object(place: str, line: str) -> dict[str, str]:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise UserError(f"{place} is not JSON ({error})") from None
     if not isinstance(values, dict):

@@ -5,7 +5,6 @@ model takes are worked off in several windows, so every word gets a prediction.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -243,7 +242,7 @@ def _from_jsonl(source: str, words_column: str, tags_column: str):
             continue
         place = f"{source}:{number}"
         try:
-            row = json.loads(line)
+            row = tables.parse_json(line)
         except ValueError as error:
             raise UserError(f"{place} is not JSON ({error})") from None
         yield _sentence(place, row, words_column, tags_column)

@@ -48,6 +48,10 @@ def test_overrides_are_applied():
             ["--config=configs/bert_mini.py", "--workdir=/w", "--config.bach_size=3"],
             "no field 'bach_size'; did you mean --config.batch_size",
         ),
+        (
+            ["--config=configs/bert_mini.py", "--workdir=/w", "--config.learning_rate=3"],
+            "no field 'learning_rate'; did you mean --config.optimizer.learning_rate",
+        ),
         (["--config=configs/bert_mini.py", "--workdir=/w", "--config.seed=x"], "config.seed=x"),
         (["--config=configs/bert_mini.py", "--workdir=/w", "surplus"], "unexpected argument"),
         (["--config=configs/bert_mini.py", "--workdri=/w"], "workdri"),

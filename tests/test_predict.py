@@ -317,7 +317,9 @@ def test_standard_input_and_output(models, monkeypatch, capsys):
     predict.main(["classify", f"--model={workdir}"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["text"] for line in lines] == ["the film", "good"]
-    latin = io.TextIOWrapper(io.BytesIO("café\n".encode("latin-1")), encoding="utf-8")
+    latin = io.TextIOWrapper(
+        io.BytesIO("café\n".encode("latin-1")), encoding="utf-8", errors="surrogateescape"
+    )
     monkeypatch.setattr(sys, "stdin", latin)
     with pytest.raises(UserError, match="standard input is not UTF-8"):
         predict.main(["classify", f"--model={workdir}"])
@@ -343,6 +345,12 @@ def test_bad_input(models, tmp_path):
         call("fill-mask", workdir, TEXTS, tmp_path)
     with pytest.raises(UserError, match=r"input\.jsonl:2: classify needs the field 'text'"):
         call("classify", workdir, [{"text": "good"}, {"txt": "bad"}], tmp_path)
+    (tmp_path / "half.jsonl").write_text('{"text": "good \\ud83d"}\r\n')
+    half = ["classify", f"--model={workdir}", f"--input={tmp_path / 'half.jsonl'}"]
+    predict.main([*half, f"--output={tmp_path / 'mended.jsonl'}"])
+    assert json.loads((tmp_path / "mended.jsonl").read_text())["text"] == "good \ufffd"
+    with pytest.raises(UserError, match=r"half\.jsonl is the input"):
+        predict.main([*half, f"--output={tmp_path / 'half.jsonl'}"])
     with pytest.raises(UserError, match=r"input\.jsonl:1: 'text_pair' is not a text"):
         call("classify", workdir, [{"text": "good", "text_pair": 5}], tmp_path)
     with pytest.raises(UserError, match=r"has the field 'scores', where classify writes"):

@@ -62,6 +62,13 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
     out = capsys.readouterr().out
     assert "lr-0.01_seed-0, finished before" in out and "median" in out
 
+    # Another command's runs there count too: the best one stays the best.
+    other = next(run for run in summary["runs"] if run["name"] != best)
+    finetune.main(
+        [flag for flag in flags if "seeds" not in flag] + [f"--config.seeds={other['seed']}"]
+    )
+    assert json.loads((workdir / "summary.json").read_text())["best"] == best
+
     # A run is what it is without the others.
     config.optimizer.learning_rate, config.seed = 1e-2, 1
     alone = finetune_one(config, pretrained, tmp_path / "alone")
