@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, run the command again
@@ -35,6 +35,16 @@ def brief(error: Exception) -> str:
     """An error of another library in one line: 'ValueError: the first line of its message'."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints lines as they come, until whoever reads them has enough, as in `… | head`."""
+    for line in lines:
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

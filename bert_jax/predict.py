@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import files, vectors
-from bert_jax.cli import UserError, run
+from bert_jax.cli import UserError, print_lines, run
 
 # JAX, and what imports it, is imported inside the functions: --help must answer at once.
 
@@ -464,12 +464,7 @@ def main(argv: Sequence[str]) -> None:
         for record, result in results
     )
     if arguments.output == "-":
-        for text in texts:
-            try:
-                print(text, flush=True)
-            except BrokenPipeError:  # whoever reads has enough, as in `… | head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return
+        print_lines(texts)
         return
     files.write_whole(arguments.output, "".join(f"{text}\n" for text in texts))
 

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import functools
 import html
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import tokenizer as tokenizers
-from bert_jax.cli import HelpFormatter, UserError
+from bert_jax.cli import HelpFormatter, UserError, print_lines
 from bert_jax.masking import MaskingConfig
 from bert_jax.records import Manifest, Shard
 from bert_jax.tokenizer import Tokenizer
@@ -458,13 +459,11 @@ def main(argv: Sequence[str]) -> int | None:
         raise UserError(f"--workers is {flags.workers}: expected at least 1")
     report = check(flags.data_dir, workers=flags.workers)
     if flags.json:
-        print(_json(report))
+        print_lines([_json(report)])
     else:
-        for line in _lines(report):
-            print(line)
         styles = _TERMINAL if sys.stdout.isatty() else _PLAIN
-        for text in _examples(report, flags.data_dir, flags.examples, styles):
-            print("\n" + text)
+        examples = _examples(report, flags.data_dir, flags.examples, styles)
+        print_lines(itertools.chain(_lines(report), (f"\n{text}" for text in examples)))
     if flags.report:
         write_report(report, flags.data_dir, flags.report, max(flags.examples, 5))
     return 0 if report.is_healthy else 1

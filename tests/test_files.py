@@ -1,6 +1,8 @@
 """Files are there whole or not at all, whoever reads, writes or fails meanwhile."""
 
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 
@@ -75,3 +77,14 @@ def test_a_reader_never_sees_a_part_of_what_several_write(tmp_path):
     while any(thread.is_alive() for thread in threads):
         assert (tmp_path / "file").read_text() in contents
     assert names(tmp_path) == ["file"]
+
+
+def test_a_reader_of_lines_may_leave():
+    program = "from bert_jax.cli import print_lines; print_lines(map(str, range(10**6)))"
+    shell = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{program}" | head -n 1; exit ${{PIPESTATUS[0]}}'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (shell.stdout, shell.stderr, shell.returncode) == ("0\n", "", 0)
