@@ -9,6 +9,8 @@ from etils import epath
 
 from bert_jax.cli import UserError
 
+LOCK_FILE = ".lock"  # in a directory that a process is writing to
+
 
 def lock(path: str | epath.PathLike, in_use: str) -> IO[bytes] | None:
     """An open file whose lock says that something is in use; the system frees it on a crash.

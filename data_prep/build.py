@@ -42,7 +42,6 @@ from data_prep.stages import (
 from data_prep.token_store import SPLITS
 
 ARGUMENTS_FILE = "arguments.json"  # in DATA_DIR/.build
-LOCK_FILE = ".lock"  # in DATA_DIR, while it is being built
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.({'|'.join(FORMATS)})")
 _log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class _WorkDirectory:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output={output} cannot be made ({error})") from None
-        self._lock_path = output / LOCK_FILE
+        self._lock_path = output / files.LOCK_FILE
         self._lock = files.lock(
             self._lock_path,
             f"another process is building {output}: wait for it, or give another --output",
@@ -216,10 +215,11 @@ def _require_same(job: Job, theirs: dict[str, Any], fingerprint: str) -> None:
     differing = [
         f"--{name} was {theirs.get(name)!r} and is now {ours.get(name)!r}"
         for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name)
+        if ours.get(name) != theirs.get(name) and name != "tokenizer"
     ]
-    if not differing and fingerprint != job.tokenizer.fingerprint:
-        differing = [f"the vocabulary in {job.options.tokenizer} has changed"]
+    if fingerprint != job.tokenizer.fingerprint:  # one tokenizer may go by several paths
+        before, now = theirs["tokenizer"], ours["tokenizer"]
+        differing.append(f"--tokenizer={now} is not what --tokenizer={before} was")
     if differing:
         raise UserError(
             f"{job.output} holds a data set built by another command: {'; '.join(differing)}. "

@@ -86,7 +86,8 @@ def _mix(*values: int | np.ndarray) -> np.ndarray:
 
 def _generator(*key: int) -> np.random.Generator:
     """A generator of its own for a tuple of counters, such as (seed, purpose, shard, block)."""
-    words = [int(_mix(*key)), int(_mix(1, *key))]
+    # As uint64: of a large and a small integer numpy makes floats, which lose the low bits.
+    words = np.array([_mix(*key), _mix(1, *key)], np.uint64)
     return np.random.Generator(np.random.Philox(key=words))
 
 

@@ -164,6 +164,14 @@ def test_the_seed_changes_everything(tmp_path, options, built):
     assert {name.partition("-")[0] for name, _ in same} == {"document_hashes"}
 
 
+def test_generators_take_all_bits_of_their_keys():
+    generators = (shards._generator(7, i) for i in range(32))
+    keys = np.array([g.bit_generator.state["state"]["key"] for g in generators])
+    # Of a large and a small integer numpy makes floats, in which the large one ends in zeros.
+    mixed = keys[np.sum(keys >= 2**63, axis=1) == 1]
+    assert np.any(mixed.max(axis=1) & 0x7FF)
+
+
 def test_blocks_of_a_huge_document(tmp_path, tokenizer_dir, monkeypatch):
     """Its examples come all at once, and are cut into as many blocks as they fill."""
     monkeypatch.setattr(shards, "BLOCK_EXAMPLES", 64)
@@ -450,6 +458,8 @@ def test_built_already(built, options, caplog):
     directory, manifest = built
     before = os.stat(directory / "dataset.json").st_mtime_ns
     assert build(options, directory) == manifest
+    vocab = os.path.join(options.tokenizer, "vocab.txt")  # the same tokenizer
+    assert build(dataclasses.replace(options, tokenizer=vocab), directory) == manifest
     assert os.stat(directory / "dataset.json").st_mtime_ns == before
 
 
@@ -482,6 +492,10 @@ def test_another_command_is_refused(built, options, tmp_path, tokenizer):
     directory, _ = built
     with pytest.raises(UserError, match="--dupe_factor was 2 and is now 3; --seed was 12345"):
         build(dataclasses.replace(options, dupe_factor=3, seed=1), directory)
+    cased = dataclasses.replace(tokenizer, lowercase=False)
+    tokenizers.save(cased, tmp_path / "cased")
+    with pytest.raises(UserError, match=r"--tokenizer=.*cased is not what --tokenizer=.* was"):
+        build(dataclasses.replace(options, tokenizer=str(tmp_path / "cased")), directory)
     # Also while a build is unfinished.
     stop_at("merge", options, tmp_path / "data")
     with pytest.raises(UserError, match="--objective was 'nsp' and is now 'sop'"):
