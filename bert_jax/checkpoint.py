@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bert_jax import distributed, files, sharding
+from bert_jax import distributed, files, sharding, sweep
 from bert_jax import tokenizer as tokenizer_lib
 from bert_jax.cli import UserError
 from bert_jax.config import leaves
@@ -34,7 +34,6 @@ BEST = "best"
 BEST_FILE = "best.json"
 CHECKSUMS = "checksums.json"
 ORBAX_NOTE = "_CHECKPOINT_METADATA"
-LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"  # of a finished fine-tuning
 TOKENIZER = "tokenizer"
 # Fields that the numbers of a run depend on and that must not change under it: model sizes, what
@@ -113,7 +112,10 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.exists():
         found = "has no config.json" if path.parent.exists() else "does not exist"
-        raise UserError(f"{workdir} {found}: expected the workdir of a pretraining or fine-tuning")
+        raise UserError(
+            f"{workdir} {found}: expected the workdir of a pretraining or fine-tuning"
+            f"{sweep.hint(path.parent)}"
+        )
     return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
@@ -288,7 +290,7 @@ class CheckpointStore:
                 f"workdir {workdir} is in use by a run that has not ended: wait for it, or give "
                 "another --workdir"
             )
-            self._lock = files.lock(self._workdir / LOCK_FILE, in_use)
+            self._lock = files.lock(self._workdir / files.LOCK_FILE, in_use)
             try:
                 _set_damaged_aside(self._checkpoints, self._start_from)
             except UserError:

@@ -40,6 +40,8 @@ def finetune(
 ) -> dict[str, float]:
     """Fine-tunes the model at `init` as `config` says; goes on if `workdir` has a checkpoint.
 
+    A finished run is left as it is, and its results are returned.
+
     Args:
       inputs: those of `config` and `init`, if they have been read already.
 
@@ -54,7 +56,12 @@ def finetune(
     started = time.monotonic()
     with contextlib.ExitStack() as closing:  # an interrupted run must not hold on to its workdir
         run = _Run(config, init, workdir, inputs or read_inputs(config, init), closing)
+        begun_at = run.step
         run.to_the_end()
+    results = run.workdir / checkpoint.RESULTS_FILE
+    if run.step == begun_at and results.exists() and (run.workdir / "hf").exists():
+        run.progress.note(f"finished before; to evaluate and export it anew, remove {results}")
+        return json.loads(results.read_text())
     return run.write_results(time.monotonic() - started)
 
 

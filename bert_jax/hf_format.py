@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from bert_jax import __version__
+from bert_jax import __version__, sweep
 from bert_jax.cli import UserError, brief
 from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
 
@@ -105,7 +105,10 @@ def read_config(directory: epath.Path) -> Description:
     """
     path = directory / "config.json"
     if not path.exists():
-        raise UserError(f"{directory} is not a Hugging Face model directory: it has no config.json")
+        raise UserError(
+            f"{directory} is not a Hugging Face model directory: it has no config.json"
+            f"{sweep.hint(directory)}"
+        )
     try:
         config = json.loads(path.read_text())
     except ValueError as error:

@@ -18,6 +18,17 @@ from bert_jax.cli import UserError
 SUMMARY_FILE = "summary.json"
 
 
+def hint(path: epath.Path) -> str:
+    """What to give instead of a directory of several runs, for a message; "" if it is none."""
+    if not (path / SUMMARY_FILE).exists():
+        return ""
+    best = json.loads((path / SUMMARY_FILE).read_text())["best"]
+    return (
+        f". It holds several fine-tunings: give one of them, such as the best, {path / best}, or "
+        f"that one's model, {path / 'hf'}"
+    )
+
+
 def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
     """The runs by name: one config for every pair of a learning rate and a seed.
 

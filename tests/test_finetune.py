@@ -177,7 +177,10 @@ def test_a_run_stays_what_it_was_begun_as(pretrained, config, tmp_path):
     moved = shutil.copy(config.train_file, tmp_path / "moved.csv")
     config.update(log_every=7, train_file=str(moved))
     again = finetune_loop.finetune(config, pretrained, tmp_path / "run")
-    assert again["loss"] == first["loss"]
+    assert again == first  # its seconds too: what is finished is left as it is
+    (tmp_path / "run/results.json").unlink()
+    anew = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert anew["loss"] == first["loss"] and anew["seconds"] != first["seconds"]
 
 
 def test_what_cannot_be_written_is_said_before_training(pretrained, config, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 from small_finetune import reviews_config
 
-from bert_jax import batching, finetune, finetune_loop, sweep
+from bert_jax import batching, checkpoint, convert, finetune, finetune_loop, sweep
 from bert_jax.cli import UserError
 
 
@@ -86,6 +86,9 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
     config.seeds = ()
     with pytest.raises(UserError, match="holds several seeds or learning rates"):
         finetune_one(config, pretrained, workdir)
+    for read in (checkpoint.load, convert.read_hf):
+        with pytest.raises(UserError, match=rf"give one of them, such as the best, .*{best}, or "):
+            read(workdir)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_settings_alone(
