@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import re
 from typing import Any
 
 import jax
@@ -31,11 +32,13 @@ def environment() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """'Intel(R) Xeon(R) …' where Linux tells."""
+    """'AMD EPYC (family 25, model 17)' where Linux tells: generations may share a name."""
     path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    first = path.read_text().partition("\n\n")[0] if path.exists() else ""
+    facts = dict(re.findall(r"^(.*?)\s*:[ \t]*(.*)$", first, re.MULTILINE))
+    if not {"model name", "cpu family", "model"} <= facts.keys():
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
 
 
 def pretraining_model(
