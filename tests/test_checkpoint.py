@@ -133,7 +133,7 @@ def test_layers_may_become_scanned_and_unrolled_again(config, trained, tmp_path)
 
 
 def test_second_run_in_a_workdir_is_turned_away(config, trained):
-    lock = files.lock(trained / checkpoint.LOCK_FILE, "held")
+    lock = files.lock(trained / files.LOCK_FILE, "held")
     with lock, pytest.raises(UserError, match="is in use by a run that has not ended"):
         loop.train_and_evaluate(config, trained)
     loop.train_and_evaluate(config, trained)
