@@ -154,7 +154,7 @@ def attend(
         )
         if platform == "cpu":
             # Told to give BQHK, einsum multiplies the other way round, and XLA for CPU brings the
-            # values into that order element by element: a twentieth of BERT-base's step.
+            # values into that order element by element (docs/performance.md, log).
             y_BHLK = jnp.einsum("BHQS,BSHK->BHQK", probs_BHLL, v_BLHK)
             return jnp.swapaxes(y_BHLK, 1, 2)
         return jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
