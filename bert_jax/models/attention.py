@@ -152,11 +152,6 @@ def attend(
         probs_BHLL = dropout_lib.dropout(
             probs_BHLL, keys_B, dropout_rate, site, rng, rows_BR, length
         )
-        if platform == "cpu":
-            # Told to give BQHK, einsum multiplies the other way round, and XLA for CPU brings the
-            # values into that order element by element (docs/performance.md, log).
-            y_BHLK = jnp.einsum("BHQS,BSHK->BHQK", probs_BHLL, v_BLHK)
-            return jnp.swapaxes(y_BHLK, 1, 2)
         return jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
 
     interpret = platform == "cpu"
