@@ -7,7 +7,8 @@ with train.csv and dev.csv, conll2003 with eng.train and eng.testa, squad with t
 dev.json, in the formats of the recipes. Both sides read the same rows of tokens, made here (tests
 compare them with transformers' tokenizer), in batches of similar length, and train with the
 recipe's settings. A time is that of training, and of evaluating and saving after every epoch;
-compilation is included, data preparation and export are left out.
+compilation is included, of programs that the cache of earlier runs does not have, such as another
+seed's; data preparation and export are left out.
 
 Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last,
 and --report prints the table of what is there, of whichever commands. A seed's two sides run on one
@@ -106,8 +107,8 @@ def limited(inputs: Inputs, config, max_train: int, max_validation: int) -> Inpu
 def train_here(config, model: str, inputs: Inputs, directory: pathlib.Path):
     """(objects of predictions.jsonl, seconds)."""
     results = finetune_loop.finetune(config, model, directory, inputs)
-    lines = (directory / "predictions.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], results["seconds"]
+    with (directory / "predictions.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file], results["seconds"]
 
 
 def torch_row(arrays: dict[str, Any], task: str) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def train_there(config, model: str, inputs: Inputs, directory: pathlib.Path):
         for split in (inputs.train, inputs.validation)
     )
     trainer = transformers.Trainer(
-        model=MODELS[config.task].from_pretrained(model, **labels),
+        model=MODELS[config.task].from_pretrained(model, dtype=torch.float32, **labels),
         args=arguments,
         data_collator=collate,
         train_dataset=rows,

@@ -28,6 +28,7 @@ def environment() -> dict[str, str]:
         "jax": jax.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),  # of both sides' memory
     }
 
 

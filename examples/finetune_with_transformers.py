@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         options.model,
+        dtype=torch.float32,  # whatever the weights are stored as: bfloat16 learns badly
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
