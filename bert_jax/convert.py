@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,7 @@ PARTS: dict[str, tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...]] 
     "span classifier": (("span_classifier", "qa_outputs", DENSE),),
 }
 
-# transformers class -> the parts it needs besides the encoder; other parts may be there or not.
+# transformers class -> the parts it has besides the encoder. A BertModel may have a pooler too.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "BertModel": (),
     "BertForMaskedLM": ("MLM head",),
@@ -95,6 +96,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "BertForQuestionAnswering": ("span classifier",),
     "BertForMultipleChoice": ("pooler", "classifier"),
 }
+# Of a run's config, what its model card says.
+CARD_FIELDS = (
+    *("imported_from", "data_dir", "train_file", "validation_file", "init"),
+    *("batch_size", "num_steps", "num_epochs", "max_seq_length", "seed"),
+)
 PIPELINES = {
     "BertModel": "feature-extraction",
     "BertForMaskedLM": "fill-mask",
@@ -311,6 +317,10 @@ def read_hf(source: str | epath.PathLike) -> Any:
     labels: tuple[str, ...] = ()
     if "classifier" in params and described.task != "multiple_choice":
         count = params["classifier"]["bias"].shape[0]
+        if described.task == "text_regression" and count != 1:
+            raise UserError(
+                f"{source}: a regression head with {count} outputs; those with one are known here"
+            )
         labels = described.labels or tuple(f"LABEL_{i}" for i in range(count))
         if len(labels) != count:
             raise UserError(
@@ -384,9 +394,18 @@ def write_hf(
     task = loaded.config.get("task", "pretraining")  # pretraining configs have no such field
     labels = tuple(loaded.config.get("labels", ()))
     architecture = architecture_of(loaded.params, task)
+    kept = {"encoder", *REQUIRED[architecture]}
+    if architecture == "BertModel":
+        kept.add("pooler")
+    # Such as the pooler that came along when a model was made from a larger one.
+    if left_out := [part for part in parts_of(loaded.params) if part not in kept]:
+        logging.warning(f"{output}: a {architecture} has no {', no '.join(left_out)}: left out")
     stored = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype]
+    part_of = {key: part for part, _, key, _ in rows(model)}
     tensors = {
-        key: x.astype(stored, copy=False) for key, x in to_tensors(loaded.params, model).items()
+        key: x.astype(stored, copy=False)
+        for key, x in to_tensors(loaded.params, model).items()
+        if part_of[key] in kept
     }
     config = hf_format.config_json(
         architecture, model, dtype, loaded.tokenizer.pad_id, task, labels
@@ -419,9 +438,15 @@ def card_facts(loaded: Any, source: str | epath.PathLike) -> list[tuple[str, str
         ("vocabulary", f"{model.vocab_size:,} {'un' if loaded.tokenizer.lowercase else ''}cased"),
         ("steps", f"{loaded.step:,}"),
     ]  # fmt: skip
-    for name in ("imported_from", "data_dir", "train_file", "init", "batch_size", "num_steps"):
-        if loaded.config.get(name):
+    for name in CARD_FIELDS:
+        if loaded.config.get(name) not in (None, "", ()):
             facts.append((name, str(loaded.config[name])))
+    for number, phase in enumerate(loaded.config.get("phases", ())):
+        facts += [
+            (f"phase {number} {name}", ", ".join(str(value).splitlines()))
+            for name, value in phase.items()
+            if value  # fields left empty are the run's
+        ]
     for name, value in loaded.config.get("optimizer", {}).items():
         facts.append((f"optimizer {name}", str(value)))
     workdir, _, _ = checkpoint.path_parts(source)

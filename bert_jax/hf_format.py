@@ -109,10 +109,7 @@ def read_config(directory: epath.Path) -> Description:
             f"{directory} is not a Hugging Face model directory: it has no config.json"
             f"{sweep.hint(directory)}"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
+    config = _read_json(path)
     problems = []
     for field, expected in (
         ("model_type", "bert"),
@@ -128,9 +125,15 @@ def read_config(directory: epath.Path) -> Description:
         for field in dataclasses.fields(BertConfig)
         if field.name in config and field.name not in COMPUTE_FIELDS
     }
-    sizes["hidden_act"] = _ACTIVATION_ALIASES.get(sizes["hidden_act"], sizes["hidden_act"])
-    if sizes["hidden_act"] not in ACTIVATIONS:
-        problems.append(f"hidden_act is {sizes['hidden_act']!r}, expected one of {[*ACTIVATIONS]}")
+    for name, value in sizes.items():
+        default = getattr(BertConfig, name)
+        kinds = (float, int) if isinstance(default, float) else type(default)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            problems.append(f"{name} is {value!r}, expected one like {default!r}")
+        elif name == "hidden_act":
+            sizes[name] = _ACTIVATION_ALIASES.get(value, value)
+            if sizes[name] not in ACTIVATIONS:
+                problems.append(f"{name} is {value!r}, expected one of {[*ACTIVATIONS]}")
     if problems:
         raise UserError(f"{path}: this is not a BERT this project computes: {'; '.join(problems)}")
     architecture = (config.get("architectures") or ["BertModel"])[0]
@@ -147,6 +150,17 @@ def read_config(directory: epath.Path) -> Description:
         task=task,
         labels=tuple(names[key] for key in sorted(names, key=int)),
     )
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """An object of a JSON file; UserError if it has none."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
 
 
 def locate(source: str | epath.PathLike) -> epath.Path:
@@ -209,7 +223,10 @@ def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
     for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_bin)):
         index = directory / f"{name}.index.json"
         if index.exists():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise UserError(f"{index} has no weight_map: which file holds which weights")
+            shards = sorted(set(map(str, weight_map.values())))
             lacking = [shard for shard in shards if not (directory / shard).exists()]
             if lacking:
                 raise UserError(f"{index} lists files that are not there: {', '.join(lacking)}")
@@ -254,6 +271,11 @@ def _read_bin(path: epath.Path) -> dict[str, np.ndarray]:
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch's own errors
         raise UserError(f"{path} cannot be read as torch weights ({brief(error)})") from None
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise UserError(
+            f"{path} holds more than a model's weights (a training checkpoint?): save its "
+            "state_dict alone"
+        )
     return {
         name: _float32((x.float() if x.is_floating_point() else x).numpy())
         for name, x in state.items()
@@ -307,8 +329,10 @@ def check_replaceable(output: epath.Path) -> None:
         raise UserError(f"{output} is a file; expected a directory to write, or none")
     names = sorted(path.name for path in output.iterdir())
     foreign = [name for name in names if not _WRITTEN.fullmatch(name)]
-    config = output / "config.json"
-    ours = not foreign and config.exists() and _MARK in json.loads(config.read_text())
+    ours = False
+    if not foreign and "config.json" in names:
+        with contextlib.suppress(UserError):
+            ours = _MARK in _read_json(output / "config.json")
     if names and not ours:
         raise UserError(
             f"{output} is not empty and not an earlier export (it holds "
@@ -316,11 +340,21 @@ def check_replaceable(output: epath.Path) -> None:
         )
 
 
+def _upload_order(path: pathlib.Path) -> tuple[bool, bool, bool]:
+    return (
+        path.name != "config.json",
+        "safetensors" in path.name,
+        path.name.endswith(".index.json"),
+    )
+
+
 @contextlib.contextmanager
 def replace_directory(output: epath.Path) -> Iterator[pathlib.Path]:
     """Yields a local scratch directory that becomes `output` when the block ends without error.
 
-    On a local disk `output` appears by a rename, complete or not at all.
+    On a local disk `output` appears by a rename, complete or not at all. Elsewhere config.json is
+    written first, so that an export that was cut off may be replaced, and the weights and their
+    index last: without them it does not look whole.
     """
     local = "://" not in str(output)
     if local:
@@ -338,7 +372,7 @@ def replace_directory(output: epath.Path) -> Iterator[pathlib.Path]:
             scratch.rename(output)
         else:
             output.mkdir(parents=True)
-            for path in scratch.iterdir():
+            for path in sorted(scratch.iterdir(), key=_upload_order):
                 (output / path.name).write_bytes(path.read_bytes())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -15,8 +15,9 @@ from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.tokenizer import Tokenizer
 
-# float32 arithmetic in another order, over up to 24 layers: a conversion error is far larger.
-BOUND = 1e-4
+# float32 arithmetic in another order, over up to 24 layers: a conversion error is far larger. Of
+# values up to 10; it grows with larger ones, such as scores of a regression.
+BOUND, UNIT = 1e-4, 10.0
 # Real text among the random ids: accents, capitals, CJK, rare words, a pair.
 TEXTS = (
     ("The capital of France is Paris.", None),
@@ -32,7 +33,8 @@ class ParityReport:
     """The outcome of a comparison.
 
     Attributes:
-      differences: output -> largest absolute difference; empty if nothing could be compared.
+      differences: output -> largest difference (see `differences`); empty if nothing could be
+        compared.
       problems: what else is wrong (keys missing in torch, another tokenization).
       setting: versions and inputs, or why nothing was compared.
       rounding: output -> largest change that storing bfloat16 made; empty for float32.
@@ -170,14 +172,18 @@ def torch_outputs(model: Any, batch: Batch) -> dict[str, np.ndarray]:
 def differences(
     ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]
 ) -> dict[str, float]:
-    """Largest absolute difference of every output of `ours` over the batches."""
-    return {
-        # numpy's maximum of both: NaN stays NaN.
-        name: float(
-            np.max([np.max(np.abs(x[name] - y[name])) for x, y in zip(ours, theirs, strict=True)])
-        )
-        for name in ours[0]
-    }
+    """Largest difference of every output of `ours` over the batches.
+
+    Of outputs that reach beyond UNIT it is the difference as a share of that many UNITs.
+    """
+
+    def difference(name: str) -> float:
+        pairs = [(x[name], y[name]) for x, y in zip(ours, theirs, strict=True)]
+        # numpy's maximum: NaN stays NaN.
+        largest = np.max([np.max(np.abs(y)) for _, y in pairs])
+        return float(np.max([np.max(np.abs(x - y)) for x, y in pairs]) / max(1, largest / UNIT))
+
+    return {name: difference(name) for name in ours[0]}
 
 
 def compare(loaded: Any, architecture: str, directory: pathlib.Path, dtype: str) -> ParityReport:

@@ -1,7 +1,7 @@
 """Command: what a trained model says of texts, one JSON object a line.
 
-Lines are texts (for tag: words separated by blanks; for fill-mask: texts with [MASK]). In a .jsonl
-file, with --jsonl, and for answer always, they are JSON objects with the fields
+Lines are texts (for tag: words and punctuation, separated by blanks; for fill-mask: texts with
+[MASK]). In a .jsonl file, with --jsonl, and for answer always, they are JSON objects with fields:
   classify, embed, fill-mask   text (and text_pair: the second text of a pair)
   zero-shot                    text
   tag                          tokens: a list of words
@@ -83,7 +83,7 @@ def read_records(lines: Iterable[str], name: str, command: str, jsonl: bool) -> 
             raise UserError(f"{name}:{number}: 'text_pair' is not a text")
         for field in FIELDS[command]:
             value = record.get(field)
-            if not isinstance(value, wanted) or not value:
+            if not isinstance(value, wanted) or not value or (wanted is list and None in value):
                 raise UserError(
                     f"{name}:{number}: {command} needs the field {field!r} "
                     f"({'a list of words' if command == 'tag' else 'a text'}, not empty)"
@@ -102,14 +102,18 @@ class Predictor:
         import jax
         import ml_collections
 
-        from bert_jax import finetune_inputs, tasks
+        from bert_jax import checkpoint, finetune_inputs, sweep, tasks
         from bert_jax.models import heads
         from bert_jax.models.bert import BertConfig, BertModel
 
         path = epath.Path(model)
-        if (path / "hf" / "config.json").exists():  # the selected epoch of a fine-tuning
-            path = path / "hf"
+        workdir, run = sweep.best_run(path) or path, {}
+        if (workdir / checkpoint.CONFIG_FILE).exists() and (path / "hf" / "config.json").exists():
+            run = checkpoint.read_config(workdir).to_dict()
+            if "task" in run:  # the selected epoch of a fine-tuning
+                path = path / "hf"
         self.loaded = finetune_inputs.load_init(path)
+        run = run or self.loaded.config.to_dict()
         task = self.loaded.config.get("task", "pretraining")  # pretraining configs have none
         params = self.loaded.params
         if command in HEADS and task not in HEADS[command]:
@@ -121,7 +125,8 @@ class Predictor:
             raise UserError(f"{model} has no MLM head: fill-mask needs a pretraining model")
         config = BertConfig.of(self.loaded.config.model.to_dict(), arguments.dtype)
         longest = config.max_position_embeddings
-        self.max_length = min(arguments.max_seq_length or longest, longest)
+        wanted = arguments.max_seq_length or run.get("max_seq_length", longest)
+        self.max_length = min(wanted, longest)
         self.buckets = (*(b for b in BUCKETS if b < self.max_length), self.max_length)
         self._batch_size = arguments.batch_size
         self.labels = tuple(self.loaded.config.get("labels", ()))
@@ -130,9 +135,13 @@ class Predictor:
             module = tasks.make_module(task, config, len(self.labels))
             settings = {"task": task, "max_seq_length": self.max_length, "labels": ""}
             if command == "answer":
+                question, stride = run.get("max_question_length", 64), run.get("doc_stride", 128)
+                if arguments.max_seq_length or "max_question_length" not in run:
+                    question = min(question, self.max_length // 4)
+                    stride = max(1, min(stride, self.max_length // 3))
                 settings |= {
-                    "max_question_length": min(64, self.max_length // 4),
-                    "doc_stride": max(1, min(128, self.max_length // 3)),
+                    "max_question_length": question,
+                    "doc_stride": stride,
                     "max_answer_length": arguments.max_answer_length,
                     "n_best": arguments.top_k,
                     "null_threshold": arguments.null_threshold,
@@ -287,9 +296,16 @@ def fill_mask(predictor: Predictor, records: Sequence[Record], top_k: int) -> It
         [i for i, token in enumerate(row["input_ids"]) if token == tokenizer.mask_id]
         for row in rows
     ]
+    mask = tokenizer.vocab[tokenizer.mask_id]
     for record, found in zip(records, places, strict=True):
-        if not found:
-            raise UserError(f"no [MASK] in {record['text'][:80]!r}")
+        count = (record["text"] + (record.get("text_pair") or "")).count(mask)
+        if not count:
+            raise UserError(f"no {mask} in {record['text'][:80]!r}")
+        if len(found) < count:
+            raise UserError(
+                f"a {mask} stands behind the {predictor.max_length} tokens that are read of "
+                f"{record['text'][:80]!r}: shorten the text"
+            )
     # A power of two: few shapes to compile.
     slots = 1 << (max(map(len, places)) - 1).bit_length()
     for row, found in zip(rows, places, strict=True):
@@ -409,7 +425,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--max_seq_length",
             type=_at_least(8),
-            help="cut longer texts; default: all the model takes",
+            help="cut longer texts, or read them in parts (tag, answer); default: as the model was "
+            "fine-tuned, else all that it takes",
         )
         command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
         if name in ("answer", "fill-mask"):
@@ -446,6 +463,10 @@ def main(argv: Sequence[str]) -> None:
         vectors.check(arguments.output)
     from bert_jax import tables
 
+    if arguments.input.endswith((".csv", ".tsv")):
+        raise UserError(
+            f"--input={arguments.input}: expected a text a line, or a .jsonl file with fields"
+        )
     if arguments.input == "-":
         lines = _standard_input()
     else:

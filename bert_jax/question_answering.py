@@ -6,7 +6,6 @@ points to [CLS]; so does every window of a question that has none.
 
 import collections
 import dataclasses
-import heapq
 import re
 import string
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ import optax
 
 from bert_jax import tables
 from bert_jax.cli import UserError
-from bert_jax.scores import log_softmax
 from bert_jax.tasks import Batch, Feature, join
 from bert_jax.tokenizer import Tokenizer
 
@@ -41,9 +39,10 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Where a feature's context tokens stand: from `first` in the row; their characters."""
+    """A part of a context: from its token `start` on, at `first` in the row; its characters."""
 
     first: int
+    start: int
     offsets: tuple[tuple[int, int], ...]
 
 
@@ -102,7 +101,7 @@ class QuestionAnswering:
                     "starts": span[0] - start + first if inside else 0,
                     "ends": span[1] - start + first if inside else 0,
                 }
-                window = Window(first, tuple(encoding.offsets[start:end]))
+                window = Window(first, start, tuple(encoding.offsets[start:end]))
                 features.append(Feature(arrays, example=i, origin=window))
                 if end == len(encoding.ids):
                     break
@@ -138,83 +137,90 @@ class QuestionAnswering:
     def answers(
         self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
     ) -> list[dict[str, Any]]:
-        """The prediction and the n-best list of every question."""
+        """The prediction and the n-best list of every question.
+
+        A score is a probability among all spans that might be answers, "" included where it might.
+        """
         config = self._config
-        # Of a span that overlapping windows see, the one that scores it highest counts.
-        spans: list[dict[tuple[int, int], float]] = [{} for _ in examples]
-        null_scores = np.full(len(examples), np.inf)
+        windows: list[list[tuple[Window, np.ndarray]]] = [[] for _ in examples]
         for feature, logits_L2 in zip(features, outputs, strict=True):
-            window = feature.origin
-            found = spans[feature.example]
-            for score, start, end in best_spans(
-                logits_L2[window.first : window.first + len(window.offsets)],
-                window.offsets,
-                config.n_best,
-                config.max_answer_length,
-            ):
-                found[start, end] = max(score, found.get((start, end), -np.inf))
-            # The window that sees an answer best decides whether there is none.
-            null = float(logits_L2[0].sum())
-            null_scores[feature.example] = min(null_scores[feature.example], null)
+            windows[feature.example].append((feature.origin, logits_L2))
         lines = []
-        for example, found, null in zip(examples, spans, null_scores, strict=True):
+        for example, parts in zip(examples, windows, strict=True):
+            scores_NK, offsets = span_scores(parts, config.max_answer_length)
             answers = [
                 {"text": example.context[start:end], "start": start, "end": end, "score": score}
-                for (start, end), score in heapq.nlargest(
-                    config.n_best, found.items(), key=lambda item: item[::-1]
-                )
+                for score, start, end in best_spans(scores_NK, offsets, config.n_best)
             ]
+            possible = scores_NK[np.isfinite(scores_NK)].astype(np.float64)
             if self.may_have_none:
+                # The window that sees an answer best decides whether there is none.
+                null = min(float(logits_L2[0].sum()) for _, logits_L2 in parts)
+                possible = np.append(possible, null)
                 margin = null - (answers[0]["score"] if answers else -np.inf)
                 empty = {"text": "", "start": 0, "end": 0, "score": null}
                 first = margin > config.null_threshold
                 answers = [empty, *answers] if first else [*answers, empty]
-            prediction = answers[0]["text"] if answers else ""
             if answers:
-                log_shares = log_softmax(np.array([answer["score"] for answer in answers]))
-                for answer, share in zip(answers, np.exp(log_shares), strict=True):
-                    answer["score"] = round(float(share), 6)
+                total = np.logaddexp.reduce(possible)
+                for answer in answers:
+                    answer["score"] = round(float(np.exp(answer["score"] - total)), 6)
             lines.append(
                 {
                     "id": example.id,
                     "question": example.question,
                     "answers": list(example.answers),
-                    "prediction": prediction,
+                    "prediction": answers[0]["text"] if answers else "",
                     "n_best": answers,
                 }
             )
         return lines
 
 
-def best_spans(
-    logits_N2: np.ndarray,
-    offsets: Sequence[tuple[int, int]],
-    n_best: int,
-    max_answer_length: int,
-) -> list[tuple[float, int, int]]:
-    """(start logit + end logit, first character, end character) of a window's likeliest spans.
+def span_scores(
+    windows: Sequence[tuple[Window, np.ndarray]], max_answer_length: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Scores of all spans of a context of N tokens, and its tokens' characters.
 
     Args:
-      logits_N2: of the N context tokens alone.
-      offsets: the characters of each.
-      n_best: spans that are given, of all there are (the originals combine the 20 likeliest starts
-        with the 20 likeliest ends).
+      windows: those of the context, in order, with their logits [L, 2] of starts and ends.
       max_answer_length: in tokens.
+
+    Returns:
+      float32[N, K]: of the span of k + 1 tokens from token n on, start logit + end logit, in the
+        window that scores it highest; -inf if none has it whole.
     """
-    if not offsets:  # a context without tokens
-        return []
-    longest = min(max_answer_length, len(offsets))
-    starts_N, ends_N = logits_N2.astype(np.float32).T
-    # [i, k]: the span of k + 1 tokens from i; -inf where it would run over the end.
-    ends = np.concatenate([ends_N, np.full(longest - 1, -np.inf, np.float32)])
-    scores = starts_N[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)
-    likeliest = np.argsort(-scores, axis=None, kind="stable")[:n_best]
-    spans = zip(*np.unravel_index(likeliest, scores.shape), strict=True)
-    return [
-        (float(scores[i, k]), offsets[i][0], offsets[i + k][1])
-        for i, k in spans
-        if np.isfinite(scores[i, k])
-    ]
+    offsets: list[tuple[int, int]] = []
+    for window, _ in windows:
+        offsets += window.offsets[len(offsets) - window.start :]
+    longest = max(1, min(max_answer_length, len(offsets)))
+    scores_NK = np.full((len(offsets), longest), -np.inf, np.float32)
+    for window, logits_L2 in windows:
+        length = len(window.offsets)
+        starts, ends = logits_L2[window.first : window.first + length].astype(np.float32).T
+        # -inf where the span would run over the window's end.
+        ends = np.concatenate([ends, np.full(longest - 1, -np.inf, np.float32)])
+        if length:
+            here = scores_NK[window.start : window.start + length]
+            spans = np.lib.stride_tricks.sliding_window_view(ends, longest)
+            np.maximum(here, starts[:, None] + spans, out=here)
+    return scores_NK, offsets
+
+
+def best_spans(
+    scores_NK: np.ndarray, offsets: Sequence[tuple[int, int]], n_best: int
+) -> list[tuple[float, int, int]]:
+    """(score, first character, end character) of the likeliest spans of `span_scores`.
+
+    Of all there are; the originals combine the 20 likeliest starts with the 20 likeliest ends.
+    """
+    found: dict[tuple[int, int], float] = {}  # a character may have several tokens
+    for place in np.argsort(-scores_NK, axis=None, kind="stable"):
+        n, k = np.unravel_index(place, scores_NK.shape)
+        if len(found) == n_best or not np.isfinite(scores_NK[n, k]):
+            break
+        found.setdefault((offsets[n][0], offsets[n + k][1]), float(scores_NK[n, k]))
+    return [(score, start, end) for (start, end), score in found.items()]
 
 
 def _token_span(example: Question, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
@@ -276,10 +282,10 @@ def read_squad(source: str) -> list[Question]:
             rows = list(_squad_rows(tables.parse_json(tables.read_text(source))))
         except ValueError as error:
             raise UserError(f"{source} is not JSON ({error})") from None
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{source} is not a SQuAD file: expected data → paragraphs → context and qas → "
-                f"id, question, answers → text, answer_start; missing {error}"
+                f"id, question, answers → text, answer_start; wrong or missing: {error}"
             ) from None
     if not rows:
         raise UserError(f"{source} has no questions")

@@ -85,8 +85,12 @@ def write_task(splits: dict[str, list[dict[str, str]]], directory: epath.Path) -
     """
     from data_prep import pydocs
 
-    counts = Counter(pydocs.package_of(document["id"]) for document in splits["validation"])
-    packages = [name for name, _ in counts.most_common(NUM_CLASSES)]
+    train, validation = (
+        Counter(pydocs.package_of(document["id"]) for document in splits[split])
+        for split in ("train", "validation")
+    )
+    there = [name for name, _ in validation.most_common() if train[name]]
+    packages = there[:NUM_CLASSES]
     directory.mkdir(parents=True, exist_ok=True)
     for split, documents in splits.items():
         with (directory / f"{split}.csv").open("w") as file:

@@ -147,30 +147,28 @@ def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.P
 def write(
     workdir: epath.PathLike, task: str, labels: Sequence[str], predictions: list[dict[str, Any]]
 ) -> None:
-    """Writes report.txt, and confusion.png if matplotlib is there, of a classification task.
+    """Writes report.txt, and confusion.png if matplotlib is there, of texts' or words' classes.
+
+    Entities are scored as a whole; their confusion matrix counts words.
 
     Args:
       predictions: the objects of predictions.jsonl.
     """
     workdir = epath.Path(workdir)
     if task == "text_classification":
-        truth, guesses = ([line[name] for line in predictions] for name in ("label", "prediction"))
-        matrix_CC = confusion_matrix(truth, guesses, labels)
-        lines = scores_by_label(matrix_CC, labels)
-        text = f"{report_text([*lines, *means(lines)])}\n\n{confusion_text(matrix_CC, labels)}\n"
-        if importlib.util.find_spec("matplotlib"):
-            draw_confusion(matrix_CC, labels, workdir / FIGURE_FILE)
+        sides = [[[line[name]] for line in predictions] for name in ("label", "prediction")]
     elif task == "token_classification":
-        truth, guesses = (
-            [line[name] for line in predictions] for name in ("labels", "predictions")
-        )
-        if scores.are_entities(labels):
-            lines = scores_by_type(truth, guesses)
-        else:
-            truth, guesses = (itertools.chain.from_iterable(side) for side in (truth, guesses))
-            lines = scores_by_label(confusion_matrix([*truth], [*guesses], labels), labels)
-            lines += means(lines)
-        text = report_text(lines) + "\n"
+        sides = [[line[name] for line in predictions] for name in ("labels", "predictions")]
     else:
         return
+    truth, guesses = ([*itertools.chain.from_iterable(side)] for side in sides)
+    matrix_CC = confusion_matrix(truth, guesses, labels)
+    if task == "token_classification" and scores.are_entities(labels):
+        lines = scores_by_type(*sides)
+    else:
+        lines = scores_by_label(matrix_CC, labels)
+        lines += means(lines)
+    text = f"{report_text(lines)}\n\n{confusion_text(matrix_CC, labels)}\n"
     (workdir / REPORT_FILE).write_text(text)
+    if importlib.util.find_spec("matplotlib"):
+        draw_confusion(matrix_CC, labels, workdir / FIGURE_FILE)

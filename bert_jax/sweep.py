@@ -18,13 +18,18 @@ from bert_jax.cli import UserError
 SUMMARY_FILE = "summary.json"
 
 
+def best_run(path: epath.Path) -> epath.Path | None:
+    """The best run's WORKDIR in a directory of several; None if it is none."""
+    summary = path / SUMMARY_FILE
+    return path / json.loads(summary.read_text())["best"] if summary.exists() else None
+
+
 def hint(path: epath.Path) -> str:
     """What to give instead of a directory of several runs, for a message; "" if it is none."""
-    if not (path / SUMMARY_FILE).exists():
+    if not (best := best_run(path)):
         return ""
-    best = json.loads((path / SUMMARY_FILE).read_text())["best"]
     return (
-        f". It holds several fine-tunings: give one of them, such as the best, {path / best}, or "
+        f". It holds several fine-tunings: give one of them, such as the best, {best}, or "
         f"that one's model, {path / 'hf'}"
     )
 
@@ -140,7 +145,7 @@ def sweep(
     from bert_jax import checkpoint, finetune_inputs, finetune_loop, hf_format
 
     workdir = epath.Path(workdir)
-    configs = finished_configs(config, workdir) | run_configs(config)
+    wanted = run_configs(config)
     if (workdir / "config.json").exists():
         raise UserError(
             f"{workdir} holds a single run: give another --workdir for several seeds or learning "
@@ -148,15 +153,25 @@ def sweep(
         )
     hf_format.check_replaceable(workdir / "hf")
     inputs = finetune_inputs.read_inputs(config, init)
-    for name, one in configs.items():
-        checkpoint.check_same_run(workdir / name, inputs.resolved(one, init), inputs.identity(one))
-    runs = []
+
+    def all_runs() -> dict[str, ml_collections.ConfigDict]:
+        configs = finished_configs(config, workdir) | wanted
+        for name, one in configs.items():
+            described = inputs.resolved(one, init), inputs.identity(one)
+            checkpoint.check_same_run(workdir / name, *described)
+        return configs
+
+    configs = all_runs()
     for number, (name, one) in enumerate(configs.items(), 1):
-        path = workdir / name / checkpoint.RESULTS_FILE
-        results = json.loads(path.read_text()) if path.exists() else None
-        print(f"run {number} of {len(configs)}: {name}{', finished before' if results else ''}")
-        results = results or finetune_loop.finetune(one, init, workdir / name, inputs)
+        path = workdir / name
+        finished = (path / checkpoint.RESULTS_FILE).exists() and (path / "hf").exists()
+        print(f"run {number} of {len(configs)}: {name}{', finished before' if finished else ''}")
+        if not finished:
+            finetune_loop.finetune(one, init, path, inputs)
+    runs = []
+    for name, one in all_runs().items():  # another command may have finished some here meanwhile
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
+        results = json.loads((workdir / name / checkpoint.RESULTS_FILE).read_text())
         runs.append(facts | results)
     summary = summarize(inputs.task.metric, runs)
     with hf_format.replace_directory(workdir / "hf") as scratch:

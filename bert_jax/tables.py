@@ -22,11 +22,11 @@ class Row:
     """One row; `place` says where it stands ("train.csv:12"), for messages."""
 
     place: str
-    values: dict[str, str]
+    values: dict[str, Any]
 
 
 def read(source: str, columns: Sequence[str]) -> list[Row]:
-    """Reads the wanted columns of every row, as strings; an absent value is "".
+    """Reads the wanted columns of every row, as strings; an absent value (null) is "".
 
     Args:
       source: a .csv (quoted as Excel and pandas write it), .tsv (no quoting, as GLUE's files) or
@@ -34,14 +34,27 @@ def read(source: str, columns: Sequence[str]) -> list[Row]:
       columns: names that must be there.
 
     Raises:
-      UserError: nothing there, another format, not UTF-8, a column missing, a broken row, no rows.
+      UserError: nothing there, another format, not UTF-8, a column missing, a broken row, a list or
+        an object for a value, no rows.
     """
     rows = list(_data_set_rows(source) if is_data_set(source) else _file_rows(source, columns))
     if not rows:
         raise UserError(f"{source} has no rows")
     for row in rows:  # the first row of a table, any object of a JSONL file
         _check_columns(row.place if source.endswith(".jsonl") else source, row.values, columns)
-    return [Row(row.place, {name: row.values[name] for name in columns}) for row in rows]
+    return [
+        Row(row.place, {name: _text(row.place, name, row.values[name]) for name in columns})
+        for row in rows
+    ]
+
+
+def _text(place: str, column: str, value: Any) -> str:
+    if isinstance(value, list | dict):
+        raise UserError(
+            f"{place}: column {column!r} has a {'list' if isinstance(value, list) else 'object'}, "
+            f"expected one text or number: {str(value)[:80]}"
+        )
+    return "" if value is None else str(value)
 
 
 def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) -> None:
@@ -127,14 +140,14 @@ def parse_json(text: str) -> Any:
     return mended(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
 
 
-def _json_object(place: str, line: str) -> dict[str, str]:
+def _json_object(place: str, line: str) -> dict[str, Any]:
     try:
         values = parse_json(line)
     except ValueError as error:
         raise UserError(f"{place} is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{place} is not a JSON object")
-    return {name: "" if value is None else str(value) for name, value in values.items()}
+    return values
 
 
 def is_data_set(source: str) -> bool:
@@ -218,11 +231,9 @@ def _plain(value: Any) -> Any:
 def _data_set_rows(source: str) -> Iterator[Row]:
     rows, names = load(source)
     for number, values in enumerate(rows):
-        row = {}
-        for column, value in values.items():
-            if column in names and isinstance(value, int):
+        row = dict(values)
+        for column in names.keys() & row.keys():
+            if isinstance(row[column], int):
                 # -1 is the data sets' mark of a row without a label.
-                row[column] = names[column][value] if value >= 0 else ""
-            else:
-                row[column] = "" if value is None else str(value)
+                row[column] = names[column][row[column]] if row[column] >= 0 else None
         yield Row(f"{source} row {number}", row)

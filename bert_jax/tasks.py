@@ -182,7 +182,7 @@ def text_features(
 class TextClassification:
     """Classes of a sentence or of a pair of sentences (paper, section 4.1)."""
 
-    metric = "accuracy"
+    METRICS = ("accuracy", "f1", "matthews")
 
     def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
         self.labels: tuple[str, ...] = ()
@@ -191,6 +191,10 @@ class TextClassification:
         self._names = parse_labels(config.labels)
         self._class_weights_C = np.ones(1)
 
+    @property
+    def metric(self) -> str:
+        return self._config.metric
+
     def read(self, source: str) -> list[TextExample]:
         return [
             dataclasses.replace(example, label=self._names.get(example.label, example.label))
@@ -198,6 +202,10 @@ class TextClassification:
         ]
 
     def set_labels(self, examples: list[TextExample]) -> None:
+        if self.metric not in self.METRICS:
+            raise UserError(
+                f"config.metric={self.metric!r} is not one of {', '.join(self.METRICS)}"
+            )
         found = {example.label for example in examples}
         if self._names:
             self.labels = tuple(dict.fromkeys(self._names.values()))

@@ -217,7 +217,7 @@ def read_sentences(
 def _from_conll(source: str, tag_index: int):
     words: list[str] = []
     labels: list[str] = []
-    begin = 1
+    begin, width = 1, 0
     # Only newlines end a line here: a word may hold other separators of Unicode.
     for number, line in enumerate([*tables.read_text(source).split("\n"), ""], 1):
         columns = re.split(r"[ \t]+", line.strip(" \t\r"))
@@ -231,6 +231,14 @@ def _from_conll(source: str, tag_index: int):
             raise UserError(
                 f"{source}:{number} has {len(columns)} column(s) ({line.strip()!r}): expected a "
                 f"word and its label in column {tag_index} (config.tag_index)"
+            )
+        # Counted from the end, the label of a shorter line would be another column.
+        width = width or len(columns)
+        if tag_index < 0 and len(columns) != width:
+            raise UserError(
+                f"{source}:{number} has {len(columns)} columns ({line.strip()!r}), the lines above "
+                f"have {width}: complete it, or count the label's column from the front "
+                "(config.tag_index)"
             )
         words.append(columns[0])
         labels.append(columns[tag_index])
@@ -269,8 +277,12 @@ def _sentence(place: str, row: Any, words_column: str, tags_column: str) -> Tagg
                 f"{place} has no list {column!r}, it has {found} (name the columns by "
                 "config.words_column and config.tags_column)"
             )
+        if any(part is None or isinstance(part, list | dict) for part in row[column]):
+            raise UserError(f"{place}: the list {column!r} holds null, a list or an object")
         lists.append(tuple(map(str, row[column])))
     words, labels = lists
+    if not all(label.strip() for label in labels):
+        raise UserError(f"{place} has words without a label (an empty text in {tags_column!r})")
     if len(words) != len(labels) or not words:
         raise UserError(f"{place} has {len(words)} words and {len(labels)} labels")
     return TaggedSentence(place, words, labels)

@@ -29,9 +29,10 @@ CONFIG = BertConfig(
 
 
 @pytest.mark.parametrize("rng", ["hash", "threefry"])
+@pytest.mark.parametrize("width", [8, 7])
 @pytest.mark.parametrize("between", [(), (4,)], ids=["hidden states", "probabilities"])
-def test_rows_alone_drop_what_they_would_among_all(rng, between):
-    x = np.ones((BATCH, *between, LENGTH, 8), np.float32)
+def test_rows_alone_drop_what_they_would_among_all(rng, width, between):
+    x = np.ones((BATCH, *between, LENGTH, width), np.float32)
     whole = np.asarray(dropout(x, KEYS, 0.3, 5, rng))
     expected = np.stack([np.take(w, rows, axis=-2) for w, rows in zip(whole, ROWS, strict=True)])
     found = dropout(x[..., : ROWS.shape[1], :], KEYS, 0.3, 5, rng, ROWS, LENGTH)

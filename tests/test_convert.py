@@ -51,7 +51,8 @@ def loaded(module, **fields):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "workdir"
-    run = loaded(heads.BertForPreTraining(MODEL), data_dir="books", batch_size=8)
+    phases = [{"num_steps": 5, "data_dir": ""}, {"data_dir": "longer", "optimizer": {"b1": 0.5}}]
+    run = loaded(heads.BertForPreTraining(MODEL), data_dir="books", batch_size=8, phases=phases)
     checkpoint.save_params(path, run.params, run.config, TOKENIZER, run.step)
     (path / "metrics.jsonl").write_text('{"step": 7, "mlm_loss": 2.5}\n')
     return path
@@ -95,6 +96,9 @@ def test_card_and_config(exported):
     card = (exported / "README.md").read_text()
     for text in ("books", "| steps | 7 |", "| mlm_loss | 2.5 |", "largest difference"):
         assert text in card, text
+    rows = re.findall(r"\| (phase .*) \|", card)
+    assert rows[:2] == ["phase 0 num_steps | 5", "phase 1 data_dir | longer"]
+    assert rows[2].startswith("phase 1 optimizer | ") and "b1" in rows[2] and len(rows) == 3
 
 
 def test_round_trip_is_bit_equal(workdir, exported, tmp_path):
@@ -204,6 +208,43 @@ def test_pipelines(tmp_path):
             assert answer.get("label", answer.get("entity")) in ("good", "bad")
 
 
+def test_parts_that_a_class_does_not_have_are_left_out(tmp_path, caplog):
+    """Such as the pooler of a BertModel that a tagger was made from; transformers 5 wants none."""
+    params = random_params(tasks.make_module("token_classification", MODEL, 2))
+    everything = random_params(heads.BertForPreTraining(MODEL))
+    params["bert"]["pooler"] = everything["bert"]["pooler"]
+    params |= {name: x for name, x in everything.items() if name != "bert"}
+    run = loaded(heads.BertForPreTraining(MODEL), task="token_classification", labels=["a", "b"])
+    report = convert.write_hf(dataclasses.replace(run, params=params), "run", tmp_path / "hf")
+    assert report.verified and report.passed
+    assert "BertForTokenClassification has no pooler, no MLM head, no NSP head" in caplog.text
+    assert convert.parts_of(convert.read_hf(tmp_path / "hf").params) == ("encoder", "classifier")
+
+
+def test_regression_has_one_output(tmp_path):
+    config = transformers.BertConfig(**SIZES, num_labels=3, problem_type="regression")
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save(TOKENIZER, tmp_path, 40)
+    with pytest.raises(UserError, match="a regression head with 3 outputs"):
+        convert.read_hf(tmp_path)
+
+
+def test_an_import_that_was_cut_off_is_not_mixed_with_another(exported, tmp_path):
+    convert.from_hf(exported, tmp_path / "run")
+    (tmp_path / "run/config.json").unlink()  # it is written last
+    with pytest.raises(UserError, match=r"run holds checkpoints and no config\.json"):
+        convert.from_hf(exported, tmp_path / "run")
+
+
+def test_remote_exports_end_with_the_weights(tmp_path):
+    names = ["vocab.txt", "model-00001-of-00002.safetensors", "config.json", "README.md"]
+    names += ["model.safetensors.index.json", "model-00002-of-00002.safetensors"]
+    paths = sorted(map(tmp_path.joinpath, names), key=hf_format._upload_order)
+    order = [path.name for path in paths]
+    assert (order[0], order[-1]) == ("config.json", "model.safetensors.index.json")
+    assert all("safetensors" in name for name in order[-3:])
+
+
 def test_partial_models_export_as_what_they_are(tmp_path):
     run = loaded(heads.BertForPreTraining(MODEL))
     for drop, name in (
@@ -246,6 +287,13 @@ def test_without_torch_says_not_verified(workdir, tmp_path, monkeypatch, capsys)
     convert.main(["to-hf", f"--checkpoint={workdir}", f"--output={tmp_path / 'hf'}"])
     assert "not verified" in capsys.readouterr().out
     assert parity.ParityReport({}, (), "", {}).largest is None  # null in results.json
+
+
+def test_large_outputs_may_differ_by_more():
+    scores = [{"logits": np.array([[700.0]], np.float32)}]
+    near, far = ([{"logits": scores[0]["logits"] + x}] for x in (0.005, 0.05))
+    assert parity.ParityReport(parity.differences(scores, near), (), "", {}).passed
+    assert not parity.ParityReport(parity.differences(scores, far), (), "", {}).passed
 
 
 def test_a_difference_that_is_no_number_does_not_hold():
@@ -332,6 +380,10 @@ def test_output_directory_is_replaced_only_if_it_is_an_export(workdir, exported,
     with pytest.raises(UserError, match=r"not empty and not an earlier export .*thesis.tex"):
         convert.to_hf(workdir, tmp_path / "hf")
     assert (tmp_path / "hf" / "thesis.tex").exists()
+    (tmp_path / "hf" / "thesis.tex").unlink()
+    (tmp_path / "hf" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not an earlier export"):
+        convert.to_hf(workdir, tmp_path / "hf")
     downloaded = tmp_path / "downloaded"
     transformers.BertModel(transformers.BertConfig(**SIZES)).save_pretrained(downloaded)
     with pytest.raises(UserError, match="not an earlier export"):
@@ -381,17 +433,29 @@ def test_bad_directories(exported, tmp_path):
         "no weights": ("model.safetensors", None, "has no weights"),
         "damaged": ("model.safetensors", "garbage", "is damaged"),
         "no vocabulary": ("vocab.txt", None, "has no vocabulary"),
+        "no object": ("config.json", "[1]", "config.json is not a JSON object"),
+        "no sizes": (
+            "config.json",
+            '{"hidden_size": "32", "hidden_act": ["gelu"]}',
+            r"hidden_act is \['gelu'\], .*; hidden_size is '32', expected one like 768",
+        ),
+        "no index": ("model.safetensors.index.json", "{}", "has no weight_map"),
     }
     for name, (file, text, message) in cases.items():
         directory = tmp_path / name
         shutil.copytree(exported, directory)
-        (directory / file).unlink()
+        (directory / file).unlink(missing_ok=True)
         if file == "vocab.txt":
             (directory / "tokenizer.json").unlink()
         if text:
             (directory / file).write_text(text)
         with pytest.raises(UserError, match=message):
             convert.read_hf(directory)
+    (directory / "model.safetensors.index.json").unlink()
+    (directory / "model.safetensors").unlink()
+    torch.save({"state_dict": {}, "epoch": 3}, directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds more than a model's weights"):
+        convert.read_hf(directory)
     with pytest.raises(UserError, match=r"nowhere does not exist, though .* does"):
         convert.read_hf(tmp_path / "nowhere")
 

@@ -1,7 +1,10 @@
 """Every head from end to end on a small made-up task, and what transformers makes of the result."""
 
 import json
+import os
+import pathlib
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 import transformers
 from small_finetune import WORDS, reviews_config, write_reviews
 
-from bert_jax import convert, finetune_loop, metrics
+from bert_jax import convert, finetune, finetune_loop, metrics
 from bert_jax.cli import UserError
 from configs.finetune import squad2, swag, text_regression, token_classification
 
@@ -149,6 +152,7 @@ def test_token_classification(pretrained, tmp_path):
     assert max(len(line["words"]) for line in lines) > 7
     report = (tmp_path / "run/report.txt").read_text()
     assert re.search(rf"all \(micro\) .* {results['f1']:.4f} ", report)
+    assert "confusion matrix (labels down, predictions across)" in report
 
     # transformers' pipeline labels the same words, on sentences that fit one window.
     tag = transformers.pipeline(
@@ -256,7 +260,7 @@ def test_question_answering(pretrained, tmp_path):
             assert paragraph["context"][answer["start"] : answer["end"]] == answer["text"]
         spans = [(answer["start"], answer["end"]) for answer in line["n_best"]]
         assert len(set(spans)) == len(spans)
-        assert sum(answer["score"] for answer in line["n_best"]) == pytest.approx(1, abs=1e-3)
+        assert 0 < sum(answer["score"] for answer in line["n_best"]) < 1 + 1e-4
 
     config.doc_stride = 0
     with pytest.raises(UserError, match=r"config\.doc_stride=0, expected at least 1"):
@@ -271,3 +275,44 @@ def test_question_answering(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"question 'q1': the answer '.*' does not stand at"):
         finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_guides_commands_for_ones_own_files(pretrained, tmp_path, monkeypatch, capsys):
+    """Those of docs/finetuning.md as they stand there, but for fewer steps."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    guide = (root / "docs/finetuning.md").read_text()
+    commands = re.findall(r"```\n(python -m bert_jax\.finetune [^`]*runs/(\w+)[^`]*)```", guide)
+    commands = {name: shlex.split(text.replace("\\\n", " ")) for text, name in commands}
+    (tmp_path / "configs").symlink_to(root / "configs")
+    monkeypatch.chdir(tmp_path)
+
+    def follow(name):
+        short = ("--config.num_epochs=1", "--config.max_seq_length=32", "--config.length_buckets=1")
+        if name == "answers":
+            short += ("--config.max_question_length=8", "--config.doc_stride=10")
+        arguments = [word.replace("MODEL", str(pretrained)) for word in commands[name][3:]]
+        finetune.main([*arguments, *short])
+        return json.loads(pathlib.Path(f"runs/{name}/results.json").read_text())
+
+    # Other column names, and labels that are texts.
+    for file, count in (("train.csv", 200), ("dev.csv", 30)):
+        write_reviews(tmp_path / file, count, 0)
+        text = pathlib.Path(file).read_text().replace("review,verdict", "review,stars", 1)
+        pathlib.Path(file).write_text(text)
+    assert 0 <= follow("reviews")["accuracy"] <= 1
+    names = json.loads(pathlib.Path("runs/reviews/hf/config.json").read_text())["id2label"]
+    assert names == {"0": "no", "1": "yes"}
+
+    for file, count in (("train.conll", 200), ("dev.conll", 30)):
+        write_tagged(tmp_path / file, count, 0)
+        text = pathlib.Path(file).read_text().replace("-LOC", "-RIVER")
+        pathlib.Path(file).write_text(text)
+    assert 0 <= follow("entities")["f1"] <= 1
+    report = pathlib.Path("runs/entities/report.txt").read_text()
+    assert "RIVER" in report and os.path.getsize("runs/entities/confusion.png") > 0
+
+    for file, count in (("train.json", 200), ("dev.json", 30)):
+        write_squad(tmp_path / file, count, 0)
+    assert 0 <= follow("answers")["exact"] <= 1
+    assert any(not line["answers"] for line in predictions(tmp_path / "runs/answers"))
+    assert "wrote runs/answers/hf" in capsys.readouterr().out

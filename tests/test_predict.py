@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -32,6 +33,7 @@ SIZES = {
     "intermediate_size": 64,
     "max_position_embeddings": 40,
 }
+CUT = "--max_seq_length=8"
 TEXTS = ["the film was good", "bads", "a very very very poor plot and the films was fine"]
 
 
@@ -166,6 +168,11 @@ def test_fill_mask(models, tmp_path):
             )
     with pytest.raises(UserError, match=r"no \[MASK\] in 'the film"):
         call("fill-mask", workdir, texts, tmp_path)
+    with pytest.raises(
+        UserError, match=r"a \[MASK\] stands behind the 8 tokens .* 'the \[MASK\] was"
+    ):
+        late = f"{texts[0]} and very very very [MASK]"
+        call("fill-mask", workdir, [late], tmp_path, "--max_seq_length=8")
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
@@ -230,7 +237,7 @@ def test_the_guides_logistic_regression(models, tmp_path, monkeypatch, capsys):
 
 
 def torch_answer(read, model, record, max_answer_length):
-    """The best span by transformers' model, and the number of spans it was chosen from."""
+    """The best span by transformers' model, and its probability among all of them."""
     batch = read(
         record["question"], record["context"], return_tensors="pt", return_offsets_mapping=True
     )
@@ -245,8 +252,9 @@ def torch_answer(read, model, record, max_answer_length):
         for j in inside
         if i <= j < i + max_answer_length
     ]
-    _, first, last = max(spans)
-    return record["context"][offsets[first][0] : offsets[last][1]], len(spans)
+    score, first, last = max(spans)
+    total = np.logaddexp.reduce([other for other, _, _ in spans])
+    return record["context"][offsets[first][0] : offsets[last][1]], float(np.exp(score - total))
 
 
 def test_answer(models, tmp_path):
@@ -256,12 +264,14 @@ def test_answer(models, tmp_path):
     found = call("answer", workdir, [record], tmp_path, *flags)[0]
     read = transformers.AutoTokenizer.from_pretrained(export)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(export).eval()
-    best, count = torch_answer(read, model, record, max_answer_length=6)
-    assert found["prediction"] == best and count > 4
+    best, share = torch_answer(read, model, record, max_answer_length=6)
+    assert found["prediction"] == best and share < 0.2
     assert len(found["n_best"]) == 4
-    # How many are listed does not change which is the best.
+    assert found["n_best"][0]["score"] == pytest.approx(share, abs=1e-5)
+    # How many are listed changes neither which is the best nor how sure it is.
     found = call("answer", workdir, [record], tmp_path, flags[0], "--top_k=1")[0]
     assert found["prediction"] == best and len(found["n_best"]) == 1
+    assert found["n_best"][0]["score"] == pytest.approx(share, abs=1e-5)
 
 
 def generated_texts(count, seed):
@@ -310,6 +320,29 @@ def test_labels_and_answers_of_transformers_on_200_examples(tmp_path, one_thread
     assert [answer["prediction"] for answer in ours] == theirs
     assert len(set(theirs)) > 100
 
+    workdir, export = random_model(tmp_path / "pretraining", "pretraining", [], scale=0.7, seed=7)
+    masked = []
+    for text in texts:
+        words = text.split()
+        words[len(words) // 2] = "[MASK]"
+        masked.append(" ".join(words))
+    ours = [x["masks"][0][0] for x in call("fill-mask", workdir, masked, tmp_path, "--top_k=1")]
+    fill = transformers.pipeline("fill-mask", model=str(export), top_k=1)
+    assert [x["token"] for x in ours] == [answer[0]["token_str"] for answer in fill(masked)]
+    assert len({x["token"] for x in ours}) > 1
+
+    entails = ["contradiction", "entailment"]
+    workdir, export = random_model(tmp_path / "nli", "text_classification", entails, 0.7, 8)
+    labels = ["good", "bad", "plot"]
+    flags = (f"--labels={','.join(labels)}", "--template=the film was {} .")
+    ours = [x["prediction"] for x in call("zero-shot", workdir, texts, tmp_path, *flags)]
+    choose = transformers.pipeline("zero-shot-classification", model=str(export))
+    theirs = choose(texts, candidate_labels=labels, hypothesis_template="the film was {} .")
+    for label, answer in zip(ours, theirs, strict=True):
+        scores = dict(zip(answer["labels"], answer["scores"], strict=True))
+        assert scores[label] >= max(scores.values()) - 1e-6  # some are alike
+    assert len(set(ours)) == 3
+
 
 def test_standard_input_and_output(models, monkeypatch, capsys):
     workdir, _ = models["text_classification"]
@@ -337,8 +370,40 @@ def test_a_reader_of_the_output_may_leave(models, tmp_path):
     assert "Traceback" not in shell.stderr
 
 
+def test_texts_are_cut_as_in_fine_tuning(models, tmp_path):
+    _, export = models["text_classification"]
+    whole, cut = (call("classify", export, TEXTS, tmp_path, *flags) for flags in ((), (CUT,)))
+    assert whole != cut
+    several = tmp_path / "several"
+    run = several / "lr-0.1_seed-0"
+    for directory in (several, run):
+        shutil.copytree(export, directory / "hf")
+    settings = {"task": "text_classification", "max_seq_length": 8}
+    (run / "config.json").write_text(json.dumps(settings))
+    (several / "summary.json").write_text(json.dumps({"best": run.name}))
+    for directory in (run, several):
+        assert call("classify", directory, TEXTS, tmp_path) == cut
+        assert call("classify", directory, TEXTS, tmp_path, "--max_seq_length=40") == whole
+
+
+def test_an_export_beside_a_pretraining_is_not_taken_for_it(models, tmp_path):
+    workdir, _ = models["pretraining"]
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    config = json.loads((run / "config.json").read_text())
+    del config["task"], config["labels"]  # as pretraining leaves it
+    (run / "config.json").write_text(json.dumps(config))
+    shutil.copytree(random_model(tmp_path / "old", "pretraining", [], seed=1)[1], run / "hf")
+    assert call("fill-mask", run, ["[MASK]"], tmp_path) == call(
+        "fill-mask", workdir, ["[MASK]"], tmp_path
+    )
+
+
 def test_bad_input(models, tmp_path):
     workdir, _ = models["text_classification"]
+    (tmp_path / "table.csv").write_text("text\ngood\n")
+    with pytest.raises(UserError, match=r"table\.csv: expected a text a line, or a \.jsonl file"):
+        predict.main(["classify", f"--model={workdir}", f"--input={tmp_path / 'table.csv'}"])
     with pytest.raises(UserError, match=r"has no head to tag with \(it is a text_classification"):
         call("tag", workdir, TEXTS, tmp_path)
     with pytest.raises(UserError, match="has no MLM head"):
@@ -355,6 +420,8 @@ def test_bad_input(models, tmp_path):
         call("classify", workdir, [{"text": "good", "text_pair": 5}], tmp_path)
     with pytest.raises(UserError, match=r"has the field 'scores', where classify writes"):
         call("classify", workdir, [{"text": "good", "scores": [1]}], tmp_path)
+    with pytest.raises(UserError, match=r"input\.jsonl:1: tag needs the field 'tokens'"):
+        call("tag", models["token_classification"][0], [{"tokens": ["a", None]}], tmp_path)
     with pytest.raises(UserError, match=r"input\.txt:1 is not JSON"):
         call("answer", models["question_answering"][0], ["what"], tmp_path)
     assert not (tmp_path / "output.jsonl").exists()

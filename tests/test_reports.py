@@ -66,7 +66,8 @@ def test_labels_of_words_that_are_no_entities(tmp_path):
     reports.write(tmp_path, "token_classification", ["NN", "VB"], lines)
     table = (tmp_path / "report.txt").read_text().splitlines()
     assert table[1].split() == ["NN", "0.5000", "1.0000", "0.6667", "3"]
-    assert not (tmp_path / "confusion.png").exists()
+    assert table[-2:] == ["NN   3   0", "VB   3   0"]
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
     reports.write(tmp_path / "nothing", "question_answering", [], [])
     assert not (tmp_path / "nothing").exists()
 

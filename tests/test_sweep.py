@@ -1,6 +1,7 @@
 """Several seeds and learning rates in one command."""
 
 import json
+import shutil
 
 import pytest
 from small_finetune import reviews_config
@@ -68,6 +69,12 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
         [flag for flag in flags if "seeds" not in flag] + [f"--config.seeds={other['seed']}"]
     )
     assert json.loads((workdir / "summary.json").read_text())["best"] == best
+
+    # A finished run whose model is gone is exported again.
+    shutil.rmtree(workdir / best / "hf")
+    runs.clear()
+    finetune.main(flags)
+    assert runs == [best] and (workdir / best / "hf/config.json").exists()
 
     # A run is what it is without the others.
     config.optimizer.learning_rate, config.seed = 1e-2, 1

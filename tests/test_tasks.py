@@ -113,6 +113,11 @@ def test_tables_read_the_same_rows(tmp_path):
         ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1 has no column 'label'"),
         ("a.jsonl", b'{"text": \n', r"a\.jsonl:1 is not JSON"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1 is not a JSON object"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": ["1", "2"], "other": [1]}\n',
+            r"a\.jsonl:1: column 'label' has a list, expected one text or number: \['1', '2'\]",
+        ),
         ("a.txt", b"x", r"expected a file that ends in \.csv"),
     ],
 )
@@ -281,6 +286,18 @@ def test_sentences_of_conll_and_jsonl(tmp_path):
         ("x.conll", "\n\n", r"has no sentences"),
         ("x.jsonl", '{"tokens": ["a"]}\n', r"x\.jsonl:1 has no list 'tags', it has 'tokens'"),
         ("x.jsonl", '{"tokens": ["a"], "tags": []}\n', r"x\.jsonl:1 has 1 words and 0 labels"),
+        (
+            "x.jsonl",
+            '{"tokens": ["a"], "tags": [null]}\n',
+            r"x\.jsonl:1: the list 'tags' holds null",
+        ),
+        ("x.jsonl", '{"tokens": ["a"], "tags": [""]}\n', r"x\.jsonl:1 has words without a label"),
+        # Not a word of class I-NP.
+        (
+            "x.conll",
+            "EU NNP I-NP I-ORG\nbacks VBZ I-VP\n",
+            r"x\.conll:2 has 3 columns \('backs VBZ I-VP'\), the lines above have 4",
+        ),
     ],
 )
 def test_bad_sentences(name, content, message, tmp_path):
@@ -306,9 +323,13 @@ def test_squad_scores():
 @pytest.mark.parametrize("max_answer_length", [1, 3, 99])
 @pytest.mark.parametrize("n_best", [1, 4, 99])
 def test_best_spans_are_those_of_all_pairs(n_best, max_answer_length):
-    logits = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
-    offsets = [(3 * i, 3 * i + 2) for i in range(7)]
-    spans = question_answering.best_spans(logits, offsets, n_best, max_answer_length)
+    logits = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    offsets = tuple((3 * i, 3 * i + 2) for i in range(7))
+    window = question_answering.Window(2, 0, offsets)
+    scores, seen = question_answering.span_scores([(window, logits)], max_answer_length)
+    assert seen == [*offsets]
+    spans = question_answering.best_spans(scores, seen, n_best)
+    logits = logits[2:]
     of_all = sorted(
         (
             (float(logits[i, 0] + logits[j, 1]), 3 * i, 3 * j + 2)
@@ -318,7 +339,9 @@ def test_best_spans_are_those_of_all_pairs(n_best, max_answer_length):
         reverse=True,
     )
     assert spans == of_all[:n_best]
-    assert question_answering.best_spans(logits[:0], [], n_best, max_answer_length) == []
+    empty = question_answering.Window(2, 0, ())
+    scores, seen = question_answering.span_scores([(empty, logits)], max_answer_length)
+    assert question_answering.best_spans(scores, seen, n_best) == []
 
 
 def test_a_span_that_two_windows_see_is_one_answer():
@@ -328,8 +351,8 @@ def test_a_span_that_two_windows_see_is_one_answer():
     example = question_answering.Question("1", "w40", "w0 w1 w2", (), 0)
     offsets = ((0, 2), (3, 5), (6, 8))
     features = [
-        tasks.Feature({}, 0, question_answering.Window(1, offsets[:2])),
-        tasks.Feature({}, 0, question_answering.Window(1, offsets[1:])),
+        tasks.Feature({}, 0, question_answering.Window(1, 0, offsets[:2])),
+        tasks.Feature({}, 0, question_answering.Window(1, 1, offsets[1:])),
     ]
     # "w1" scores 4 + 4 in the first window and 3 + 3 in the second, "w0" 2 + 0, "w2" 1 + 1.
     outputs = [
@@ -339,8 +362,16 @@ def test_a_span_that_two_windows_see_is_one_answer():
     (line,) = task.answers([example], features, outputs)
     assert line["prediction"] == "w1"
     assert [(x["text"], x["start"]) for x in line["n_best"]] == [("w1", 3), ("w0 w1", 0)]
-    first, second = (x["score"] for x in line["n_best"])
-    assert first / second == pytest.approx(np.exp(8 - 6), rel=1e-3)
+    # All spans: w0 2, w0 w1 6, w1 8, w1 w2 4, w2 2; of the three together no window has all.
+    shares = np.exp([8.0, 6, 2, 4, 2]) / np.exp([8.0, 6, 2, 4, 2]).sum()
+    assert [x["score"] for x in line["n_best"]] == pytest.approx(shares[:2], abs=1e-6)
+    task.may_have_none = True
+    (line,) = task.answers([example], features, outputs)
+    total = np.exp([8.0, 6, 2, 4, 2, 0]).sum()
+    assert line["n_best"][2]["text"] == ""
+    assert [x["score"] for x in line["n_best"]] == pytest.approx(
+        np.exp([8.0, 6, 0]) / total, abs=1e-6
+    )
 
 
 def test_windows_cover_a_long_context():
@@ -382,6 +413,10 @@ def test_windows_cover_a_long_context():
             '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": 1, "question": "q", '
             '"answers": [{"text": "c", "answer_start": "0"}]}]}]}]}',
             r"question '1': expected an answer's text and the number .* found 'c' and '0'",
+        ),
+        (
+            '{"data": [{"paragraphs": [{"context": "c", "qas": ["x"]}]}]}',
+            r"is not a SQuAD file.*wrong or missing",
         ),
     ],
 )
@@ -551,3 +586,7 @@ def test_every_recipe_reads():
         for argument in getattr(module, "TASKS", [None]):
             config = module.get_config(argument) if argument else module.get_config()
             assert tasks.make_task(config, TOKENIZER).metric
+    # What GLUE's leaderboard goes by.
+    glue = {name: configs.finetune.glue.get_config(name) for name in ("cola", "qqp", "mnli")}
+    metrics = {name: tasks.make_task(config, TOKENIZER).metric for name, config in glue.items()}
+    assert metrics == {"cola": "matthews", "qqp": "f1", "mnli": "accuracy"}

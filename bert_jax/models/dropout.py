@@ -17,13 +17,13 @@ def dropout(
     rows_BR: jax.Array | None = None,
     length: int = 0,
 ) -> jax.Array:
-    """Zeroes elements of `x` [B, …, even] with probability `rate` and rescales the rest.
+    """Zeroes elements of `x` [B, …, N] with probability `rate` and rescales the rest.
 
     Args:
       keys_B: one key an example, or None for no dropout.
       site: which dropout of the model this is; distinct sites draw independently.
       rng: see `BertConfig.dropout_rng`.
-      rows_BR: given, `x` [B, …, R, even] holds these rows alone of an array with `length` of them,
+      rows_BR: given, `x` [B, …, R, N] holds these rows alone of an array with `length` of them,
         and what is dropped is what would be there.
     """
     drop = threshold(rate)
@@ -34,9 +34,10 @@ def dropout(
     if rng == "hash":
         keep = _hashed_bits(keys_B, shape, rows_BR) >= jnp.uint32(drop << 16)
     else:
-        half = (*shape[:-1], shape[-1] // 2)
-        words = jax.vmap(lambda key: jax.random.bits(key, half, jnp.uint32))(keys_B)
-        keep = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1, *shape) >= drop
+        half = -(-shape[-1] // 2)  # two draws a word, of which an odd number leaves one
+        words = jax.vmap(lambda key: jax.random.bits(key, (*shape[:-1], half), jnp.uint32))(keys_B)
+        draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1, *shape[:-1], 2 * half)
+        keep = draws[..., : shape[-1]] >= drop
         if rows_BR is not None:
             keep = jax.vmap(lambda keep, rows_R: jnp.take(keep, rows_R, axis=-2))(keep, rows_BR)
     return jnp.where(keep, x / (1 - drop / 2**16), 0).astype(x.dtype)

@@ -13,17 +13,17 @@ import ml_collections
 
 from configs.finetune import text_classification, text_regression
 
-# task -> text column, column of the second text, classes in the data set's order.
+# task -> text column, column of the second text, classes in the data set's order, GLUE's metric.
 TASKS = {
-    "cola": ("sentence", "", "0=unacceptable,1=acceptable"),
-    "mnli": ("premise", "hypothesis", "0=entailment,1=neutral,2=contradiction"),
-    "mrpc": ("sentence1", "sentence2", "0=not_equivalent,1=equivalent"),
-    "qnli": ("question", "sentence", "0=entailment,1=not_entailment"),
-    "qqp": ("question1", "question2", "0=not_duplicate,1=duplicate"),
-    "rte": ("sentence1", "sentence2", "0=entailment,1=not_entailment"),
-    "sst2": ("sentence", "", "0=negative,1=positive"),
-    "stsb": ("sentence1", "sentence2", ""),  # a similarity from 0 to 5
-    "wnli": ("sentence1", "sentence2", "0=not_entailment,1=entailment"),
+    "cola": ("sentence", "", "0=unacceptable,1=acceptable", "matthews"),
+    "mnli": ("premise", "hypothesis", "0=entailment,1=neutral,2=contradiction", "accuracy"),
+    "mrpc": ("sentence1", "sentence2", "0=not_equivalent,1=equivalent", "f1"),
+    "qnli": ("question", "sentence", "0=entailment,1=not_entailment", "accuracy"),
+    "qqp": ("question1", "question2", "0=not_duplicate,1=duplicate", "f1"),
+    "rte": ("sentence1", "sentence2", "0=entailment,1=not_entailment", "accuracy"),
+    "sst2": ("sentence", "", "0=negative,1=positive", "accuracy"),
+    "stsb": ("sentence1", "sentence2", "", "pearson"),  # a similarity from 0 to 5
+    "wnli": ("sentence1", "sentence2", "0=not_entailment,1=entailment", "accuracy"),
 }
 
 
@@ -31,10 +31,11 @@ def get_config(arg: str = "sst2") -> ml_collections.ConfigDict:
     """The recipe of a task; base.py and text_classification.py explain the fields."""
     if arg not in TASKS:
         raise ValueError(f"unknown task {arg!r}: one of {', '.join(TASKS)}")
-    text_column, text_pair_column, labels = TASKS[arg]
+    text_column, text_pair_column, labels, metric = TASKS[arg]
     if labels:
         config = text_classification.get_config()
         config.labels = labels
+        config.metric = metric
     else:
         config = text_regression.get_config()
         config.label_column = "label"

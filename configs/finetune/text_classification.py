@@ -23,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The classes in order, each "value in the file=name", or the value alone, separated by commas.
     # "" takes the values of the training file, sorted.
     config.labels = ""
+    # What early stopping, select="best" and tables of several runs go by: "accuracy", "f1" (of the
+    # second class where there are two, else macro) or "matthews".
+    config.metric = "accuracy"
     # What each class counts in the training loss: "" alike, "balanced" by the inverse of its
     # frequency, or one number a label in their order, separated by commas.
     config.class_weights = ""
