@@ -12,17 +12,27 @@ from bert_jax.cli import UserError
 LOCK_FILE = ".lock"  # in a directory that a process is writing to
 
 
+def is_remote(path: str | epath.PathLike) -> bool:
+    """Whether a path is of a store such as gs://, and not of this machine's file system."""
+    return "://" in str(path)
+
+
 def lock(path: str | epath.PathLike, in_use: str) -> IO[bytes] | None:
     """An open file whose lock says that something is in use; the system frees it on a crash.
 
     None on gs:// and the like, which have no locks.
 
     Raises:
-      UserError: another process holds it; the message is `in_use`.
+      UserError: another process holds it; the message is `in_use`. Or the directory cannot be
+        written to.
     """
-    if not os.path.isdir(os.path.dirname(path) or "."):
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
         return None
-    file = open(path, "wb")  # noqa: SIM115  (held open: the lock)
+    try:
+        file = open(path, "wb")  # noqa: SIM115  (held open: the lock)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written to ({error})") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -38,6 +48,26 @@ def is_stream(path: str | epath.PathLike) -> bool:
     is_special = os.path.exists(path) and not os.path.isfile(path)
     # What /dev/stdout leads to may be a file.
     return is_special or os.path.dirname(path) in ("/dev", "/dev/fd")
+
+
+def size_and_time(path: str | epath.PathLike) -> tuple[int, int]:
+    """A file's size in bytes and the time of its modification in seconds."""
+    if is_remote(path):
+        stat = epath.Path(path).stat()
+        return stat.length, stat.mtime
+    # etils also looks up the owner's name, which fails for an id without one, as in containers.
+    stat = os.stat(path)
+    return stat.st_size, int(stat.st_mtime)
+
+
+def sync(path: str | epath.PathLike) -> None:
+    """Waits until a file's bytes are on this machine's disk, if it is a file of this machine.
+
+    A rename may be there before them: a power failure would leave an empty file of the new name.
+    """
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
@@ -56,6 +86,7 @@ def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         partial.write_bytes(content)
+        sync(partial)
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -11,11 +11,22 @@ import numpy as np
 import tokenizers
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError, brief
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION_PREFIX = "##"
+_MAX_WORD = 100  # a longer word is [UNK]
 _SPECIAL = re.compile(r"\[.+\]|<.+>").fullmatch  # also [unused0] and <S>
+# What a tokenizer.json has to say, beside the flags of its normalizer, to give the same ids.
+_BERT_PARTS = (
+    ("model", "type", "WordPiece"),
+    ("model", "unk_token", "[UNK]"),
+    ("model", "continuing_subword_prefix", CONTINUATION_PREFIX),
+    ("model", "max_input_chars_per_word", _MAX_WORD),
+    ("normalizer", "type", "BertNormalizer"),
+    ("pre_tokenizer", "type", "BertPreTokenizer"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +51,9 @@ class Tokenizer:
     def backend(self) -> tokenizers.Tokenizer:
         """The Rust tokenizer; adds no special tokens (templates are the caller's business)."""
         backend = tokenizers.Tokenizer(
-            tokenizers.models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=100)
+            tokenizers.models.WordPiece(
+                self.ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD
+            )
         )
         backend.normalizer = tokenizers.normalizers.BertNormalizer(
             lowercase=self.lowercase, strip_accents=self.strip_accents
@@ -126,17 +139,14 @@ def load(source: str | epath.PathLike) -> Tokenizer:
         path = _download(str(source))
     backend = _read_json(path / "tokenizer.json")
     config = _read_json(path / "tokenizer_config.json")
+    if backend:
+        _check_parts(source, backend)
     normalizer = backend.get("normalizer") or {}
     lowercase = config.get("do_lower_case", normalizer.get("lowercase", True))
     strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
     if (path / "vocab.txt").exists():
         vocab = _read_vocab(path / "vocab.txt")
     elif backend:
-        if backend.get("model", {}).get("type") != "WordPiece":
-            raise UserError(
-                f"{source}: tokenizer.json holds a {backend.get('model', {}).get('type')} model; "
-                "this project reads BERT's WordPiece tokenizers only"
-            )
         vocab = tuple(sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].get))
     else:
         raise UserError(
@@ -158,6 +168,19 @@ def _looks_uncased(path: epath.Path, vocab: Sequence[str]) -> bool:
             return "uncased" in name
     words = (t for t in vocab if not t.startswith(CONTINUATION_PREFIX) and not _SPECIAL(t))
     return all(word == word.lower() for word in words)
+
+
+def _check_parts(source: str | epath.PathLike, backend: dict) -> None:
+    """Raises UserError if a tokenizer.json has another part than BERT's."""
+    for part, name, expected in _BERT_PARTS:
+        found = (backend.get(part) or {}).get(name)
+        if part == "model" and name == "type" and found is None:
+            continue  # not written by tokenizers of 2020; the other lines tell its kind
+        if found != expected:
+            raise UserError(
+                f"{source} is not a tokenizer that this project computes: in its tokenizer.json "
+                f"the {part}'s {name} is {found!r}, not {expected!r}"
+            )
 
 
 def _check_alike(
@@ -186,7 +209,10 @@ def _check_alike(
 
 
 def _read_json(path: epath.Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:  # also of text that is not UTF-8
+        raise UserError(f"{path} is not JSON ({error})") from None
 
 
 def _read_vocab(path: epath.Path) -> tuple[str, ...]:
@@ -237,8 +263,8 @@ def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length
     backend.post_processor = tokenizers.processors.BertProcessing(
         ("[SEP]", tokenizer.sep_id), ("[CLS]", tokenizer.cls_id)
     )
-    (directory / "vocab.txt").write_text("\n".join(tokenizer.vocab) + "\n")
-    (directory / "tokenizer.json").write_text(backend.to_str(pretty=True))
+    files.write_whole(directory / "vocab.txt", "\n".join(tokenizer.vocab) + "\n")
+    files.write_whole(directory / "tokenizer.json", backend.to_str(pretty=True))
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": tokenizer.lowercase,
@@ -250,4 +276,4 @@ def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    files.write_whole(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")

@@ -61,13 +61,18 @@ def build(
       output: DATA_DIR; made if missing.
       workers: local processes; all processors by default.
       runner: 'local' or 'beam'. Neither workers nor runner changes the result.
-      beam_options: Beam's own flags, in one string.
+      beam_options: Beam's own flags, in one string; for that runner alone.
 
     Raises:
       UserError: impossible options, unusable input or tokenizer, or a directory that holds a data
-        set of other options or, unfinished, of other text.
+        set of other options or, unfinished, of other text, or shards of which nothing is known.
     """
     options = options.checked()
+    workers = parallel.checked_workers(workers)
+    if beam_options and runner != "beam":
+        raise UserError(
+            "--beam_options is for Apache Beam: give --runner=beam too, or leave it out"
+        )
     tokenizer = tokenizers.load(options.tokenizer)
     job = Job(options, tokenizer, str(output))
     if (epath.Path(output) / MANIFEST).exists() and not job.work.exists():
@@ -75,9 +80,6 @@ def build(
     with _WorkDirectory(job) as work:
         if (epath.Path(output) / MANIFEST).exists():  # killed as it tidied up: done now
             return _built_already(job)
-        workers = workers or parallel.default_workers()
-        if workers < 1:
-            raise UserError(f"--workers is {workers}: expected at least 1")
         parts = corpus.list_parts(options.input, options.field)
         work.claim(parts)
         if runner == "beam":
@@ -127,10 +129,7 @@ class _WorkDirectory:
         job = self._job
         found = input_files(parts)
         if self._is_new:
-            # Of a build whose .build was removed: they must not be taken for this one's.
-            for path in epath.Path(job.output).iterdir():
-                if _SHARD.fullmatch(path.name):
-                    _remove(path)
+            _require_no_shards(epath.Path(job.output))
             for directory in (job.units, job.finished):
                 directory.mkdir(parents=True, exist_ok=True)
         else:
@@ -176,6 +175,21 @@ class _WorkDirectory:
             self._lock = None
 
 
+def _require_no_shards(output: epath.Path) -> None:
+    """Raises UserError for shards beside no .build, of which nobody knows what they were made of.
+
+    They are another program's, or of a build whose .build was removed, and this one would take them
+    for its own or write over them.
+    """
+    entries = output.iterdir() if output.exists() else ()  # gs:// has no empty directories
+    shards = sorted(path.name for path in entries if _SHARD.fullmatch(path.name))
+    if shards:
+        raise UserError(
+            f"{output} holds {len(shards)} shards of an unknown build, such as {shards[0]}: remove "
+            "them, or give another --output"
+        )
+
+
 def _built_already(job: Job) -> Manifest:
     manifest = Manifest.read(job.output)
     _require_same(job, manifest.arguments, manifest.tokenizer_fingerprint)
@@ -200,8 +214,8 @@ def _compare_input(job: Job, before: dict[str, list[int]], now: dict[str, list[i
     found = f"{len(changed)} of the input's files changed since {job.output} was begun: {names}"
     if has_store(job):
         raise UserError(
-            f"{found}. Their old text is in it: remove {job.work} to begin again, or give another "
-            "--output"
+            f"{found}. Their old text is in it: remove {job.output} to begin again, or "
+            "give another --output"
         )
     _log.warning(f"{found}. They are read again")
 

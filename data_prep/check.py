@@ -14,7 +14,7 @@ import html
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -111,7 +111,7 @@ class Report:
       measures: in the order of printing.
       problems: files that are missing or changed.
       tallies: split -> sums over its examples.
-      damaged: names of the shards among those files.
+      damaged: names of those files.
     """
 
     measures: list[Measure]
@@ -134,19 +134,18 @@ def check(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
     Raises:
       UserError: not a finished data set, or one that this program does not read.
     """
+    workers = parallel.checked_workers(workers)
     manifest = Manifest.read(data_dir)
     subject = _Subject(str(data_dir), manifest)
     problems = _file_problems(subject)
-    damaged = set()
     tallies = {split: Tally() for split in manifest.splits}
     split_of = {shard: split for split, shards in manifest.splits.items() for shard in shards}
-    workers = min(workers or parallel.default_workers(), len(split_of))
+    workers = min(workers, len(split_of))
     with Progress("check", len(split_of)) as progress:
         results = parallel.run(_measure_shard, subject, split_of, workers)
         for shard, result in results:
             if isinstance(result, str):
-                problems.append(result)
-                damaged.add(shard.name)
+                problems[shard.name] = result
             else:
                 tallies[split_of[shard]] += result
             progress.advance(1, examples=shard.num_examples)
@@ -155,21 +154,22 @@ def check(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
         if tally.examples:
             measures += _example_measures(split, tally, manifest)
         measures += _text_measures(split, manifest)
-    measures += _document_measures(subject)
-    return Report(measures, sorted(problems), tallies, frozenset(damaged))
+    measures += _document_measures(subject, problems)
+    return Report(measures, sorted(problems.values()), tallies, frozenset(problems))
 
 
-def _file_problems(subject: _Subject) -> list[str]:
+def _file_problems(subject: _Subject) -> dict[str, str]:
+    """What is wrong, by the name of the file; the shards are left out."""
     directory = epath.Path(subject.data_dir)
-    problems = []
+    problems = {}
     for name, sha256 in subject.manifest.statistics["files"].items():
         if not (directory / name).exists():
-            problems.append(f"{name} is missing")
+            problems[name] = f"{name} is missing"
         elif writers.sha256(directory / name) != sha256:
-            problems.append(f"{name} has changed: its SHA-256 is not the manifest's")
+            problems[name] = f"{name} has changed: its SHA-256 is not the manifest's"
     try:
         if subject.tokenizer.fingerprint != subject.manifest.tokenizer_fingerprint:
-            problems.append("tokenizer/ is not the tokenizer that the ids were made with")
+            problems["tokenizer"] = "tokenizer/ is not the tokenizer that the ids were made with"
     except UserError as error:
         raise UserError(f"the data set's copy of its tokenizer is unusable: {error}") from None
     return problems
@@ -290,26 +290,26 @@ def _text_measures(split: str, manifest: Manifest) -> Iterator[Measure]:
     )
 
 
-def _document_measures(subject: _Subject) -> Iterator[Measure]:
+def _document_measures(subject: _Subject, damaged: Collection[str]) -> Iterator[Measure]:
     manifest = subject.manifest
     hashes = {}
     for split in manifest.splits:
-        path = epath.Path(subject.data_dir) / f"document_hashes-{split}.npy"
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            hashes[split] = np.load(file)
-    distinct = np.unique(hashes["train"])
-    yield Measure(
-        "train",
-        "share of documents that repeat another exactly",
-        1 - _share(len(distinct), len(hashes["train"])),
-        0,
-        0.05,
-        "the corpus has duplicates, which are learnt by heart: build with --deduplicate",
-    )
-    if "validation" in hashes:
-        shared = np.isin(np.unique(hashes["validation"]), distinct)
+        name = f"document_hashes-{split}.npy"
+        if name not in damaged:
+            with (epath.Path(subject.data_dir) / name).open("rb") as file:
+                hashes[split] = np.load(file)
+    distinct = {split: np.unique(hash_D) for split, hash_D in hashes.items()}
+    if "train" in hashes:
+        yield Measure(
+            "train",
+            "share of documents that repeat another exactly",
+            1 - _share(len(distinct["train"]), len(hashes["train"])),
+            0,
+            0.05,
+            "the corpus has duplicates, which are learnt by heart: build with --deduplicate",
+        )
+    if {"train", "validation"} <= distinct.keys():
+        shared = np.isin(distinct["validation"], distinct["train"])
         yield Measure("data set", "documents both in train and validation", int(shared.sum()), 0, 0)
     source_bytes = manifest.statistics["source_bytes"]
     most = manifest.arguments["max_decode_errors"]
@@ -455,8 +455,6 @@ def main(argv: Sequence[str]) -> int | None:
     flags = parser.parse_args(argv)
     if flags.json and flags.examples and not flags.report:
         raise UserError("--json prints no examples: leave out --json or --examples")
-    if flags.workers < 1:
-        raise UserError(f"--workers is {flags.workers}: expected at least 1")
     report = check(flags.data_dir, workers=flags.workers)
     if flags.json:
         print_lines([_json(report)])

@@ -13,13 +13,14 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import sentencex
 import zstandard
 from etils import epath
 
-from bert_jax.cli import UserError
+from bert_jax import files
+from bert_jax.cli import UserError, brief
 
 UNIT_BYTES = 4 << 20
 # A longer document is cut: it bounds memory where a whole file is one line (text8, enwik9).
@@ -35,8 +36,12 @@ MAX_NUL_BYTES = 0.01
 _READ_BYTES = 1 << 20
 # Little: all that it decompresses to is held at once.
 _ZSTD_READ_BYTES = 64 << 10
+# The most that the format has, as of zstd --long=31; by default 128 MB would be.
+_ZSTD_WINDOW_BYTES = 1 << 31
 # What the file system and the decompressors raise at a file that is damaged or cut off.
 _UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+# JSONDecodeError is a ValueError; so is that of a number of thousands of digits.
+_NOT_JSON = (ValueError, RecursionError)
 _TEXT, _JSON, _PARQUET = "text", "json", "parquet"
 _KINDS = {".txt": _TEXT, ".text": _TEXT, ".jsonl": _JSON, ".json": _JSON, ".parquet": _PARQUET}
 _COMPRESSIONS = (".gz", ".zst")
@@ -93,7 +98,6 @@ class Unit:
     """About 4 MB of text in reading order: raw blocks of files, or texts already decoded."""
 
     name: str
-    source: int
     kind: str
     blocks: tuple[Block, ...] = ()
     texts: tuple[str, ...] = ()
@@ -127,7 +131,8 @@ def list_parts(sources: Iterable[str], field: str = "text") -> list[Part]:
         run: list[str] = []
         run_kind, run_bytes, index = "", 0, 0
         for path in _expand(spec):
-            kind, size = _kind(path), path.stat().length
+            kind = _kind(path)
+            size, _ = files.size_and_time(path)
             # A file with several units stands alone; small ones share a unit.
             if run and (kind != run_kind or run_bytes + size > UNIT_BYTES or kind == _PARQUET):
                 parts.append(Part(source, index, run_kind, tuple(run), run_bytes, field))
@@ -192,7 +197,7 @@ def read_units(part: Part) -> Iterator[Unit]:
 
 
 def _units(part: Part) -> Iterator[Unit]:
-    empty = Unit("", part.source, part.kind, field=part.field)
+    empty = Unit("", part.kind, field=part.field)
     if part.kind in ("stream", _PARQUET):
         yield from _pack_texts(empty, _texts(part))
     elif len(part.paths) > 1:
@@ -231,7 +236,12 @@ def _texts(part: Part) -> Iterator[str]:
         from data_prep import streams
 
         read = streams.hf_texts if spec.startswith("hf:") else streams.tfds_texts
-        yield from read(spec, part.field)
+        try:
+            yield from read(spec, part.field)
+        except UserError:
+            raise
+        except Exception as error:  # a lost connection, a damaged file: unrelated types
+            raise UserError(f"input {spec} cannot be read: {brief(error)}") from None
 
 
 def _decompressed(path: str, file: io.BufferedIOBase) -> io.BufferedIOBase:
@@ -249,7 +259,8 @@ class _ZstdFrames(io.RawIOBase):
     """
 
     def __init__(self, file: io.BufferedIOBase):
-        self._file, self._decompressor = file, zstandard.ZstdDecompressor()
+        self._file = file
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
         self._frame: zstandard.ZstdDecompressionObj | None = None  # None between frames
         self._compressed, self._output = b"", memoryview(b"")
 
@@ -280,9 +291,9 @@ def _blocks(path: str, kind: str) -> Iterator[Block]:
             rest, line, first, position = b"", 1, True, 0
             while True:
                 data = _read(file, UNIT_BYTES)
+                at_end = len(data) < UNIT_BYTES
                 if first:
                     data, first = data.removeprefix(b"\xef\xbb\xbf"), False
-                at_end = len(data) < UNIT_BYTES
                 data = rest + data
                 if kind == _JSON and data.lstrip()[:1] == b"[" and line == 1:
                     data += file.read()  # one JSON array: parsed as a whole
@@ -341,10 +352,11 @@ def parse_unit(
     counts = ParseCounts()
     texts: list[str] = list(unit.texts)
     counts.source_bytes += sum(len(text.encode(errors="replace")) for text in texts)
-    for block in unit.blocks:
-        text, errors = _decode(block, max_decode_errors, MAX_STRAY_BYTES - counts.decode_errors)
-        counts.source_bytes += len(block.data)
-        counts.decode_errors += errors
+    counts.source_bytes += sum(len(block.data) for block in unit.blocks)
+    decoded = [_decode(block) for block in unit.blocks]
+    _require_utf8(unit, [errors for _, errors in decoded], max_decode_errors)
+    counts.decode_errors = sum(errors for _, errors in decoded)
+    for block, (text, _) in zip(unit.blocks, decoded, strict=True):
         if unit.kind == _TEXT:
             texts.extend(_BLANK_LINE.split(_NEWLINES.sub("\n", text)))
         else:
@@ -355,27 +367,40 @@ def parse_unit(
     return documents, counts
 
 
-def _decode(block: Block, max_share: float, max_stray: int) -> tuple[str, int]:
-    """The text, and how many bytes of it did not decode.
-
-    More than `max_share` of the bytes and more than `max_stray` are refused; if the share is 0,
-    any.
-    """
+def _decode(block: Block) -> tuple[str, int]:
+    """The text, and how many bytes of it did not decode."""
     _refuse_utf16(block)
     try:
         return block.data.decode(), 0
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError:
         text = block.data.decode(errors="replace")
-        errors = text.count("\ufffd") - block.data.count("\ufffd".encode())
-        if errors > max_share * len(block.data) and (errors > max_stray or not max_share):
-            line = block.first_line + block.data.count(b"\n", 0, error.start)
-            raise UserError(
-                f"input {block.path} is not UTF-8: {errors} of {len(block.data)} bytes do not "
-                f"decode, the first on line {line}; expected at most a share of "
-                f"{max_share:g} (--max_decode_errors). Convert it, for instance with: "
-                f"iconv -f LATIN1 -t UTF-8"
-            ) from None
-        return text, errors
+        return text, text.count("\ufffd") - block.data.count("\ufffd".encode())
+
+
+def _require_utf8(unit: Unit, errors_B: Sequence[int], max_share: float) -> None:
+    """Raises UserError for too many bytes that did not decode.
+
+    Too many are more than `max_share` of the unit and more than MAX_STRAY_BYTES; if the share is 0,
+    any. The file with the largest share of its own is named.
+    """
+    errors = sum(errors_B)
+    allowed = max_share * sum(len(block.data) for block in unit.blocks)
+    if errors <= (max(allowed, MAX_STRAY_BYTES) if max_share else 0):
+        return
+    block, errors = max(
+        ((block, n) for block, n in zip(unit.blocks, errors_B, strict=True) if n),
+        key=lambda pair: pair[1] / len(pair[0].data),
+    )
+    try:
+        block.data.decode()
+    except UnicodeDecodeError as error:
+        line = block.first_line + block.data.count(b"\n", 0, error.start)
+        raise UserError(
+            f"input {block.path} is not UTF-8: {errors} of {len(block.data)} bytes do not "
+            f"decode, the first on line {line}; expected at most a share of "
+            f"{max_share:g} (--max_decode_errors). Convert it, for instance with: "
+            f"iconv -f LATIN1 -t UTF-8"
+        ) from None
 
 
 def _refuse_utf16(block: Block) -> None:
@@ -398,7 +423,7 @@ def _json_texts(block: Block, text: str, field: str) -> Iterator[str]:
     if text.lstrip()[:1] == "[":
         try:
             rows = json.loads(text)
-        except json.JSONDecodeError as error:
+        except _NOT_JSON as error:
             raise UserError(f"input {block.path} is not JSON: {error}") from None
         for number, row in enumerate(rows):
             yield _text_field(row, field, f"{block.path}, element {number}")
@@ -408,7 +433,7 @@ def _json_texts(block: Block, text: str, field: str) -> Iterator[str]:
             where = f"{block.path}, line {number}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except _NOT_JSON as error:
                 raise UserError(
                     f"input {where} is not JSON: {error}; expected one object a line"
                 ) from None

@@ -77,8 +77,10 @@ class BuildOptions:
                 "an ISO 639-1 code, such as en or pt-br",
             ),
             "weights": (
-                len(self.weights) in (0, len(self.input)) and all(w >= 0 for w in self.weights),
-                f"one number, 0 or more, for each of the {len(self.input)} sources",
+                len(self.weights) in (0, len(self.input))
+                and all(w >= 0 for w in self.weights)
+                and (any(self.weights) or not self.weights),
+                f"one number, 0 or more, for each of the {len(self.input)} sources, not all 0",
             ),
         }
         for name, (is_good, expected) in required.items():

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from bert_jax.cli import UserError
+
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,6 +20,15 @@ _shared: Any = None  # set once in each worker process
 def default_workers() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def checked_workers(workers: int | None) -> int:
+    """The number that was asked for, or all processors; raises UserError if it is below 1."""
+    if workers is None:
+        return default_workers()
+    if workers < 1:
+        raise UserError(f"--workers is {workers}: expected at least 1")
+    return workers
 
 
 def run(

@@ -86,7 +86,7 @@ def documents(max_mb: float = DEFAULT_MAX_MB, workers: int | None = None) -> Ite
     runs = [sources[i : i + _FILES_AT_ONCE] for i in range(0, len(sources), _FILES_AT_ONCE)]
     seen: set[bytes] = set()
     size = 0
-    for found in _in_order(runs, workers or parallel.default_workers()):
+    for found in _in_order(runs, parallel.checked_workers(workers)):
         for document_id, paragraphs in found:
             fresh = []
             for paragraph in paragraphs:
@@ -157,10 +157,13 @@ def _read_files(sources: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """(document id, path) -> (document id, paragraphs)."""
     found = []
     for document_id, path in sources:
-        if os.path.getsize(path) > _MAX_FILE_BYTES:
+        try:
+            if os.path.getsize(path) > _MAX_FILE_BYTES:
+                continue
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError:  # a broken link, or a file that is not for this user
             continue
-        with open(path, "rb") as file:
-            data = file.read()
         if path.endswith("METADATA"):
             _, _, description = data.decode(errors="ignore").partition("\n\n")
             found.append((document_id, english_paragraphs(description)))

@@ -95,6 +95,7 @@ class _PairGenerator:
     """Uniform numbers keyed by (document, duplicate), several times cheaper than new generators."""
 
     def __init__(self, seed: int):
+        # Of a large seed this keeps 53 bits; _generator would make other data sets of all seeds.
         self._bits = np.random.Philox(key=[seed, _PAIR])
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)

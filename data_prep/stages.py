@@ -3,6 +3,7 @@
 Every piece is idempotent: what is finished already is left alone, and files appear atomically.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -70,10 +71,9 @@ def input_files(parts: Iterable[corpus.Part]) -> dict[str, list[int]]:
 
 def _state(path: str) -> list[int]:
     try:
-        stat = epath.Path(path).stat()
+        return list(files.size_and_time(path))
     except OSError as error:
         raise UserError(f"input {path} cannot be read: {error}") from None
-    return [stat.length, stat.mtime]
 
 
 def read_units(part: corpus.Part) -> Iterator[corpus.Unit]:
@@ -88,9 +88,8 @@ def read_units(part: corpus.Part) -> Iterator[corpus.Unit]:
 
 def tokenize(job: Job, unit: corpus.Unit) -> dict[str, int]:
     """Stage 1 for one unit; a unit that is there already is only counted."""
-    path = job.unit(unit.name)
-    if path.exists():
-        return token_store.read_counts(path)
+    if counts := token_store.read_counts(job.unit(unit.name)):
+        return counts
     return token_store.tokenize_unit(
         unit,
         job.encoder,
@@ -182,7 +181,8 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
     path = epath.Path(job.output) / name
     summary_path = job.finished / f"{name}.json"
     if path.exists() and summary_path.exists():
-        return json.loads(summary_path.read_text())
+        with contextlib.suppress(ValueError):  # cut off, as by a power failure
+            return json.loads(summary_path.read_text())
     store = Store(job.store, task.split, job.tokenizer.vocab_size)
     try:
         examples = ShardExamples(
@@ -246,7 +246,8 @@ def finish(job: Job) -> Manifest:
         name = NUM_TOKENS.format(split=split)
         lengths_E = np.concatenate(num_tokens[split])
         statistics["files"][name] = writers.save_array(output / name, lengths_E)
-    tokenizers.save(job.tokenizer, output / "tokenizer")
+    longest = max(512, job.options.max_seq_length)  # of BERT as published, or of these examples
+    tokenizers.save(job.tokenizer, output / "tokenizer", longest)
     manifest = Manifest(
         arguments=arguments(job.options),
         tokenizer_fingerprint=job.tokenizer.fingerprint,

@@ -21,6 +21,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -37,7 +38,8 @@ SPLITS = ("train", "validation")
 # when a pair is truncated.
 MAX_SENTENCE_TOKENS = 256
 _OFFSET = np.dtype("<u8")
-_FILES = ("tokens", "sentences", "documents", "hashes")
+_READ_BY_SHARDS = ("tokens", "sentences", "documents")
+_FILES = (*_READ_BY_SHARDS, "hashes")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -106,7 +108,11 @@ def _member(path: epath.Path, *names: str) -> list[np.ndarray]:
 
 
 def read_counts(path: epath.Path) -> dict[str, int]:
-    return json.loads(bytes(_member(path, "counts")[0]))
+    """What tokenize_unit returned; {} if the file is missing or cut off, as by a power failure."""
+    try:
+        return json.loads(bytes(_member(path, "counts")[0]))
+    except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +172,8 @@ def merge(
       deduplicate: keep the first of documents with equal text.
 
     Returns:
-      The summary for `complete`: counts, and for each split what Store.counts holds.
+      The summary for `complete`: counts, and for each split its documents, sentences, tokens,
+      unknown_tokens, words, and documents_of_source (see Store).
     """
     splitter = choose_split(
         (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
@@ -222,7 +229,8 @@ def _first_places(units: Sequence[epath.Path]) -> np.ndarray:
 class _SplitWriter:
     def __init__(self, directory: epath.Path, tokenizer: Tokenizer):
         directory.mkdir(parents=True, exist_ok=True)
-        self._files = {name: (directory / f"{name}.bin").open("wb") for name in _FILES}
+        self._paths = {name: directory / f"{name}.bin" for name in _FILES}
+        self._files = {name: path.open("wb") for name, path in self._paths.items()}
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._tokenizer = tokenizer
         self._counts = dict.fromkeys(
@@ -249,8 +257,9 @@ class _SplitWriter:
         self._documents_of_source[source] = so_far + len(document_sentences)
 
     def close(self) -> dict:
-        for file in self._files.values():
+        for name, file in self._files.items():
             file.close()
+            files.sync(self._paths[name])
         # Reading order is source by source, so counts per source say where each one ends.
         return {**self._counts, "documents_of_source": self._documents_of_source}
 
@@ -259,32 +268,25 @@ class Store:
     """One split of a merged store, opened for reading.
 
     Attributes:
-      counts: documents, sentences, tokens, unknown_tokens, words.
       document_offsets: uint64[documents + 1], mapped: the sentences of document d are
         document_offsets[d] up to document_offsets[d + 1].
-      hashes: uint64[documents], mapped.
       documents_of_source: SOURCE index -> number of its documents; they follow one another.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str, vocab_size: int):
         directory = _local(epath.Path(directory))
         summary = json.loads((directory / "store.json").read_text())["splits"][split]
-        sources = summary.pop("documents_of_source")
+        sources = summary["documents_of_source"]
         self.documents_of_source = {int(source): n for source, n in sources.items()}
-        self.counts: dict[str, int] = summary
         self.dtype = token_dtype(vocab_size)
         self._tokens = os.open(directory / split / "tokens.bin", os.O_RDONLY)
         self._sentences = os.open(directory / split / "sentences.bin", os.O_RDONLY)
-        self.document_offsets = _map(directory / split / "documents.bin")
-        self.hashes = _map(directory / split / "hashes.bin")
+        offsets = np.memmap(directory / split / "documents.bin", _OFFSET, "r")
+        self.document_offsets = offsets.view(np.ndarray)  # a memmap takes 5 us a slice
 
     def close(self) -> None:
         os.close(self._tokens)
         os.close(self._sentences)
-
-    @property
-    def num_documents(self) -> int:
-        return self.counts["documents"]
 
     def sentence_offsets(self, first: int, last: int) -> np.ndarray:
         """Token offsets of sentences first … last - 1 and the end of the last: uint64[n + 1]."""
@@ -300,14 +302,9 @@ class Store:
         for start, length in zip(start_N, length_N, strict=True):
             end = at + length * width
             if os.preadv(self._tokens, [view[at:end]], start * width) < end - at:
-                raise UserError("the token store is cut off: remove DATA_DIR/.build and build anew")
+                raise UserError("the token store is cut off: remove DATA_DIR and build anew")
             at = end
         return buffer
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is of a store such as gs://, and not of this machine's file system."""
-    return "://" in str(path)
 
 
 def forget_listing(directory: epath.Path) -> None:
@@ -322,7 +319,7 @@ def forget_listing(directory: epath.Path) -> None:
 
 def _local(directory: epath.Path) -> epath.Path:
     """A remote store's copy on this machine's disk: one process makes it, the others wait."""
-    if not is_remote(directory):
+    if not files.is_remote(directory):
         return directory
     summary = (directory / "store.json").read_text()
     target = _copy_of(directory, summary)
@@ -334,7 +331,7 @@ def _local(directory: epath.Path) -> epath.Path:
             try:
                 for split in SPLITS:
                     (partial / split).mkdir(parents=True)
-                    for name in _FILES:
+                    for name in _READ_BY_SHARDS:
                         file = directory / split / f"{name}.bin"
                         file.copy(partial / split / file.name)
                 (partial / "store.json").write_text(summary)
@@ -352,16 +349,10 @@ def _copy_of(directory: epath.Path, summary: str) -> epath.Path:
 def remove_copy(directory: epath.Path) -> None:
     """Removes this machine's copy of a remote store, if there is one."""
     summary = directory / "store.json"
-    if is_remote(directory) and summary.exists():
+    if files.is_remote(directory) and summary.exists():
         target = _copy_of(directory, summary.read_text())
         shutil.rmtree(target, ignore_errors=True)
         epath.Path(f"{target}.lock").unlink(missing_ok=True)
-
-
-def _map(path: epath.Path) -> np.ndarray:
-    if path.stat().length == 0:  # an empty file cannot be mapped
-        return np.zeros(0, _OFFSET)
-    return np.memmap(path, _OFFSET, "r").view(np.ndarray)  # a memmap takes 5 us a slice
 
 
 def require_documents(summary: dict, inputs: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ import zstandard
 from etils import epath
 
 from bert_jax import cli as command_line
+from bert_jax import files
 from bert_jax import tokenizer as bert_tokenizer
 from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.tokenizer import CONTINUATION_PREFIX, SPECIAL_TOKENS, Tokenizer
@@ -67,8 +68,9 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Tokeni
       output: TOKENIZER_DIR.
 
     Raises:
-      UserError: unusable input, or a size that the alphabet alone exceeds.
+      UserError: unusable input or output, or a size that the alphabet alone exceeds.
     """
+    _require_writable(output)
     vocab_size = DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size
     with _Spool(options) as spool:
         letters, dropped = _alphabet(spool.character_counts, options)
@@ -111,6 +113,19 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Tokeni
     if output is not None:
         bert_tokenizer.save(tokenizer, output)
     return tokenizer
+
+
+def _require_writable(output: epath.PathLike | None) -> None:
+    """Raises UserError for a directory that could not be written to after all the work."""
+    if output is None or files.is_remote(output):
+        return
+    existing = os.path.abspath(output)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f"--output={output} cannot be made: {existing} is no directory")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--output={output} cannot be written to: {existing} is read-only")
 
 
 class _Spool:
@@ -278,8 +293,10 @@ def extend(
       output: TOKENIZER_DIR.
 
     Raises:
-      UserError: unusable input, or no room: no [unused…] slots and vocab_size not above the base's.
+      UserError: unusable input or output, or no room: no [unused…] slots and vocab_size not above
+        the base's.
     """
+    _require_writable(output)
     vocab = list(base.vocab)
     slots = [i for i, token in enumerate(vocab) if _UNUSED(token)]
     vocab_size = len(vocab) if options.vocab_size is None else options.vocab_size

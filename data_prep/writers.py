@@ -12,8 +12,8 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
+from bert_jax import files
 from bert_jax.records import EXAMPLES_PER_RECORD
-from data_prep.token_store import is_remote
 
 # One group a record: random access decompresses nothing else. zstd level 3 already takes a
 # 128-token static example from 343 bytes to about 270; level 9 costs three times the time for 1 %.
@@ -51,7 +51,7 @@ def save_array(path: epath.Path, array: np.ndarray) -> str:
 @contextlib.contextmanager
 def appearing_at(path: epath.Path) -> Iterator[str]:
     """A local path to write to; on success the file moves to `path`, on failure it is removed."""
-    remote = is_remote(path)
+    remote = files.is_remote(path)
     if remote:
         directory = tempfile.mkdtemp()
         partial = os.path.join(directory, path.name)
@@ -62,6 +62,7 @@ def appearing_at(path: epath.Path) -> Iterator[str]:
         if remote:
             epath.Path(partial).copy(path, overwrite=True)
         else:
+            files.sync(partial)
             os.replace(partial, path)
     finally:
         if remote:

@@ -63,6 +63,33 @@ def test_locks(tmp_path, monkeypatch):
     assert files.lock("gs://bucket/lock", "in use") is None
 
 
+def test_a_directory_that_cannot_be_written_to(tmp_path):
+    (tmp_path / files.LOCK_FILE).mkdir()  # for an administrator no directory is read-only
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written to"):
+        files.lock(tmp_path / files.LOCK_FILE, "in use")
+
+
+def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        synced.append((os.fstat(descriptor).st_size, (tmp_path / "file").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_whole(tmp_path / "file", "content")
+    assert synced == [(7, False)]
+
+
+def test_size_and_time_of_a_file_whose_owner_has_no_name(tmp_path, monkeypatch):
+    def fail(number):
+        raise KeyError(f"uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", fail)
+    (tmp_path / "file").write_text("content")
+    os.utime(tmp_path / "file", (1, 2.5))
+    assert files.size_and_time(tmp_path / "file") == (7, 2)
+
+
 def test_a_reader_never_sees_a_part_of_what_several_write(tmp_path):
     contents = ["a" * 100_000, "b" * 100_000]
     files.write_whole(tmp_path / "file", contents[0])

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+import tokenizers
 import transformers
 
 from bert_jax import hf_format, tokenizer
@@ -178,7 +179,47 @@ def test_unusable_tokenizers_are_named(tmp_path):
     assert "not UTF-8" in message(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
-    assert "holds a BPE model" in message(tmp_path)
+    assert "the model's type is 'BPE', not 'WordPiece'" in message(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert "tokenizer.json is not JSON" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("normalizer", None, "normalizer's type is None, not 'BertNormalizer'"),
+        ("normalizer", {"type": "Sequence", "normalizers": []}, "type is 'Sequence'"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer's type is 'Whitespace'"),
+        ("model", {"type": "BPE"}, "model's type is 'BPE'"),
+        ("model", {"unk_token": "<unk>"}, "unk_token is '<unk>'"),
+        ("model", {"continuing_subword_prefix": ""}, "prefix is '', not '##'"),
+        ("model", {"max_input_chars_per_word": 200}, "is 200, not 100"),
+    ],
+)
+@pytest.mark.parametrize("with_vocabulary", [True, False])
+def test_other_parts_than_those_of_bert_are_refused(
+    part, change, message, with_vocabulary, tmp_path
+):
+    tokenizer.save(make(False), tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    if not with_vocabulary:
+        (tmp_path / "vocab.txt").unlink()
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole[part] = whole[part] | change if part == "model" else change
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=message):
+        tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_json_of_2020_does_not_name_its_model(tmp_path):
+    tokenizer.save(make(False), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    del whole["model"]["type"]
+    path.write_text(json.dumps(whole))
+    assert tokenizer.load(tmp_path) == make(False)
+    assert tokenizers.Tokenizer.from_file(str(path)).get_vocab() == make(False).ids
 
 
 @pytest.mark.parametrize(

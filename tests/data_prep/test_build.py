@@ -20,7 +20,7 @@ from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
 from bert_jax.records import NO_NEXT_SENTENCE_LABEL, Manifest
 from data_prep import build as build_module
-from data_prep import shards, stages, token_store
+from data_prep import shards, stages, token_store, writers
 from data_prep.build import BuildOptions, build
 from data_prep.check import check
 from data_prep.options import arguments
@@ -150,6 +150,40 @@ def test_same_bytes_with_any_workers(tmp_path, options, built):
 def test_same_bytes_with_beam(tmp_path, options, built):
     pytest.importorskip("apache_beam")
     assert shas(build(options, tmp_path / "beam", runner="beam")) == shas(built[1])
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """What gs:// leads to: a store in memory where, as in any, no directory is empty."""
+    memory = pytest.importorskip("fsspec.implementations.memory")
+
+    class Bucket(memory.MemoryFileSystem):
+        store, pseudo_dirs, root_marker, cachable = {}, [""], "", False
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return path.removeprefix("gs://").rstrip("/")
+
+        def mkdir(self, *arguments, **keywords):
+            pass
+
+        makedirs = mkdir
+
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
+    system = Bucket()
+    backend = type(epath.Path("gs://bucket")._backend)
+    fs = backend.fs
+    monkeypatch.setattr(
+        backend, "fs", lambda self, path: system if "gs://" in str(path) else fs(self, path)
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return system
+
+
+def test_same_bytes_in_a_bucket(options, built, bucket):
+    assert shas(build(options, "gs://bucket/data", workers=1)) == shas(built[1])
+    assert "bucket/data/dataset.json" in bucket.store
+    assert not any(".build" in path for path in bucket.store)
 
 
 def test_same_bytes_from_many_small_units(tmp_path, options, monkeypatch):
@@ -347,45 +381,48 @@ def test_input_that_changed_after_the_first_stage_is_refused(tmp_path, tokenizer
     stop_at("write_shard", options, tmp_path / "data")
     before = os.stat(source)
     os.utime(source, (1, 1))
-    with pytest.raises(UserError, match=r"c\.jsonl.*remove .*/\.build .*another --output"):
+    with pytest.raises(UserError, match=r"c\.jsonl.*remove .*/data .*another --output"):
         build(options, tmp_path / "data", workers=1)
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     same = build(options, tmp_path / "data", workers=1)
     assert same == build(options, tmp_path / "fresh", workers=1)
 
 
-def test_begins_again_without_the_old_text(tmp_path, tokenizer_dir):
-    """What the refusal says to do: shards of the old text lie there."""
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_shards_of_an_unknown_build_are_left_alone(tmp_path, tokenizer_dir):
+    """Another program's, or those of a build whose .build was removed."""
     source = write_jsonl(tmp_path / "c.jsonl", make_documents(60))
     options = BuildOptions((source,), tokenizer_dir, num_shards=2, dupe_factor=1)
     stop_at("finish", options, tmp_path / "data")
-    write_jsonl(tmp_path / "c.jsonl", make_documents(60, seed=1))
     shutil.rmtree(tmp_path / "data" / ".build")
-    new = build(options, tmp_path / "data", workers=1)
-    assert new == build(options, tmp_path / "fresh", workers=1)
-    assert check(tmp_path / "data", workers=1).is_healthy
-
-
-def test_a_shard_of_old_text_is_not_taken_for_the_new(tmp_path, tokenizer_dir, monkeypatch):
-    """Killed when a new shard's statistics are there and it is not, while an old one is."""
-    source = write_jsonl(tmp_path / "c.jsonl", make_documents(60))
-    options = BuildOptions((source,), tokenizer_dir, num_shards=2, dupe_factor=1)
-    stop_at("finish", options, tmp_path / "data")
-    write_jsonl(tmp_path / "c.jsonl", make_documents(60, seed=1))
-    shutil.rmtree(tmp_path / "data" / ".build")
-    replace = os.replace
-
-    def killed(source, target):
-        if str(target).endswith(".array_record"):
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("data_prep.writers.os.replace", killed)
+    (tmp_path / "data" / "train-00000-of-00009.tfrecord").write_bytes(b"another's")
+    before = contents(tmp_path / "data")
+    with pytest.raises(UserError, match=r"shards of an unknown build, such as train.*remove"):
         build(options, tmp_path / "data", workers=1)
-    new = build(options, tmp_path / "data", workers=1)
-    assert new == build(options, tmp_path / "fresh", workers=1)
-    assert check(tmp_path / "data", workers=1).is_healthy
+    assert contents(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("left", [0, 50])
+@pytest.mark.parametrize(
+    ("stage", "damaged"), [("merge", ".build/units/*.npz"), ("finish", ".build/shards/*.json")]
+)
+def test_what_a_power_failure_cut_off_is_done_again(tmp_path, options, built, stage, damaged, left):
+    stop_at(stage, options, tmp_path / "data")
+    for path in (tmp_path / "data").glob(damaged):
+        path.write_bytes(path.read_bytes()[:left])
+    assert shas(build(options, tmp_path / "data", workers=1)) == shas(built[1])
+
+
+def test_files_are_on_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(os.fstat(fd).st_size) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda *paths: events.append("renamed") or replace(*paths))
+    writers.save_array(epath.Path(tmp_path / "array.npy"), np.arange(100))
+    assert events == [(tmp_path / "array.npy").stat().st_size, "renamed"]
 
 
 def test_a_second_process_is_turned_away(tmp_path, options, built):
@@ -424,7 +461,7 @@ def test_a_mistake_in_the_second_stage_keeps_the_store(tmp_path, options, tokeni
 
 
 def test_copies_of_a_remote_store_are_removed(tmp_path, options, built, monkeypatch):
-    monkeypatch.setattr(token_store, "is_remote", lambda path: True)
+    monkeypatch.setattr(files, "is_remote", lambda path: True)
     (tmp_path / "disk").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
     stop_at("finish", options, tmp_path / "data")
@@ -500,6 +537,13 @@ def test_another_command_is_refused(built, options, tmp_path, tokenizer):
     stop_at("merge", options, tmp_path / "data")
     with pytest.raises(UserError, match="--objective was 'nsp' and is now 'sop'"):
         build(dataclasses.replace(options, objective="sop"), tmp_path / "data", workers=1)
+
+
+def test_the_tokenizer_takes_what_the_examples_need(tmp_path, options, built):
+    build(dataclasses.replace(options, max_seq_length=600, dupe_factor=1), tmp_path, workers=1)
+    for directory, length in ((built[0], 512), (tmp_path, 600)):
+        config = json.loads((directory / "tokenizer" / "tokenizer_config.json").read_text())
+        assert config["model_max_length"] == length
 
 
 @pytest.mark.parametrize("objective", ["sop", "full_sentences", "doc_sentences"])
@@ -617,6 +661,7 @@ def test_tiny_corpora(tmp_path, tokenizer_dir, texts, objective, outcome):
         ({"seed": 2**63}, "--seed is 9223372036854775808: expected from 0 to below"),
         ({"random_fraction": 0.5}, "--random_fraction is 0.5"),
         ({"weights": (1.0, 2.0)}, "one number, 0 or more, for each of the 1 sources"),
+        ({"weights": (0.0,)}, r"--weights is \(0\.0,\): .* not all 0"),
         ({"input": ("missing.txt",)}, "missing.txt does not exist"),
         ({"input": ()}, "no input"),
         ({"language": "german"}, "--language is german: expected an ISO 639-1 code"),
@@ -626,6 +671,19 @@ def test_tiny_corpora(tmp_path, tokenizer_dir, texts, objective, outcome):
 def test_mistakes(tmp_path, options, change, message):
     with pytest.raises(UserError, match=message):
         build(dataclasses.replace(options, **change), tmp_path / "data", workers=1)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"workers": 0}, "--workers is 0: expected at least 1"),
+        ({"beam_options": "--region=R"}, "give --runner=beam too"),
+    ],
+)
+def test_mistakes_in_how_to_run(tmp_path, options, how, message):
+    with pytest.raises(UserError, match=message):
+        build(options, tmp_path / "data", **how)
     assert not (tmp_path / "data").exists()
 
 

@@ -8,10 +8,12 @@ import shutil
 import numpy as np
 import pytest
 from corpora import make_documents, write_jsonl
+from etils import epath
 
 from bert_jax.cli import UserError
 from bert_jax.records import Manifest
 from data_prep import check as check_module
+from data_prep import writers
 from data_prep.build import BuildOptions, build
 from data_prep.check import check, format_example
 from data_prep.tally import read_examples, tally_examples
@@ -85,6 +87,18 @@ def test_damaged_shards_give_no_examples(copy, tmp_path, capsys, damage):
     assert page.read_text().count("class='example'") == 5 * left
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_document_hashes_that_are_cut_off(copy, split):
+    path = copy / f"document_hashes-{split}.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    report = check(copy, workers=1)
+    assert report.problems == [f"{path.name} has changed: its SHA-256 is not the manifest's"]
+    names = [measure.name for measure in report.measures]
+    assert ("share of documents that repeat another exactly" in names) == (split != "train")
+    assert "documents both in train and validation" not in names
+    assert "share of bytes that are not UTF-8" in names
+
+
 def test_not_a_data_set(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         check(tmp_path / "missing")
@@ -92,11 +106,19 @@ def test_not_a_data_set(tmp_path):
         check(tmp_path)
 
 
+def save_hashes(data_dir, split, hashes):
+    """As a build of such documents would have."""
+    manifest = Manifest.read(data_dir)
+    name = f"document_hashes-{split}.npy"
+    manifest.statistics["files"][name] = writers.save_array(epath.Path(data_dir / name), hashes)
+    manifest.write(data_dir)
+
+
 def test_duplicates_and_shared_documents(copy):
     hashes = np.load(copy / "document_hashes-train.npy")
     hashes[:30] = hashes[30]
-    np.save(copy / "document_hashes-train.npy", hashes)
-    np.save(copy / "document_hashes-validation.npy", hashes[29:31])
+    save_hashes(copy, "train", hashes)
+    save_hashes(copy, "validation", hashes[29:31])
     assert failing(check(copy, workers=1)) == {
         "share of documents that repeat another exactly",
         "documents both in train and validation",
@@ -239,6 +261,8 @@ def test_command(data_dir, tmp_path, capsys):
     assert "train: tokens an example" in text and text.count("<svg") == 4
     # No network: nothing is loaded from elsewhere.
     assert not re.search(r"(src|href)=|url\(|@import|<script", text)
+    with pytest.raises(UserError, match="--workers is 0"):
+        check_module.main([str(data_dir), "--workers=0"])
     with pytest.raises(UserError, match="--json prints no examples"):
         check_module.main([str(data_dir), "--json", "--examples=3"])
     assert check_module.main([str(data_dir), "--workers=1", "--json"]) == 0

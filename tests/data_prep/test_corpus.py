@@ -78,6 +78,17 @@ def test_dirt_is_removed(tmp_path):
     assert counts.empty_documents == 1
 
 
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("extension", [".txt", ".jsonl"])
+def test_a_byte_order_mark_ends_no_file(tmp_path, monkeypatch, extension, compression):
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
+    texts = [f"Document {i}." for i in range(300)]
+    content = jsonl(texts) if extension == ".jsonl" else "\n\n".join(texts)
+    path = tmp_path / f"file{extension}{compression}"
+    path.write_bytes(COMPRESS[compression](b"\xef\xbb\xbf" + content.encode()))
+    assert read(path)[0] == texts
+
+
 def test_lone_surrogates_are_removed(tmp_path):
     path = tmp_path / "file.jsonl"
     path.write_text('{"text": "a \\ud800 b"}\n')
@@ -153,11 +164,20 @@ def test_a_stray_byte_in_a_short_file(tmp_path):
         read(path, max_decode_errors=0)
 
 
+def test_stray_bytes_are_a_share_of_many_short_files_together(tmp_path):
+    """Over 0.1 % of each page that has one, and more than ten; of all pages 0.07 %."""
+    for i in range(30):
+        page = b"A line of words. " * 30
+        (tmp_path / f"{i:02d}.txt").write_bytes(page + b"\xe9" * (i < 11))
+    documents, counts = read(tmp_path / "*.txt")
+    assert len(documents) == 30 and counts.decode_errors == 11
+
+
 def test_stray_bytes_of_many_short_files_are_added_up(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.txt").write_bytes(b"caf\xe9 caf\xe9 caf\xe9")
     assert read(tmp_path / "[012].txt")[1].decode_errors == 9
-    with pytest.raises(UserError, match=r"3\.txt is not UTF-8: 3 of 14 bytes"):
+    with pytest.raises(UserError, match=r"0\.txt is not UTF-8: 3 of 14 bytes"):
         read(tmp_path / "*.txt")
 
 
@@ -185,6 +205,9 @@ def test_utf16(tmp_path, encoding, mark, message, extension):
         ('{"title": "a", "body": "b"}\n', "no field 'text'; the fields there are 'title', 'body'"),
         ('{"text": 3}\n', "holds a int, not text"),
         ('"just a string"\n', "expected an object with the field 'text', found a str"),
+        pytest.param("[" * 100_000, "is not JSON", id="deep array"),
+        pytest.param('{"text": ' + "[" * 100_000, "line 1 is not JSON", id="deep line"),
+        pytest.param('{"text": ' + "1" * 5000 + "}", "line 1 is not JSON: Exc", id="digits"),
     ],
 )
 def test_bad_json(tmp_path, content, message):
@@ -232,6 +255,15 @@ def test_zstd_frames(tmp_path):
     path.write_bytes(frame + frame[:9])
     with pytest.raises(UserError, match="ends before its last zstd frame does"):
         read(path)
+
+
+def test_zstd_with_a_long_window(tmp_path):
+    """As zstd --long=28 makes it: a frame of one raw block, whose header names the window."""
+    data = jsonl(["One."]).encode()
+    block = (len(data) << 3 | 1).to_bytes(3, "little") + data
+    path = tmp_path / "file.jsonl.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, (28 - 10) << 3]) + block)
+    assert read(path)[0] == ["One."]
 
 
 def test_corrupt_gzip(tmp_path):
@@ -300,7 +332,7 @@ def test_language_changes_the_rules():
 def test_line_numbers_go_on_in_later_units():
     block = Block("f.jsonl", b'{"text": "a"}\n{"x": 1}\n', first_line=101)
     with pytest.raises(UserError, match=r"f\.jsonl, line 102: no field"):
-        corpus.parse_unit(Unit("", 0, "json", (block,)))
+        corpus.parse_unit(Unit("", "json", (block,)))
 
 
 @pytest.mark.parametrize(
@@ -355,6 +387,17 @@ def test_errors_without_a_message(monkeypatch, spec, module, function):
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{function: fail}))
     with pytest.raises(UserError, match="could not be loaded: TimeoutError"):
         read(spec)
+
+
+def test_a_stream_that_breaks_off(monkeypatch):
+    def load_dataset(*arguments, **keywords):
+        yield {"text": "One."}
+        raise ConnectionError("the peer is gone")
+
+    fake = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    with pytest.raises(UserError, match="hf:x cannot be read: ConnectionError: the peer is gone"):
+        read("hf:x")
 
 
 def test_hf_streams_a_local_directory(tmp_path, monkeypatch):

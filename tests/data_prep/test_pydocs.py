@@ -98,3 +98,11 @@ def test_max_mb():
     assert pydocs.parse_max_mb("pydocs:0.5") == 0.5
     with pytest.raises(UserError, match="expected pydocs or pydocs:MAX_MB"):
         pydocs.parse_max_mb("pydocs:all")
+
+
+def test_broken_links_are_passed_over(tmp_path):
+    (tmp_path / "link.py").symlink_to(tmp_path / "gone.py")
+    (tmp_path / "module.py").write_text('"""What this module does is said in this sentence."""\n')
+    sources = [(name, str(tmp_path / name)) for name in ("link.py", "module.py")]
+    paragraphs = ["What this module does is said in this sentence."]
+    assert pydocs._read_files(sources) == [("module.py", paragraphs)]

@@ -199,6 +199,17 @@ def test_mistakes(tmp_path, corpus_file):
         vocab.train(VocabOptions((source,)))
 
 
+@pytest.mark.parametrize("base", [False, True])
+def test_an_output_that_cannot_be_made_is_found_before_training(tmp_path, corpus_file, base):
+    (tmp_path / "file").write_text("")
+    arguments = [f"--input={corpus_file}", f"--output={tmp_path / 'file'}", "--vocab_size=20"]
+    if base:
+        tokenizers.save(BASE, tmp_path / "base")
+        arguments += [f"--from_tokenizer={tmp_path / 'base'}"]
+    with pytest.raises(UserError, match=r"cannot be made: .*file is no directory"):
+        vocab.main(arguments)
+
+
 BASE = Tokenizer(
     (*SPECIAL_TOKENS, "[unused0]", "[unused1]", *"abcdefghijklmnopqrstuvwxyz.", "the")
     + tuple("##" + c for c in "abcdefghijklmnopqrstuvwxyz")
