@@ -28,8 +28,8 @@ format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .
 
 $(VENV)/.%: setup.py constraints.txt
-	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 $(MAKECMDGOALS)")'
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing bert_jax[$*] into $(VENV) (minutes, the first time)"
 	$(INSTALL) -e '.[$*]'
 	@touch $@

@@ -29,8 +29,8 @@ start() {
   local variables=("SECRETS=$SECRETS_FILE")
   if [[ ${CREATE_FLAGS[*]+x} ]]; then flags+=("${CREATE_FLAGS[@]}"); fi
   if [[ ${ENV[*]+x} ]]; then variables+=("${ENV[@]}"); fi
-  # sbatch hands its environment on to the job.
-  run env "${variables[@]}" sbatch "${flags[@]}" "$project/launch/slurm.sbatch" \
+  # sbatch hands its environment on to the job, which has a Python of its own: the one installed.
+  run env -u PYTHON "${variables[@]}" sbatch "${flags[@]}" "$project/launch/slurm.sbatch" \
     "$project/launch/worker.sh" "$MAX_RESTARTS" "${PRETRAIN[@]}"
 }
 

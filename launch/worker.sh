@@ -21,7 +21,7 @@ secrets=${SECRETS:-$project-secrets}
 
 install() {
   cd "$project"
-  if [[ ! -x $venv/bin/python ]]; then
+  if [[ ! -x $venv/bin/pip ]]; then # without pip it was not finished
     # 3.11, since constraints.txt has the versions for it. The VMs of Cloud TPU come with 3.10.
     if command -v python3.11 >/dev/null; then
       python3.11 -m venv "$venv"

@@ -391,6 +391,17 @@ def test_slurm_submits_one_process_a_node(standins, launch_file, tmp_path):
     assert standins.calls() == [["scancel", "--name=bert-base", "--me"]]
 
 
+def test_a_slurm_job_takes_the_python_that_was_installed_for_it(standins, launch_file):
+    archive_in_place(standins)
+    seen = standins.home / "seen"
+    (standins.home / "bin" / "sbatch").write_text(
+        f'#!/bin/sh\necho "${{PYTHON-none}} $A" >"{seen}"\n'
+    )
+    result = standins.run("launch/slurm.sh", launch_file("slurm", env={"A": "b"}), "start")
+    assert result.returncode == 0, result.stderr
+    assert seen.read_text() == "none b\n"  # standins.run sets PYTHON
+
+
 def test_a_slurm_job_that_is_there_is_not_submitted_again(standins, launch_file):
     standins.reply("^squeue .*--noheader", ("17 gpu bert-base me R 1:00 2 n[1-2]\n", 0))
     result = standins.run("launch/slurm.sh", launch_file("slurm"), "up")

@@ -62,18 +62,19 @@ def test_install_makes_an_environment_with_the_pinned_versions(worker, tmp_path)
     record = f'echo "$0 $*" >>"{tmp_path}/calls"\n'
     tools = tmp_path / "tools"
     python = script(tmp_path / "python", f"#!/bin/sh\n{record}")
-    script(
-        tools / "python3.11",
-        f'#!/bin/sh\n{record}mkdir -p "$3/bin"\ncp "{python}" "$3/bin/python"\n',
-    )
+    making = f'#!/bin/sh\n{record}mkdir -p "$3/bin"\ncp "{python}" "$3/bin/python"\n'
     path = f"{tools}:{os.environ['PATH']}"
+    # Debian without python3-venv: what is there then lacks pip.
+    script(tools / "python3.11", f"{making}exit 1\n")
+    assert worker("install", "tpu,gcs", PATH=path).returncode == 1
+    script(tools / "python3.11", f'{making}cp "{python}" "$3/bin/pip"\n')
     for _ in range(2):  # the second finds the environment there
         result = worker("install", "tpu,gcs", PATH=path)
         assert result.returncode == 0, result.stderr
     venv = f"{worker.project}-venv"
+    make = f"{tools}/python3.11 -m venv {venv}"
     install = f"{venv}/bin/python -m pip install --quiet -c constraints.txt -e .[tpu,gcs]"
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls == [f"{tools}/python3.11 -m venv {venv}", install, install]
+    assert (tmp_path / "calls").read_text().splitlines() == [make, make, install, install]
 
 
 def test_install_gets_python_where_the_machine_has_an_older_one(worker, tmp_path):
