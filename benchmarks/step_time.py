@@ -117,7 +117,7 @@ def our_side(config, batch: dict[str, np.ndarray]) -> Side:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     model, phase = train.make_model(config), phases.resolve(config)[0]
     state = train.init_state(
-        lambda key: train.init_params(model, key), phase.make_optimizer(), mesh, config.seed
+        lambda key: train.init_params(model, key), phase.optimizer, mesh, config.seed
     )
     step_fn = phase.make_train_step(model, mesh)
     on_device = jax.device_put(batch, sharding.batch_sharding(mesh))

@@ -150,7 +150,7 @@ def _write_checksums(directory: epath.Path) -> None:
     # Orbax writes its own note of the step once more after this.
     covered = [p for p in _files(directory) if p.name not in (CHECKSUMS, ORBAX_NOTE)]
     sums = {
-        str(p.relative_to(directory)): {"bytes": p.stat().length, "sha256": _sha256(p)}
+        str(p.relative_to(directory)): {"bytes": files.size_and_time(p)[0], "sha256": _sha256(p)}
         for p in sorted(covered)
     }
     (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
@@ -169,8 +169,9 @@ def _damage(directory: epath.Path, item: str = "") -> str:
             continue
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().length != written["bytes"]:
-            return f"{name} has {path.stat().length} bytes, {written['bytes']} were written"
+        size, _ = files.size_and_time(path)
+        if size != written["bytes"]:
+            return f"{name} has {size} bytes, {written['bytes']} were written"
         if _sha256(path) != written["sha256"]:
             return f"{name} is not what was written (other SHA-256)"
     return ""
@@ -274,36 +275,47 @@ class CheckpointStore:
         identity: dict[str, Any],
     ):
         self._workdir = epath.Path(workdir)
-        self._checkpoints = (self._workdir / CHECKPOINTS).resolve()
-        self._best = (self._workdir / BEST).resolve()
         self._start_from = _start_from(config)
-        changes = check_same_run(workdir, config, identity)
-        if changes and distributed.is_first():
-            logging.warning(f"settings changed in {workdir}: {'; '.join(changes)}")
-        try:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={workdir} cannot be made ({error})") from None
         self._lock = None
-        if distributed.is_first():
-            in_use = (
-                f"workdir {workdir} is in use by a run that has not ended: wait for it, or give "
-                "another --workdir"
-            )
-            self._lock = files.lock(self._workdir / files.LOCK_FILE, in_use)
-            try:
-                _set_damaged_aside(self._checkpoints, self._start_from)
-            except UserError:
-                if self._lock:
-                    self._lock.close()
-                raise
-            length = config.model.max_position_embeddings
-            tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
-        distributed.wait_for_all("workdir claimed")
-        write_config(workdir, _description(config, identity))
+        try:
+            # What the files say is for the first process to judge, as others may see older ones.
+            with distributed.shared_errors():
+                if distributed.is_first():
+                    self._claim(config, tokenizer, identity)
+            distributed.check_shared(self._workdir)
+        except UserError:
+            if self._lock:
+                self._lock.close()
+            raise
+        root = self._workdir.resolve()
+        self._checkpoints, self._best = root / CHECKPOINTS, root / BEST
         self._writing: dict[epath.Path, int] = {}  # directory -> step that is being written there
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
         self._best_manager: ocp.CheckpointManager | None = None
+
+    def _claim(
+        self,
+        config: ml_collections.ConfigDict,
+        tokenizer: tokenizer_lib.Tokenizer,
+        identity: dict[str, Any],
+    ) -> None:
+        """Makes the workdir this run's, or makes sure that it is."""
+        changes = check_same_run(self._workdir, config, identity)
+        if changes:
+            logging.warning(f"settings changed in {self._workdir}: {'; '.join(changes)}")
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={self._workdir} cannot be made ({error})") from None
+        in_use = (
+            f"workdir {self._workdir} is in use by a run that has not ended: wait for it, or give "
+            "another --workdir"
+        )
+        self._lock = files.lock(self._workdir / files.LOCK_FILE, in_use)
+        _set_damaged_aside(self._workdir / CHECKPOINTS, self._start_from)
+        length = config.model.max_position_embeddings
+        tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
+        write_config(self._workdir, _description(config, identity))
 
     def _open(self, directory: epath.Path, keep: int) -> ocp.CheckpointManager:
         """A manager that writes checksums into a checkpoint before its name becomes the final."""
@@ -320,6 +332,7 @@ class CheckpointStore:
             directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
+                single_host_load_and_broadcast=True,  # which steps there are, the first one says
                 async_options=ocp.AsyncOptions(post_finalization_callback=seal),
                 # Both managers may be writing the same step: each has barriers of its own.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -356,13 +369,10 @@ class CheckpointStore:
         if self._best_manager is None:
             self._best_manager = self._open(self._best, 1)
         self._best_manager.wait_until_finished()
-        record = self._workdir / BEST / BEST_FILE
-        if record.exists():
-            best = json.loads(record.read_text())
-            comparable = best["phase_start"] == phase_start and best["step"] < step
-            # Not there: the run was killed while it was written.
-            if comparable and best["step"] in steps_in(self._best) and loss >= best["loss"]:
-                return False
+        record = self._best / BEST_FILE
+        is_best = distributed.is_first() and self._is_best(record, step, loss, phase_start)
+        if not distributed.as_in_first(is_best):
+            return False
         for lost in self._best_manager.all_steps():
             if lost >= step:  # of what an interrupted run had come to; a later one blocks saving
                 self._best_manager.delete(lost)
@@ -372,6 +382,15 @@ class CheckpointStore:
             line = {"step": step, "loss": loss, "phase_start": phase_start}
             files.write_whole(record, json.dumps(line) + "\n")
         return True
+
+    def _is_best(self, record: epath.Path, step: int, loss: float, phase_start: int) -> bool:
+        if not record.exists():
+            return True
+        best = json.loads(record.read_text())
+        comparable = best["phase_start"] == phase_start and best["step"] < step
+        # Not there: the run was killed while it was written.
+        is_there = best["step"] in steps_in(self._best)
+        return not (comparable and is_there and loss >= best["loss"])
 
     def restore(self, state: "TrainState") -> "TrainState":
         """The last checkpoint, laid out as `state` is: on any mesh, layers scanned or not."""
@@ -525,6 +544,11 @@ def save_params(
     workdir = epath.Path(workdir)
     if (workdir / CONFIG_FILE).exists():
         raise UserError(f"{workdir} holds a run already: give another directory")
+    if (workdir / CHECKPOINTS).exists():
+        raise UserError(
+            f"{workdir} holds checkpoints and no {CONFIG_FILE}, as an import that was cut off "
+            "leaves it: remove it, or give another directory"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer_lib.save(tokenizer, workdir / TOKENIZER, config.model.max_position_embeddings)
     directory = (workdir / CHECKPOINTS).resolve()

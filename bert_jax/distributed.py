@@ -1,15 +1,22 @@
 """Several hosts as one run: how the processes find each other and agree."""
 
+import contextlib
+import json
 import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
+import uuid
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from bert_jax.cli import UserError
@@ -69,18 +76,72 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+@contextlib.contextmanager
+def shared_errors() -> Iterator[None]:
+    """At the block's end, where all processes meet, a UserError of any of them is raised in all.
+
+    Else the others would wait for the one that has ended. Inside, none may wait for others.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    message = ""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    lengths = multihost_utils.process_allgather(np.int32(len(message)))
+    if lengths.any():
+        number = int(np.flatnonzero(lengths)[0])
+        message = _text_of(number, message)
+        raise UserError(f"process {number}: {message}" if number else message)
+
+
+def as_in_first(value: Any) -> Any:
+    """`value`, of JSON, as the first process has it: what is read from files may differ."""
+    if jax.process_count() == 1:
+        return value
+    return json.loads(_text_of(0, json.dumps(value)))
+
+
+def _text_of(number: int, text: str) -> str:
+    """`text` as process `number` has it."""
+    is_source = jax.process_index() == number
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = multihost_utils.broadcast_one_to_all(np.int32(content.size), is_source)
+    content = multihost_utils.broadcast_one_to_all(np.resize(content, int(size)), is_source)
+    return bytes(np.asarray(content)).decode()
+
+
+def check_shared(directory: epath.Path) -> None:
+    """Raises UserError unless all processes see what the first one writes to `directory`."""
+    if jax.process_count() == 1:
+        return
+    # A name that none has looked up, since a network file system remembers what was not there.
+    probe = directory / f".shared-{as_in_first(uuid.uuid4().hex)}"
+    try:
+        with shared_errors():
+            if is_first():
+                probe.write_text("")
+        with shared_errors():
+            if not probe.exists():
+                raise UserError(
+                    f"{socket.gethostname()} does not see what the first process writes to "
+                    f"{directory}: WORKDIR must be storage that all hosts share (a shared file "
+                    "system or gs://)"
+                )
+    finally:
+        if is_first():
+            probe.unlink(missing_ok=True)
 
 
 class StopSignal:
     """Turns SIGTERM (preemption, a time limit) and the first Ctrl-C into "stop after this step".
 
     Several processes agree on the step through JAX's coordination service, which listens for
-    SIGTERM itself and passes it on when any process gets it. A context manager: the signals' former
-    handlers come back at its end, that of Ctrl-C once it was used.
+    SIGTERM itself and passes it on when any process gets it; Ctrl-C ends a process of theirs at
+    once. A context manager: the signals' former handlers come back at its end, that of Ctrl-C once
+    it was used.
     """
 
     def __init__(self) -> None:

@@ -202,16 +202,11 @@ def lower_step(
     """The step that pretraining runs in `phase`, ready to compile, and its arguments as shapes."""
     config = phase.config
     model = train.make_model(config)
-    tx = phase.make_optimizer()
-    # The key is made inside: outside, it would be an array on a device.
-    state = jax.eval_shape(
-        lambda: train.new_state(train.init_params(model, jax.random.key(config.seed)), tx)
-    )
-    state = sharding.abstract(state, sharding.shardings_of(state, mesh))
-    batch = input_pipeline.batch_shapes(
+    state = phase.abstract_state(model, mesh)
+    shapes = input_pipeline.batch_shapes(
         config.batch_size, max_seq_length, max_predictions_per_seq, config.packing
     )
-    batch = sharding.abstract(batch, {name: sharding.batch_sharding(mesh) for name in batch})
+    batch = sharding.abstract_batch(shapes, mesh)
     step = phase.make_train_step(model, mesh)
     return step.lower(state, batch), state, batch
 

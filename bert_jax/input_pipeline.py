@@ -1,9 +1,10 @@
 """Shards → Grain → batches on the mesh.
 
 The data position is the step: row n of the endless stream lies in epoch n // N, and each epoch
-visits the records in an order drawn from (seed, epoch). Step s takes rows [s·B, (s+1)·B) and each
+visits the records in an order drawn from (seed, epoch). Step s takes rows [s·B, (s+1)·B), and each
 host reads those that its devices need, from whichever shards hold them: going on from a step is
-exact, costs nothing, and does not depend on the number of hosts or shards.
+exact, costs nothing, and does not depend on the number of hosts or shards. A further phase on the
+same data begins behind the rows of the former.
 
 A row is an example or, with packing, several (bert_jax/packing.py). Which ones is settled when the
 data is opened, for groups of records that stay together in every epoch.
@@ -30,7 +31,9 @@ from bert_jax.cli import UserError
 from bert_jax.records import EXAMPLES_PER_RECORD
 
 NUM_THREADS = 2
-PREFETCH = 8  # batches made ahead: smooths reading, costs a few MB of host memory
+# Batches made ahead, to smooth reading. They take host memory: 256 rows of 128 tokens 4 MB, a large
+# batch on one host (65,536 rows) 0.9 GB.
+PREFETCH = 8
 CACHED_GROUPS = 4  # read and masked once for the batches that share them
 
 
@@ -155,6 +158,10 @@ class PretrainingData:
     def max_predictions_per_row(self) -> int:
         """Positions of a row at which the vocabulary is scored."""
         return packing.max_predictions(self.manifest.arguments, self.packing)
+
+    def batch_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of so many rows."""
+        return batch_shapes(rows, self.max_seq_length, self.max_predictions_per_row, self.packing)
 
     @property
     def examples_per_row(self) -> float:
@@ -304,12 +311,16 @@ class PretrainingData:
         return masking.MaskedBatch(*map(np.concatenate, zip(*parts, strict=True)))
 
     def batches(
-        self, mesh: Mesh, start_step: int, stop_step: int
+        self, mesh: Mesh, start_step: int, stop_step: int, first_row: int = 0
     ) -> contextlib.AbstractContextManager[Iterator[dict[str, jax.Array]]]:
-        """Global batches of the steps after `start_step` up to `stop_step`, on the devices."""
+        """Global batches of the steps after `start_step` up to `stop_step`, on the devices.
+
+        Args:
+          first_row: of the endless stream, that step 0 begins with.
+        """
         rows = local_rows(mesh, self._batch_size)
         steps = grain.MapDataset.range(start_step, max(stop_step, start_step)).map(
-            lambda step: self._read_rows(step * self._batch_size, rows)
+            lambda step: self._read_rows(first_row + step * self._batch_size, rows)
         )
         options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCH)
         iterator = iter(steps.to_iter_dataset(options))
@@ -452,8 +463,13 @@ def _on_devices(iterator: Any, mesh: Mesh, batch_size: int) -> Iterator[dict[str
         iterator.close()
 
 
-def open_data(data_dir: str, split: str, config: ml_collections.ConfigDict) -> PretrainingData:
+def open_data(
+    data_dir: str, split: str, config: ml_collections.ConfigDict, field: str = "data_dir"
+) -> PretrainingData:
     """Opens a split and checks that it fits the model.
+
+    Args:
+      field: of the config, that `data_dir` is given in; for messages.
 
     Raises:
       UserError: no data directory given, its vocabulary or length does not fit the model's, or its
@@ -485,7 +501,7 @@ def open_data(data_dir: str, split: str, config: ml_collections.ConfigDict) -> P
         raise UserError(
             f"{data_dir} has sequences of {data.max_seq_length} tokens, but this phase of the "
             f"config wants {config.max_seq_length}: give the phase's own data set, "
-            "--config.phases[N].data_dir=DATA_DIR (N counts from 0)"
+            f"--config.phases[N].{field}=DATA_DIR (N counts from 0)"
         )
     _check_ids(data)
     return data
@@ -522,16 +538,20 @@ def open_eval_data(config: ml_collections.ConfigDict) -> dict[str, PretrainingDa
       UserError: a directory has no validation split or does not fit the model, or two have one
         name.
     """
-    directories = {"eval_": config.eval_data_dir or config.data_dir}
+    field = "eval_data_dir" if config.eval_data_dir else "data_dir"
+    sources = {"eval_": (config[field], field)}
     for directory in filter(None, config.extra_eval_data_dirs.split(",")):
         prefix = f"eval_{epath.Path(directory).name}_"
-        if prefix in directories:
+        if prefix in sources:
             raise UserError(
                 f"config.extra_eval_data_dirs={config.extra_eval_data_dirs}: the metrics of two "
                 f"directories would be called {prefix}…; rename one, or link to it by another name"
             )
-        directories[prefix] = directory
-    return {prefix: open_data(d, "validation", config) for prefix, d in directories.items()}
+        sources[prefix] = directory, "extra_eval_data_dirs"
+    return {
+        prefix: open_data(directory, "validation", config, field)
+        for prefix, (directory, field) in sources.items()
+    }
 
 
 def check_has_pairs(data: PretrainingData) -> None:

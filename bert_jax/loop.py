@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -41,10 +41,19 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
     Raises:
       UserError: data, model, mesh and workdir do not fit each other; or the loss went wrong more
         often than `config.guard` allows.
-      Interrupted: asked to stop by SIGTERM or Ctrl-C; the state is saved.
+      Interrupted: asked to stop by SIGTERM or, where one process is the whole run, by Ctrl-C; the
+        state is saved.
     """
     with distributed.StopSignal() as stop, contextlib.ExitStack() as closing:
         return _Run(config, workdir, stop, closing).to_the_end()
+
+
+class _Steps(NamedTuple):
+    """A phase's programs, and the evaluated metrics that add up to the loss."""
+
+    training: train.OnMesh
+    evaluation: train.ByShape
+    losses: tuple[str, ...]
 
 
 class _Run:
@@ -58,47 +67,11 @@ class _Run:
         closing: contextlib.ExitStack,
     ):
         self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
-        self.mesh = sharding.make_mesh(**config.mesh)
-        self.model = train.make_model(config)
-        self.phases = phases.resolve(config)
-        check_guard(config.guard)
-        check_numbers(config)
-        # All phases' data, so that the second does not fail after a week of the first.
-        self.data = [
-            input_pipeline.open_data(phase.config.data_dir, "train", phase.config)
-            for phase in self.phases
-        ]
-        self.eval_data = [
-            input_pipeline.open_eval_data(phase.config) if config.eval_every else {}
-            for phase in self.phases
-        ]
-        for phase, data, eval_data in zip(self.phases, self.data, self.eval_data, strict=True):
-            input_pipeline.check_batch(phase.config, self.mesh)
-            if eval_data and data.has_next_sentence_labels:
-                input_pipeline.check_has_pairs(eval_data["eval_"])
-        for number, phase in enumerate(self.phases):
-            if number and not config.phases[number].get("data_dir") and distributed.is_first():
-                logging.warning(
-                    f"the phase from step {phase.start:,} has no data of its own and goes on with "
-                    f"{phase.config.data_dir}: set '--config.phases[{number}].data_dir=DATA_512' "
-                    "for sequences of 512 tokens"
-                )
-        left_out = config.phases[len(self.phases) :]
-        if left_out and distributed.is_first():
-            logging.warning(
-                f"config.num_steps={config.num_steps:,} ends the run in phase {len(self.phases)}: "
-                f"the last {len(left_out)} of {len(config.phases)} are left out; to fit them in, "
-                "shorten the others: '--config.phases[0].num_steps=…'"
-            )
-        tokenizer = self.data[0].tokenizer
-        for data in (*self.data, *(d for sets in self.eval_data for d in sets.values())):
-            if data.tokenizer.fingerprint != tokenizer.fingerprint:
-                raise UserError(
-                    f"{data.data_dir} was built with another vocabulary than "
-                    f"{self.data[0].data_dir}: build both with the same tokenizer"
-                )
+        with distributed.shared_errors():
+            self.open_inputs()
 
         # State: a checkpoint in workdir > config.init_from > fresh parameters.
+        tokenizer = self.data[0].tokenizer
         identity = {
             "tokenizer": tokenizer.fingerprint,
             "phases": {
@@ -114,26 +87,111 @@ class _Run:
         closing.callback(self.store.close)
         self.state = train.init_state(
             lambda key: train.init_params(self.model, key),
-            self.phases[0].make_optimizer(),
+            self.phases[0].optimizer,
             self.mesh,
             config.seed,
         )
         if self.store.latest_step is not None:
             self.state = self.store.restore(self.state)
         elif config.init_from:
-            self.state = warm_start(self.state, config.init_from, self.model.config, tokenizer)
+            with distributed.shared_errors():
+                self.state = warm_start(self.state, config.init_from, self.model.config, tokenizer)
         self.step = int(self.state.step)
-        self.writer = metrics.MetricWriter(
-            workdir, self.step, config.wandb_project, json.loads(config.to_json())
-        )
-        closing.callback(self.writer.close)
-        self.progress = metrics.Progress(config.num_steps)
-        closing.callback(self.progress.close)
-        self.telemetry = metrics.Telemetry(workdir, self.step)
-        self.profiler = metrics.Profiler(workdir, config.profile_steps)
-        closing.callback(self.profiler.stop)
         self.guard = _Guard(config.guard, self.workdir, self.step)
         self.last: dict[str, float] = {}
+        with distributed.shared_errors():
+            self.writer = metrics.MetricWriter(
+                workdir, self.step, config.wandb_project, json.loads(config.to_json())
+            )
+            closing.callback(self.writer.close)
+            self.progress = metrics.Progress(config.num_steps)
+            closing.callback(self.progress.close)
+            self.telemetry = metrics.Telemetry(workdir, self.step)
+            self.profiler = metrics.Profiler(workdir, config.profile_steps)
+            closing.callback(self.profiler.stop)
+
+    def open_inputs(self) -> None:
+        """Opens the data of all phases and makes their steps; checks, and writes nothing.
+
+        So that the second phase does not fail after a week of the first.
+        """
+        config = self.config
+        self.mesh = sharding.make_mesh(**config.mesh)
+        self.model = train.make_model(config)
+        self.phases = phases.resolve(config)
+        check_guard(config.guard)
+        check_numbers(config)
+        self.data = [
+            input_pipeline.open_data(phase.config.data_dir, "train", phase.config)
+            for phase in self.phases
+        ]
+        self.eval_data = [
+            input_pipeline.open_eval_data(phase.config) if config.eval_every else {}
+            for phase in self.phases
+        ]
+        tokenizer = self.data[0].tokenizer
+        for data in (*self.data, *(d for sets in self.eval_data for d in sets.values())):
+            if data.tokenizer.fingerprint != tokenizer.fingerprint:
+                raise UserError(
+                    f"{data.data_dir} was built with another vocabulary than "
+                    f"{self.data[0].data_dir}: build both with the same tokenizer"
+                )
+        for phase, data, eval_data in zip(self.phases, self.data, self.eval_data, strict=True):
+            input_pipeline.check_batch(phase.config, self.mesh)
+            if eval_data and data.has_next_sentence_labels:
+                input_pipeline.check_has_pairs(eval_data["eval_"])
+        self.steps = [self.make_steps(number) for number in range(len(self.phases))]
+        for number, phase in enumerate(self.phases):
+            if number and not config.phases[number].get("data_dir") and distributed.is_first():
+                how = "goes on with" if self.first_row(number) else "begins again with"
+                logging.warning(
+                    f"the phase from step {phase.start:,} has no data of its own and {how} "
+                    f"{phase.config.data_dir}: set '--config.phases[{number}].data_dir=DATA_512' "
+                    "for sequences of 512 tokens"
+                )
+        left_out = config.phases[len(self.phases) :]
+        if left_out and distributed.is_first():
+            logging.warning(
+                f"config.num_steps={config.num_steps:,} ends the run in phase {len(self.phases)}: "
+                f"the last {len(left_out)} of {len(config.phases)} are left out; to fit them in, "
+                "shorten the others: '--config.phases[0].num_steps=…'"
+            )
+
+    def make_steps(self, number: int) -> "_Steps":
+        """A phase's programs, traced: compiling them goes on from there.
+
+        Raises:
+          UserError: an optimizer's rule that matches nothing, or an attention that cannot be.
+        """
+        phase, data = self.phases[number], self.data[number]
+        objective = train.pretraining_objective(
+            self.model, data.has_next_sentence_labels, data.tokenizer.mask_id, data.token_ranks_V
+        )
+        steps = _Steps(
+            phase.make_train_step(self.model, self.mesh, data.has_next_sentence_labels),
+            train.ByShape(train.make_eval_step(objective, self.mesh)),
+            objective.losses,
+        )
+        state = phase.abstract_state(self.model, self.mesh)
+        rows, parts = phase.config.batch_size, phase.config.accumulate_steps
+        steps.training.trace(state, sharding.abstract_batch(data.batch_shapes(rows), self.mesh))
+        for held_out in self.eval_data[number].values():
+            shapes = held_out.batch_shapes(rows // parts)
+            batch = sharding.abstract_batch(shapes, self.mesh)
+            steps.evaluation.function.trace(state.params, batch)
+        return steps
+
+    def first_row(self, number: int) -> int:
+        """The row of its data that a phase begins with: behind those that earlier ones took of it.
+
+        It follows from the config alone, so that going on from a step is exact.
+        """
+        data = self.data[number]
+        return sum(
+            (phase.stop - phase.start) * phase.config.batch_size
+            for phase, former in zip(self.phases[:number], self.data[:number], strict=True)
+            if (former.fingerprint, former.packing) == (data.fingerprint, data.packing)
+        )
 
     def to_the_end(self) -> dict[str, float]:
         """All phases from the present step on; the last figures."""
@@ -159,15 +217,7 @@ class _Run:
         phase, data, config = self.phases[number], self.data[number], self.config
         batch_size = phase.config.batch_size
         if phase.reset_moments and self.step == phase.start:
-            self.state = train.reset_moments(self.state, phase.make_optimizer(), self.mesh)
-        train_step = phase.make_train_step(self.model, self.mesh, data.has_next_sentence_labels)
-        objective = train.pretraining_objective(
-            self.model,
-            data.has_next_sentence_labels,
-            data.tokenizer.mask_id,
-            data.token_ranks_V,
-        )
-        eval_step = train.ByShape(train.make_eval_step(objective, self.mesh))
+            self.state = train.reset_moments(self.state, phase.optimizer, self.mesh)
         flops = hardware.training_flops(
             self.model.config,
             data.max_seq_length,
@@ -182,16 +232,16 @@ class _Run:
             f"mesh {dict(self.mesh.shape)} on {jax.devices()[0].device_kind}; compiling"
         )
 
-        compiled = None
+        compiled, constants = None, self.steps[number].training.constants
         pending: tuple[int, Scalars] | None = None  # metrics of a step that may still be running
-        position = self.step - phase.start  # in the phase's data
-        with data.batches(self.mesh, position, phase.stop - phase.start) as batches:
+        taken, total = self.step - phase.start, phase.stop - phase.start
+        with data.batches(self.mesh, taken, total, self.first_row(number)) as batches:
             for batch in self.telemetry.waited(batches):
                 if compiled is None:
                     with self.telemetry.pause():
-                        compiled = self.compile(number, train_step, eval_step, batch)
+                        compiled = self.compile(number, batch)
                 self.profiler.before(self.step + 1)
-                self.state, step_metrics = compiled(self.state, batch, *train_step.constants)
+                self.state, step_metrics = compiled(self.state, batch, *constants)
                 self.step += 1
                 # One step late: the device is busy with this step while the host reads the last.
                 if pending:
@@ -209,7 +259,7 @@ class _Run:
                     pending = None
                 if evaluating:
                     with self.telemetry.pause():
-                        self.evaluate(eval_step, number, objective.losses)
+                        self.evaluate(number)
                 if saving:
                     with self.telemetry.pause():
                         self.writer.flush()
@@ -222,15 +272,14 @@ class _Run:
         if pending:
             self.report(*pending, phase, data, flops)
 
-    def compile(
-        self, number: int, train_step: train.OnMesh, eval_step: train.ByShape, batch: train.Batch
-    ) -> jax.stages.Compiled:
-        """The compiled step of a phase; `eval_step` is compiled for the phase's held-out sets.
+    def compile(self, number: int, batch: train.Batch) -> jax.stages.Compiled:
+        """The compiled training step of a phase; its evaluation is compiled for the held-out sets.
 
         Raises:
           UserError: one of them does not fit into the devices' memory.
         """
         before = time.monotonic()
+        train_step, eval_step, _ = self.steps[number]
         eval_batches = (
             next(self.eval_batches(number, data)) for data in self.eval_data[number].values()
         )
@@ -270,13 +319,14 @@ class _Run:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         self.profiler.after(step)
         if not values.pop("accepted"):
-            first = (step - 1 - phase.start) * phase.config.batch_size
+            taken = (step - 1 - phase.start) * phase.config.batch_size
+            first = self.first_row(phase.number) + taken
             origin = data.origin(first, first + phase.config.batch_size)
             self.guard.incident(step, values, origin)
             if self.guard.rolls_back and self.store.latest_step is not None:
                 saved = self.store.restore(self.state)
                 if phase.reset_moments and int(saved.step) <= phase.start:
-                    saved = train.reset_moments(saved, phase.make_optimizer(), self.mesh)
+                    saved = train.reset_moments(saved, phase.optimizer, self.mesh)
                 logging.warning(
                     f"rolled back to the parameters of step {int(saved.step):,}; the batches since "
                     "then are left out"
@@ -304,8 +354,9 @@ class _Run:
         parts = self.phases[number].config.accumulate_steps
         return data.eval_batches(self.mesh, self.config.eval_batches, parts)
 
-    def evaluate(self, eval_step: train.ByShape, number: int, losses: tuple[str, ...]) -> None:
+    def evaluate(self, number: int) -> None:
         """Evaluates on the phase's held-out sets; keeps the parameters if its best so far."""
+        _, eval_step, losses = self.steps[number]
         self.last = {}
         for prefix, data in self.eval_data[number].items():
             batches = self.eval_batches(number, data)
@@ -373,7 +424,8 @@ class _Guard:
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, step: int):
         self._config, self._path = config, workdir / INCIDENTS_FILE
         # Those of lost steps will happen again.
-        self._incidents = [i for i in metrics.read_lines(self._path) if i["step"] <= step]
+        kept = [i for i in metrics.read_lines(self._path) if i["step"] <= step]
+        self._incidents = distributed.as_in_first(kept)  # their number ends the run in all of them
 
     @property
     def rolls_back(self) -> bool:

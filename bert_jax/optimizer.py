@@ -219,11 +219,14 @@ def _scale_by_rules(rules: Sequence[tuple[str, float]]) -> optax.GradientTransfo
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ml_collections.ConfigDict, field: str = "optimizer"
+) -> optax.GradientTransformation:
     """AdamW or LAMB with decoupled weight decay and clipping at a global norm.
 
     Args:
       config: the `optimizer` part of a config.
+      field: where `config` stands in the whole config, for messages.
 
     Returns:
       gradients -> directions, to be multiplied by minus the learning rate (see `apply_updates`).
@@ -232,11 +235,11 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
       UserError: an unknown optimizer, a negative norm, or rules that are none.
     """
     if config.name not in OPTIMIZERS:
-        raise UserError(f"optimizer.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
+        raise UserError(f"{field}.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
     if config.clip_norm < 0:
-        raise UserError(f"optimizer.clip_norm={config.clip_norm}, expected 0 (off) or more")
+        raise UserError(f"{field}.clip_norm={config.clip_norm}, expected 0 (off) or more")
     for table in ("weight_decay_rules", "learning_rate_rules"):
-        check_rules(f"optimizer.{table}", config[table])
+        check_rules(f"{field}.{table}", config[table])
     adam = optax.scale_by_adam if config.bias_correction else scale_by_adam_uncorrected
     return optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

@@ -10,7 +10,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import optimizer, train
+from bert_jax import optimizer, sharding, train
 from bert_jax.cli import UserError
 from bert_jax.models.heads import BertForPreTraining
 
@@ -35,6 +35,7 @@ class Phase:
     Attributes:
       config: the run's config with the phase's fields laid over it.
       schedule: step of the run -> learning rate.
+      optimizer: gradients -> directions; the moments of all phases are laid out alike.
       reset_moments: whether the optimizer starts with empty moments.
       number: its place in `config.phases`.
     """
@@ -43,6 +44,7 @@ class Phase:
     stop: int
     config: ml_collections.ConfigDict
     schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
     reset_moments: bool = False
     number: int = 0
 
@@ -52,9 +54,15 @@ class Phase:
         own = name in _given(entries[self.number]) if entries else False
         return f"--config.phases[{self.number}].{name}" if own else f"--config.{name}"
 
-    def make_optimizer(self) -> optax.GradientTransformation:
-        """The phase's optimizer; the moments of all phases are laid out alike."""
-        return optimizer.make_optimizer(self.config.optimizer)
+    def abstract_state(self, model: BertForPreTraining, mesh: Mesh) -> train.TrainState:
+        """The state before the first step as shapes, laid out on the mesh."""
+        # The key is made inside: outside, it would be an array on a device.
+        state = jax.eval_shape(
+            lambda: train.new_state(
+                train.init_params(model, jax.random.key(self.config.seed)), self.optimizer
+            )
+        )
+        return sharding.abstract(state, sharding.shardings_of(state, mesh))
 
     def make_train_step(
         self, model: BertForPreTraining, mesh: Mesh, next_sentence: bool = True
@@ -62,7 +70,7 @@ class Phase:
         """The step that pretraining runs, and that the planner compiles."""
         return train.make_train_step(
             train.pretraining_objective(model, next_sentence),
-            self.make_optimizer(),
+            self.optimizer,
             self.schedule,
             mesh,
             self.config.seed,
@@ -76,17 +84,19 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
 
     An entry of the list is laid over the config: it lasts its `num_steps` (0, or the last: up to
     the run's `num_steps`), and fields that it leaves out, or empty, are the run's. With `optimizer`
-    it has a schedule of its own, from its start over its steps; without, the run's goes on.
+    (which may be {}) it has a schedule of its own, from its start over its steps; without, the
+    run's goes on.
 
     Raises:
-      UserError: an unknown field, or a length that leaves a phase nothing.
+      UserError: an unknown field, a length that leaves a phase nothing, or an impossible optimizer.
     """
     total = config.num_steps
     if total < 1:
         raise UserError(f"config.num_steps={total}, expected at least 1")
     run_schedule = optimizer.make_schedule(config.optimizer, total)
+    run_optimizer = optimizer.make_optimizer(config.optimizer)
     if not config.phases:
-        return (Phase(0, total, config, run_schedule),)
+        return (Phase(0, total, config, run_schedule, run_optimizer),)
     result: list[Phase] = []
     start = 0
     for number, entry in enumerate(config.phases):
@@ -105,19 +115,21 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         reset = entry.pop("reset_moments", False)
         own = entry.pop("optimizer", None)
         overlaid = ml_collections.ConfigDict(config.to_dict() | {"max_seq_length": 0} | entry)
-        schedule = run_schedule
-        if own:
+        schedule, tx = run_schedule, run_optimizer
+        if own is not None:
             if unknown := sorted(set(own) - set(overlaid.optimizer)):
                 raise UserError(
                     f"config.phases[{number}].optimizer has the field(s) {', '.join(unknown)}, "
                     "which config.optimizer has not"
                 )
             overlaid.optimizer.update(own)
+            own_field = f"phases[{number}].optimizer"
+            tx = optimizer.make_optimizer(overlaid.optimizer, own_field)
             # Its warm-up may be the run's, which has no field here.
-            field = f"phases[{number}].optimizer" if "warmup_steps" in own else "optimizer"
+            field = own_field if "warmup_steps" in own else "optimizer"
             own_schedule = optimizer.make_schedule(overlaid.optimizer, stop - start, field)
             schedule = _from(start, own_schedule)
-        result.append(Phase(start, stop, overlaid, schedule, reset, number))
+        result.append(Phase(start, stop, overlaid, schedule, tx, reset, number))
         start = stop
         if start == total:
             break

@@ -85,16 +85,23 @@ def what_would_fit(
         if any(flag.partition("=")[0] == flags.partition("=")[0] for flag in fitting):
             continue  # the smaller of two values was enough
         LOG.info("does not fit; trying %s", flags)
-        changed = estimate.make_plan(_changed(phase, change), devices, **lengths)
-        if changed.fits:
+        changed = _plan_changed(phase, change, devices, **lengths)
+        if changed and changed.fits:
             fitting.append(flags)
     return fitting
 
 
-def _changed(phase: Phase, change: dict[str, Any]) -> Phase:
+def _plan_changed(
+    phase: Phase, change: dict[str, Any], devices: Sequence[jax.Device], **lengths: Any
+) -> Plan | None:
+    """The plan of `phase` with a change; None if its mesh or batch does not divide."""
     config = phase.config.copy_and_resolve_references()
     config.update_from_flattened_dict({SWEPT[name]: value for name, value in change.items()})
-    return dataclasses.replace(phase, config=config)
+    try:
+        return estimate.make_plan(dataclasses.replace(phase, config=config), devices, **lengths)
+    except UserError as error:
+        LOG.info("  left out: %s", error)
+        return None
 
 
 def _as_flags(phase: Phase, change: dict[str, Any]) -> str:
@@ -129,12 +136,8 @@ def sweep(
         if pointless(change):
             continue
         LOG.info("trying %s", _as_flags(phase, change))
-        try:
-            plan = estimate.make_plan(_changed(phase, change), devices, **lengths)
-        except UserError as error:  # a mesh or batch that does not divide
-            LOG.info("  left out: %s", error)
-            continue
-        tried.append((change, plan))
+        if plan := _plan_changed(phase, change, devices, **lengths):
+            tried.append((change, plan))
     if not tried:
         raise UserError(f"no combination of {', '.join(grid)} divides over {len(devices)} devices")
     return sorted(

@@ -61,7 +61,7 @@ def write_corpus(path: epath.Path, max_mb: float) -> None:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, "\n".join(lines) + "\n")
-    print(f"    {len(lines):,} modules, {path.stat().length / 1e6:.1f} MB in {path}")
+    print(f"    {len(lines):,} modules, {files.size_and_time(path)[0] / 1e6:.1f} MB in {path}")
 
 
 def split_corpus(corpus: epath.Path, data_dir: epath.Path) -> dict[str, list[dict[str, str]]]:
@@ -236,8 +236,9 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     below = entropy - evaluation["eval_mlm_loss"]
     times = ", ".join(f"{name} {seconds:.0f}" for name, seconds in steps.seconds.items())
     print("\nWhat was done:\n")
+    size, _ = files.size_and_time(corpus)
     rows = [
-        ("corpus", f"{corpus.stat().length / 1e6:.1f} MB of Python documentation: {corpus}"),
+        ("corpus", f"{size / 1e6:.1f} MB of Python documentation: {corpus}"),
         ("vocabulary", f"{manifest.vocab_size:,} word pieces: {tokenizer}"),
         (
             "examples",

@@ -5,6 +5,7 @@ batch; `tensor` splits heads, feed-forward width and vocabulary (Megatron's layo
 moments have their parameter's paths inside them, so the same table serves them.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -85,13 +86,14 @@ def device_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarr
             f"mesh data={shape[0]} does not divide among the {slices} slices: only the data axis "
             f"may span slices; make config.mesh.data a multiple of {slices}"
         )
-    if slices == 1:
-        try:
-            return mesh_utils.create_device_mesh(shape, devices)
-        except NotImplementedError:  # no axis of the mesh is a whole dimension of the slice
-            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    inside = (shape[0] // slices, *shape[1:])
-    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    make_grid = functools.partial(mesh_utils.create_device_mesh, shape, devices)
+    if slices > 1:
+        inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        make_grid = functools.partial(mesh_utils.create_hybrid_device_mesh, inside, across, devices)
+    try:
+        return make_grid()
+    except NotImplementedError:  # an axis of the mesh is no whole dimension of a slice
+        return make_grid(allow_split_physical_axes=True)
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
@@ -139,6 +141,11 @@ def abstract(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
+
+
+def abstract_batch(shapes: Any, mesh: Mesh) -> Any:
+    """A batch's shapes -> what `jax.jit(…).lower` takes in its place, laid out on the mesh."""
+    return abstract(shapes, jax.tree.map(lambda _: batch_sharding(mesh), shapes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -222,7 +222,7 @@ def dropout_keys(seed: int | jax.Array, step: jax.Array, batch_size: int) -> jax
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """A jitted function that is called, or lowered, with the mesh set.
+    """A jitted function that is called, traced or lowered with the mesh set.
 
     Attributes:
       constants: further arguments of every call. Written into the program, one that differs would
@@ -236,6 +236,10 @@ class OnMesh:
     def __call__(self, *args: Any) -> Any:
         with jax.set_mesh(self.mesh):
             return self.function(*args, *self.constants)
+
+    def trace(self, *args: Any) -> jax.stages.Traced:
+        with jax.set_mesh(self.mesh):
+            return self.function.trace(*args, *self.constants)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh):

@@ -29,7 +29,7 @@ def phase(**fields) -> ml_collections.ConfigDict:
             "packing": 0,
             "accumulate_steps": 0,
             "reset_moments": False,  # start with an empty optimizer; the parameters stay
-            **fields,  # optimizer={…}: a schedule of its own, over the phase
+            **fields,  # optimizer={…}: a schedule of its own, over the phase; the rest is the run's
         }
     )
 

@@ -30,10 +30,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 2_000  # 28.43 % of the phase
     config.optimizer.schedule = "polynomial"
     config.optimizer.power = 0.5
-    # The second phase keeps the moments, and has a schedule of its own.
+    # Each phase has a schedule of its own, the first with the values above; the moments are kept.
     second = {"learning_rate": 4e-3, "warmup_steps": 200}  # 12.8 % of the phase
     config.phases = (
-        bert_base.phase(num_steps=7_038, optimizer={"learning_rate": 6e-3, "warmup_steps": 2_000}),
+        bert_base.phase(num_steps=7_038, optimizer={}),
         bert_base.phase(data_dir="", batch_size=32_768, accumulate_steps=32, optimizer=second),
     )
     if arg == "laptop":
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.model.num_hidden_layers = 2
         config.optimizer.warmup_steps = 40
         config.phases = (
-            bert_base.phase(num_steps=150, optimizer={"learning_rate": 6e-3, "warmup_steps": 40}),
+            bert_base.phase(num_steps=150, optimizer={}),
             bert_base.phase(batch_size=32, optimizer={"learning_rate": 4e-3, "warmup_steps": 10}),
         )
     return config

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from two_processes import finish, start
 
-from bert_jax import checkpoint, distributed, loop, metrics
-from bert_jax.cli import EXIT_INTERRUPTED, UserError
+from bert_jax import checkpoint, distributed, files, loop, metrics
+from bert_jax.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 
 def losses(workdir) -> dict[int, float]:
@@ -51,6 +51,18 @@ def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_goes_
     np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
     (_, last), (expected_last,) = evaluations(tmp_path), evaluations(tmp_path / "whole")
     assert last == pytest.approx(expected_last, rel=1e-5)
+
+
+def test_a_mistake_of_one_process_ends_all_of_them(config, tmp_path):
+    started = time.monotonic()
+    with files.lock(tmp_path / files.LOCK_FILE, "held"):  # which the first one alone meets
+        for error in finish(start(config, tmp_path, 2), EXIT_USER_ERROR):
+            assert "is in use by a run that has not ended" in error
+    for error in finish(start(config, tmp_path / "of process {}", 2), EXIT_USER_ERROR):
+        assert "error: process 1: " in error
+        assert "WORKDIR must be storage that all hosts share" in error
+    assert not [path for path in tmp_path.rglob(".shared-*")]
+    assert time.monotonic() - started < 60  # none waited for the other until it was given up
 
 
 @pytest.mark.slow

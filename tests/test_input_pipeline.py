@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import ml_collections
 import numpy as np
 import pytest
+import small_run
 from small_run import LENGTH, PREDICTIONS, make_data_dir
 
 from bert_jax import input_pipeline, sharding
@@ -142,6 +144,19 @@ def test_evaluation_sets_of_one_name_are_refused(config, data_dir, tmp_path):
     (tmp_path / data_dir.name).symlink_to(data_dir)
     config.extra_eval_data_dirs = f"{data_dir},{tmp_path / data_dir.name}"
     with pytest.raises(UserError, match=rf"would be called eval_{data_dir.name}_"):
+        input_pipeline.open_eval_data(config)
+
+
+@pytest.mark.parametrize("field", ["eval_data_dir", "extra_eval_data_dirs"])
+def test_held_out_data_of_another_length_is_named_by_its_field(
+    config, tmp_path, monkeypatch, field
+):
+    config[field] = config.data_dir
+    config.model.max_position_embeddings = 2 * LENGTH
+    monkeypatch.setattr(small_run, "LENGTH", 2 * LENGTH)
+    config.data_dir = str(make_data_dir(tmp_path, {"validation": [20]}))
+    config = ml_collections.ConfigDict(config.to_dict() | {"max_seq_length": 2 * LENGTH})
+    with pytest.raises(UserError, match=rf"wants 64: .*--config\.phases\[N\]\.{field}=DATA_DIR"):
         input_pipeline.open_eval_data(config)
 
 

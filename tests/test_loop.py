@@ -10,6 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import small_run
 from array_record.python import array_record_module
 from small_run import (
     ROOT,
@@ -20,7 +21,7 @@ from small_run import (
     overrides,
 )
 
-from bert_jax import checkpoint, loop, metrics, records
+from bert_jax import checkpoint, input_pipeline, loop, metrics, records
 from bert_jax.cli import EXIT_INTERRUPTED, UserError
 
 
@@ -196,6 +197,67 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
         UserError, match=r"batch_size of the phase from step 6 is missing there, 8 here"
     ):
         loop.train_and_evaluate(config, tmp_path / "whole")
+
+
+def test_a_phase_on_the_same_data_goes_on_where_the_one_before_stopped(
+    config, tmp_path, monkeypatch, caplog
+):
+    read, starts = input_pipeline.PretrainingData._read_rows, []
+
+    def noted(data, start, rows):
+        starts.append(start)
+        return read(data, start, rows)
+
+    monkeypatch.setattr(input_pipeline.PretrainingData, "_read_rows", noted)
+    config.update(num_steps=12, eval_every=0, checkpoint_every=2)
+    config.phases = ({"num_steps": 7}, {"batch_size": 8})
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    assert "the phase from step 7 has no data of its own and goes on with" in caplog.text
+    second = list(range(7 * 16, 7 * 16 + 5 * 8, 8))
+    assert sorted(starts) == [*range(0, 7 * 16, 16), *second]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "report", dying_at(10))
+        loop.train_and_evaluate(config, tmp_path / "parts")
+    starts.clear()
+    loop.train_and_evaluate(config, tmp_path / "parts")
+    assert sorted(starts) == second[1:]  # from step 8 on
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+    # Packed, it has other rows.
+    caplog.clear()
+    monkeypatch.setattr(loop._Run, "to_the_end", lambda run: {})
+    config.phases = ({"num_steps": 7}, {"packing": 4})
+    loop.train_and_evaluate(config, tmp_path / "packed")
+    assert "has no data of its own and begins again with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "adam"}, r"phases\[1\]\.optimizer\.name='adam' is not one of adamw, lamb"),
+        ({"clip_norm": -1.0}, r"phases\[1\]\.optimizer\.clip_norm=-1.0, expected 0"),
+        ({"learning_rate_rules": (("encodr", 0.5),)}, "'encodr' apply to no parameter"),
+    ],
+)
+def test_a_later_phase_s_optimizer_is_checked_before_the_first_step(
+    settings, message, config, tmp_path
+):
+    config.phases = ({"num_steps": 5}, {"optimizer": settings})
+    with pytest.raises(UserError, match=message):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_attention_that_a_later_phase_s_length_excludes_is_refused_before_the_first_step(
+    config, tmp_path, monkeypatch
+):
+    config.model.update(attention="splash", attention_probs_dropout_prob=0.0)
+    config.model.max_position_embeddings = 128
+    monkeypatch.setattr(small_run, "LENGTH", 128)
+    longer = make_data_dir(tmp_path / "longer", {"train": [64], "validation": [20]})
+    config.phases = ({"num_steps": 5, "data_dir": str(longer)}, {"batch_size": 8})
+    with pytest.raises(UserError, match=r"attention=splash needs lengths .* of 128; .* length 32"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -296,10 +296,24 @@ def test_a_clip_norm_of_0_clips_nothing(settings):
 def test_a_phase_s_own_warmup_is_named():
     config = bert_large_lamb.get_config()
     config.num_steps = 300
+    config.phases[0].num_steps = 200
     config.optimizer.warmup_steps = 30
-    flag = r"add '--config\.phases\[0\]\.optimizer\.warmup_steps=30'"
+    flag = r"add '--config\.phases\[1\]\.optimizer\.warmup_steps=10'"
     with pytest.raises(UserError, match=flag):
         phases.resolve(config)
+
+
+@pytest.mark.parametrize("form", ["", "laptop"])
+def test_the_first_phase_of_lamb_has_the_run_s_settings(form):
+    config = bert_large_lamb.get_config(form)
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 10
+    first, second = phases.resolve(config)
+    assert float(first.schedule(9)) == pytest.approx(1e-3)
+    last = float(first.schedule(first.stop - 1))
+    assert last == pytest.approx(1e-3 / first.stop**0.5, rel=1e-3)  # over the phase, not the run
+    peak = second.start + second.config.optimizer.warmup_steps - 1
+    assert float(second.schedule(peak)) == pytest.approx(4e-3)
 
 
 def test_clips_at_the_global_norm(settings):

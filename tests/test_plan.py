@@ -129,6 +129,26 @@ def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch)
     assert fields[0] in shown
 
 
+def test_what_would_fit_leaves_out_what_cannot_be_laid_out(config, monkeypatch):
+    def fits(values):
+        if values["fsdp"] == 64:
+            raise UserError("data=1 does not divide among the 2 slices")
+        return values["remat"] == "full"
+
+    fake_plans(monkeypatch, seconds=lambda v: 1, fits=fits)
+    names = [field.name for field in dataclasses.fields(estimate.Plan)]
+    large = dataclasses.replace(
+        estimate.Plan(**dict.fromkeys(names)),
+        mesh={"data": 64, "fsdp": 1},
+        settings={"batch_size": 64, "accumulate_steps": 1, "remat": "none"},
+        memory={"parameters": 10, "optimizer state": 20},
+        memory_needed=100,
+        memory_available=50,
+    )
+    fitting = plan.what_would_fit(first(config), large, jax.devices(), **LENGTHS)
+    assert fitting == ["--config.model.remat=full"]
+
+
 def test_this_machine_s_memory_is_what_jax_may_take_of_it(config, slow_chip, monkeypatch):
     limited = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1024})
     monkeypatch.setattr(jax, "local_devices", lambda: [limited])

@@ -106,6 +106,28 @@ def test_data_axis_spans_slices_and_the_others_stay_inside():
         sharding.device_grid([1, 4, 4], devices)
 
 
+class FakeChip(FakeTpu):
+    """With a place in its slice of 4 × 4 chips, by which JAX lays out a mesh of TPUs."""
+
+    platform = "tpu"
+    core_on_chip = 0
+
+    def __init__(self, number, slice_index):
+        super().__init__(number, slice_index)
+        self.coords = (number % 4, number // 4 % 4, 0)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_axes_may_be_parts_of_a_slice_s_dimensions(slices):
+    devices = [FakeChip(i, slice_index=i // 16) for i in range(16 * slices)]
+    grid = sharding.device_grid([2 * slices, 8, 1], devices)
+    assert grid.shape == (2 * slices, 8, 1)
+    assert {device.id for device in grid.flat} == set(range(16 * slices))
+    assert [{device.slice_index for device in row.flat} for row in grid] == [
+        {number // 2} for number in range(2 * slices)
+    ]
+
+
 class FakeGpu(FakeTpu):
     platform = "gpu"
 

@@ -16,7 +16,7 @@ def free_port() -> int:
 
 
 def start(config, workdir: pathlib.Path, count: int, devices: int = 1) -> list[subprocess.Popen]:
-    """`count` processes with `devices` virtual devices each."""
+    """`count` processes with `devices` virtual devices each; {} in `workdir` is their number."""
     coordinator = f"localhost:{free_port()}"
     flag = f"--xla_force_host_platform_device_count={devices}"
     return [
@@ -24,7 +24,7 @@ def start(config, workdir: pathlib.Path, count: int, devices: int = 1) -> list[s
             [
                 *(sys.executable, "-m", "bert_jax.pretrain"),
                 *("--config=configs/bert_tiny.py:laptop", *overrides(config)),
-                f"--workdir={workdir}",
+                f"--workdir={workdir}".format(i),
                 *(f"--coordinator={coordinator}", f"--num_processes={count}", f"--process_id={i}"),
             ],
             cwd=ROOT,
