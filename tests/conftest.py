@@ -15,6 +15,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 import torch
+from etils import epath
 from small_finetune import make_pretrained
 from small_run import LENGTH, VOCAB_SIZE, make_data_dir
 
@@ -60,3 +61,31 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """What gs:// leads to: a store in memory where, as in any, no directory is empty."""
+    memory = pytest.importorskip("fsspec.implementations.memory")
+
+    class Bucket(memory.MemoryFileSystem):
+        store, pseudo_dirs, root_marker, cachable = {}, [""], "", False
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return path.removeprefix("gs://").rstrip("/")
+
+        def mkdir(self, *arguments, **keywords):
+            pass
+
+        makedirs = mkdir
+
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
+    system = Bucket()
+    backend = type(epath.Path("gs://bucket")._backend)
+    fs = backend.fs
+    monkeypatch.setattr(
+        backend, "fs", lambda self, path: system if "gs://" in str(path) else fs(self, path)
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return system

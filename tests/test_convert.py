@@ -236,6 +236,22 @@ def test_an_import_that_was_cut_off_is_not_mixed_with_another(exported, tmp_path
         convert.from_hf(exported, tmp_path / "run")
 
 
+def test_a_bucket(workdir, exported, bucket):
+    for _ in range(2):  # written, and replaced
+        convert.to_hf(workdir, "gs://bucket/hf", max_shard_size=20_000)
+    assert "bucket/hf/model.safetensors.index.json" in bucket.store
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        convert.read_hf("gs://bucket/hf").params,
+        convert.read_hf(exported).params,
+    )
+    del bucket.store["bucket/hf/model.safetensors.index.json"]  # cut off, it does not look whole
+    with pytest.raises(UserError, match="has no weights"):
+        convert.read_hf("gs://bucket/hf")
+    convert.to_hf(workdir, "gs://bucket/hf")
+    assert convert.parts_of(convert.read_hf("gs://bucket/hf").params)
+
+
 def test_remote_exports_end_with_the_weights(tmp_path):
     names = ["vocab.txt", "model-00001-of-00002.safetensors", "config.json", "README.md"]
     names += ["model.safetensors.index.json", "model-00002-of-00002.safetensors"]

@@ -152,34 +152,6 @@ def test_same_bytes_with_beam(tmp_path, options, built):
     assert shas(build(options, tmp_path / "beam", runner="beam")) == shas(built[1])
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """What gs:// leads to: a store in memory where, as in any, no directory is empty."""
-    memory = pytest.importorskip("fsspec.implementations.memory")
-
-    class Bucket(memory.MemoryFileSystem):
-        store, pseudo_dirs, root_marker, cachable = {}, [""], "", False
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return path.removeprefix("gs://").rstrip("/")
-
-        def mkdir(self, *arguments, **keywords):
-            pass
-
-        makedirs = mkdir
-
-    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
-    system = Bucket()
-    backend = type(epath.Path("gs://bucket")._backend)
-    fs = backend.fs
-    monkeypatch.setattr(
-        backend, "fs", lambda self, path: system if "gs://" in str(path) else fs(self, path)
-    )
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return system
-
-
 def test_same_bytes_in_a_bucket(options, built, bucket):
     assert shas(build(options, "gs://bucket/data", workers=1)) == shas(built[1])
     assert "bucket/data/dataset.json" in bucket.store
