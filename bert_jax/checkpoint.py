@@ -125,6 +125,11 @@ def steps_in(directory: epath.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def is_finished(workdir: epath.Path) -> bool:
+    """Whether a fine-tuning has come to its end, and its model is still there."""
+    return (workdir / RESULTS_FILE).exists() and (workdir / "hf").exists()
+
+
 def _selected(workdir: epath.Path) -> int | None:
     """The step that a finished fine-tuning selected; None if there is none."""
     path = workdir / RESULTS_FILE

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax import hub
+from bert_jax import files, hub
 from bert_jax.cli import UserError, run
 
 # Imported where used, so that --help answers at once: bert_jax.checkpoint (Orbax), flax, jax.
@@ -503,7 +503,7 @@ def main(argv: Sequence[str]) -> None:
         repository = arguments.push_to_hub
         client = None
         if repository:  # before the export, which takes minutes for a large model
-            if "://" in arguments.output:
+            if files.is_remote(arguments.output):
                 raise UserError(f"--push_to_hub needs a local --output, not {arguments.output}")
             client = hub.client(repository)
         report = to_hf(

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, and locks."""
+"""Files that are there whole or not at all, JSON of others, and locks."""
 
 import fcntl
+import json
 import os
 import uuid
-from typing import IO
+from typing import IO, Any
 
 from etils import epath
 
@@ -68,6 +69,21 @@ def sync(path: str | epath.PathLike) -> None:
     if not is_remote(path):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: it is not JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:  # also of text that is not UTF-8
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
 
 
 def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:

@@ -177,10 +177,6 @@ def check_config(config: ml_collections.ConfigDict, model: BertConfig) -> None:
             f"{model.max_position_embeddings} positions: give "
             f"--config.max_seq_length={model.max_position_embeddings} or less"
         )
-    if not config.optimizer.learning_rate >= 0:
-        raise UserError(
-            f"config.optimizer.learning_rate={config.optimizer.learning_rate}, expected 0 or more"
-        )
     if config.select not in ("last", "best"):
         raise UserError(f"config.select={config.select!r} is neither 'last' nor 'best'")
     limits = {

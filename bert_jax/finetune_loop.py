@@ -58,8 +58,8 @@ def finetune(
         run = _Run(config, init, workdir, inputs or read_inputs(config, init), closing)
         begun_at = run.step
         run.to_the_end()
-    results = run.workdir / checkpoint.RESULTS_FILE
-    if run.step == begun_at and results.exists() and (run.workdir / "hf").exists():
+    if run.step == begun_at and checkpoint.is_finished(run.workdir):
+        results = run.workdir / checkpoint.RESULTS_FILE
         run.progress.note(f"finished before; to evaluate and export it anew, remove {results}")
         return json.loads(results.read_text())
     return run.write_results(time.monotonic() - started)

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from bert_jax import __version__, sweep
+from bert_jax import __version__, files, sweep
 from bert_jax.cli import UserError, brief
 from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
 
@@ -109,7 +109,7 @@ def read_config(directory: epath.Path) -> Description:
             f"{directory} is not a Hugging Face model directory: it has no config.json"
             f"{sweep.hint(directory)}"
         )
-    config = _read_json(path)
+    config = files.read_json(path)
     problems = []
     for field, expected in (
         ("model_type", "bert"),
@@ -152,17 +152,6 @@ def read_config(directory: epath.Path) -> Description:
     )
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    """An object of a JSON file; UserError if it has none."""
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
-
-
 def locate(source: str | epath.PathLike) -> epath.Path:
     """The directory itself, or the local snapshot of a hub repository's BERT files."""
     path = epath.Path(source)
@@ -184,8 +173,8 @@ def locate(source: str | epath.PathLike) -> epath.Path:
         raise UserError(f"{explanation} (pip install 'bert_jax[hf]' for hub names)") from None
     small = ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
     try:
-        files = huggingface_hub.list_repo_files(str(source))
-        safe = any(re.fullmatch(r"model.*\.safetensors", name) for name in files)
+        names = huggingface_hub.list_repo_files(str(source))
+        safe = any(re.fullmatch(r"model.*\.safetensors", name) for name in names)
         weights = ["model*.safetensors*"] if safe else ["pytorch_model*.bin*"]
         return epath.Path(
             huggingface_hub.snapshot_download(str(source), allow_patterns=[*small, *weights])
@@ -206,9 +195,9 @@ def _downloaded_before(name: str) -> epath.Path | None:
         snapshot = epath.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
     except Exception:  # as above
         return None
-    files = [path.name for path in snapshot.iterdir()]
+    names = [path.name for path in snapshot.iterdir()]
     weights = re.compile(r"model.*\.safetensors|pytorch_model.*\.bin")
-    return snapshot if any(map(weights.fullmatch, files)) else None
+    return snapshot if any(map(weights.fullmatch, names)) else None
 
 
 def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
@@ -223,7 +212,7 @@ def read_tensors(directory: epath.Path) -> dict[str, np.ndarray]:
     for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_bin)):
         index = directory / f"{name}.index.json"
         if index.exists():
-            weight_map = _read_json(index).get("weight_map")
+            weight_map = files.read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise UserError(f"{index} has no weight_map: which file holds which weights")
             shards = sorted(set(map(str, weight_map.values())))
@@ -332,7 +321,7 @@ def check_replaceable(output: epath.Path) -> None:
     ours = False
     if not foreign and "config.json" in names:
         with contextlib.suppress(UserError):
-            ours = _MARK in _read_json(output / "config.json")
+            ours = _MARK in files.read_json(output / "config.json")
     if names and not ours:
         raise UserError(
             f"{output} is not empty and not an earlier export (it holds "
@@ -356,7 +345,7 @@ def replace_directory(output: epath.Path) -> Iterator[pathlib.Path]:
     written first, so that an export that was cut off may be replaced, and the weights and their
     index last: without them it does not look whole.
     """
-    local = "://" not in str(output)
+    local = not files.is_remote(output)
     if local:
         parent = pathlib.Path(output).absolute().parent
         parent.mkdir(parents=True, exist_ok=True)

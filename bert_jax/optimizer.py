@@ -47,9 +47,11 @@ def make_schedule(
       field: where `config` stands in the whole config, for messages.
 
     Raises:
-      UserError: an unknown schedule, or one that does not fit into `num_steps`.
+      UserError: an unknown schedule, one that does not fit into `num_steps`, or a negative rate.
     """
     peak, warmup, name = config.learning_rate, config.warmup_steps, config.schedule
+    if not peak >= 0:
+        raise UserError(f"{field}.learning_rate={peak}, expected 0 or more")
     for choice, choices in (("schedule", SCHEDULES), ("decay_from", DECAYS_FROM)):
         if config[choice] not in choices:
             raise UserError(

@@ -164,7 +164,7 @@ def sweep(
     configs = all_runs()
     for number, (name, one) in enumerate(configs.items(), 1):
         path = workdir / name
-        finished = (path / checkpoint.RESULTS_FILE).exists() and (path / "hf").exists()
+        finished = checkpoint.is_finished(path)
         print(f"run {number} of {len(configs)}: {name}{', finished before' if finished else ''}")
         if not finished:
             finetune_loop.finetune(one, init, path, inputs)

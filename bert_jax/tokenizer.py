@@ -161,7 +161,7 @@ def load(source: str | epath.PathLike) -> Tokenizer:
 
 def _looks_uncased(path: epath.Path, vocab: Sequence[str]) -> bool:
     """By the names of the file and its directory, else by capitals in whole words."""
-    if "://" not in str(path):
+    if not files.is_remote(path):
         path = path.resolve()  # the name of the directory that "vocab.txt" is in
     for name in (path.name.lower(), path.parent.name.lower()):
         if "cased" in name:
@@ -209,10 +209,7 @@ def _check_alike(
 
 
 def _read_json(path: epath.Path) -> dict:
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:  # also of text that is not UTF-8
-        raise UserError(f"{path} is not JSON ({error})") from None
+    return files.read_json(path) if path.exists() else {}
 
 
 def _read_vocab(path: epath.Path) -> tuple[str, ...]:

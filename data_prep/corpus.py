@@ -164,7 +164,7 @@ def _expand(spec: str) -> list[epath.Path]:
 
 def _glob(spec: str) -> Iterable[epath.Path]:
     if "**" in spec:  # etils refuses it: on a store it would take thousands of requests
-        if "://" in spec:
+        if files.is_remote(spec):
             raise UserError(
                 f"input {spec}: ** is for local files; give a glob for each depth, with commas "
                 "between them"

@@ -252,6 +252,7 @@ def test_nvidia_s_phases_have_the_rates_of_its_scheduler():
     "fields, message",
     [
         ({"warmup_steps": -1}, "warmup_steps=-1, expected at least 0"),
+        ({"learning_rate": -1e-4}, r"optimizer\.learning_rate=-0\.0001, expected 0 or more"),
         ({"schedule": "exponential"}, "is not one of linear, polynomial, cosine, wsd"),
         ({"decay_from": "end"}, "optimizer.decay_from='end' is not one of start, peak"),
         ({"schedule": "wsd"}, "decay_steps=0 must be from 1 to 25"),
