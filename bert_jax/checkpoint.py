@@ -292,7 +292,7 @@ class CheckpointStore:
             if self._lock:
                 self._lock.close()
             raise
-        root = self._workdir.resolve()
+        root = files.absolute(self._workdir)
         self._checkpoints, self._best = root / CHECKPOINTS, root / BEST
         self._writing: dict[epath.Path, int] = {}  # directory -> step that is being written there
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
@@ -456,7 +456,7 @@ def _without_params(state: "TrainState") -> dict[str, Any]:
 def _metadata(directory: epath.Path) -> Any:
     """The tree of arrays that a checkpoint's item holds, as Orbax describes it."""
     handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(directory.resolve()).tree
+    tree = handler.metadata(files.absolute(directory)).tree
     handler.close()
     return tree
 
@@ -520,7 +520,7 @@ def load(path: epath.PathLike) -> Loaded:
         raise UserError(f"{path}: every checkpoint there is damaged")
     # The handler itself, since a manager opened to read wants the run's state as a template.
     handler = ocp.PyTreeCheckpointHandler()
-    directory = (directory / str(step) / "params").resolve()
+    directory = files.absolute(directory / str(step) / "params")
     as_numpy = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(directory).tree
     )
@@ -556,7 +556,7 @@ def save_params(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer_lib.save(tokenizer, workdir / TOKENIZER, config.model.max_position_embeddings)
-    directory = (workdir / CHECKPOINTS).resolve()
+    directory = files.absolute(workdir / CHECKPOINTS)
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(directory, options=options, item_names=("params",)) as manager:
         manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))

@@ -18,6 +18,16 @@ def is_remote(path: str | epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def absolute(path: str | epath.PathLike) -> epath.Path:
+    """A path that means the same from any working directory, as Orbax and TensorStore want it.
+
+    Of a store such as gs:// it is the path itself: etils' `resolve()` and `absolute()` would make
+    it the local path CWD/gs:/…, without an error (etils 1.15).
+    """
+    path = epath.Path(path)
+    return path if is_remote(path) else path.resolve()
+
+
 def lock(path: str | epath.PathLike, in_use: str) -> IO[bytes] | None:
     """An open file whose lock says that something is in use; the system frees it on a crash.
 

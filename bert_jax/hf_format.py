@@ -347,7 +347,7 @@ def replace_directory(output: epath.Path) -> Iterator[pathlib.Path]:
     """
     local = not files.is_remote(output)
     if local:
-        parent = pathlib.Path(output).absolute().parent
+        parent = pathlib.Path(files.absolute(output)).parent
         parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=f".{output.name}."))
         scratch.chmod(0o755)  # mkdtemp's 0700 would hide the export from others

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bert_jax import config as config_lib
+from bert_jax import files
 from bert_jax.cli import UserError, run
 
 # Chips of a slice -> the topology that Cloud TPU gives it.
@@ -286,7 +287,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(
                 f"others may read secrets_file {path}: chmod 600 {shlex.quote(str(path))}"
             )
-        launch = dataclasses.replace(launch, secrets_file=str(path.resolve()))
+        launch = dataclasses.replace(launch, secrets_file=str(files.absolute(path)))
     sys.stdout.write(shell_variables(launch) + "\n")
 
 

@@ -106,7 +106,7 @@ def _wandb_run(project: str, workdir: epath.PathLike, config: Mapping[str, Any])
         import wandb
     except ImportError:
         raise UserError("config.wandb_project needs wandb: pip install 'bert_jax[wandb]'") from None
-    name = str(epath.Path(workdir).resolve())
+    name = str(files.absolute(workdir))
     # The same workdir is the same run, however often it was interrupted.
     run_id = hashlib.sha256(name.encode()).hexdigest()[:16]
     return wandb.init(

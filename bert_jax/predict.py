@@ -457,7 +457,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.output != "-":
         check_output(arguments.output)
-        if os.path.realpath(arguments.output) == os.path.realpath(arguments.input):
+        if files.absolute(arguments.output) == files.absolute(arguments.input):
             raise UserError(f"--output={arguments.output} is the input: give another file")
     if arguments.command == "embed":
         vectors.check(arguments.output)

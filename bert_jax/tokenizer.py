@@ -161,8 +161,7 @@ def load(source: str | epath.PathLike) -> Tokenizer:
 
 def _looks_uncased(path: epath.Path, vocab: Sequence[str]) -> bool:
     """By the names of the file and its directory, else by capitals in whole words."""
-    if not files.is_remote(path):
-        path = path.resolve()  # the name of the directory that "vocab.txt" is in
+    path = files.absolute(path)  # the name of the directory that "vocab.txt" is in
     for name in (path.name.lower(), path.parent.name.lower()):
         if "cased" in name:
             return "uncased" in name

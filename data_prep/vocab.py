@@ -119,7 +119,7 @@ def _require_writable(output: epath.PathLike | None) -> None:
     """Raises UserError for a directory that could not be written to after all the work."""
     if output is None or files.is_remote(output):
         return
-    existing = os.path.abspath(output)
+    existing = files.absolute(output)
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):

@@ -1,6 +1,8 @@
 """Files are there whole or not at all, whoever reads, writes or fails meanwhile."""
 
+import ast
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -115,3 +117,25 @@ def test_a_reader_of_lines_may_leave():
         timeout=60,
     )
     assert (shell.stdout, shell.stderr, shell.returncode) == ("0\n", "", 0)
+
+
+def test_a_bucket_has_no_local_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(files.absolute("gs://bucket/run")) == "gs://bucket/run"
+    assert files.absolute("run") == epath.Path(tmp_path.resolve()) / "run"
+
+
+def test_no_module_but_files_asks_a_path_for_its_local_form():
+    """Of a path on gs://, etils' resolve() and absolute() are local paths, without an error."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    found = []
+    for path in (p for folder in ("bert_jax", "data_prep") for p in (root / folder).rglob("*.py")):
+        if path == root / "bert_jax" / "files.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            method = node.func.attr in ("resolve", "absolute") and not node.args
+            if method or node.func.attr in ("abspath", "realpath"):
+                found.append(f"{path.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
+    assert not found, "use files.absolute"
