@@ -27,13 +27,14 @@ if not __package__:
 import numpy as np
 from etils import epath
 
-from bert_jax import masking
-from bert_jax import tokenizer as tokenizers
-from data_prep import corpus, shards, writers
+from bert_jax.data import masking
+from bert_jax.data import tokenizer as tokenizers
 from data_prep.build import BuildOptions, tokenize_locally
-from data_prep.fast_encoder import FastEncoder
-from data_prep.stages import Job
-from data_prep.token_store import Store
+from data_prep.examples import shards, writers
+from data_prep.examples.fast_encoder import FastEncoder
+from data_prep.examples.token_store import Store
+from data_prep.running.stages import Job
+from data_prep.sources import corpus
 
 
 def write_text(sources: Iterable[str], path: pathlib.Path, megabytes: float) -> None:

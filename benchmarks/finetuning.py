@@ -41,9 +41,11 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from benchmarks import peers
-from bert_jax import finetune_loop, host_memory, question_answering
 from bert_jax.cli import HelpFormatter, UserError, run
-from bert_jax.finetune_inputs import Inputs, Split, make_split, read_inputs
+from bert_jax.finetuning import loop as finetune_loop
+from bert_jax.finetuning.inputs import Inputs, Split, make_split, read_inputs
+from bert_jax.parallel import host_memory
+from bert_jax.tasks import answers as question_answering
 from configs.finetune import ag_news, conll2003, rte, squad, sst2, text_classification
 
 SIDES = ("bert_jax", "transformers")

@@ -26,8 +26,9 @@ import torch
 import transformers
 
 from benchmarks import peers
-from bert_jax import input_pipeline, sharding
 from bert_jax.cli import UserError, run
+from bert_jax.data import input_pipeline
+from bert_jax.parallel import sharding
 
 IN_MEMORY = 20_000  # examples that torch's side goes round
 

@@ -21,8 +21,11 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from benchmarks import peers
-from bert_jax import input_pipeline, optimizer, sharding, train
 from bert_jax.cli import HelpFormatter, UserError, run
+from bert_jax.data import input_pipeline
+from bert_jax.parallel import sharding
+from bert_jax.training import optimizer
+from bert_jax.training import step as train
 from configs import bert_base, bert_mini, bert_tiny
 
 CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base}

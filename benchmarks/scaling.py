@@ -17,8 +17,9 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from bert_jax import config as config_lib
-from bert_jax import estimate, phases
 from bert_jax.cli import UserError, run
+from bert_jax.planning import estimate
+from bert_jax.training import phases
 
 
 def draw(plans: Sequence[estimate.Plan], title: str, path: str) -> None:

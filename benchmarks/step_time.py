@@ -44,8 +44,10 @@ import numpy as np
 import torch
 
 from benchmarks import peers
-from bert_jax import hardware, host_memory, phases, sharding, train
 from bert_jax.cli import UserError, run
+from bert_jax.parallel import hardware, host_memory, sharding
+from bert_jax.training import phases
+from bert_jax.training import step as train
 from configs import bert_base, bert_large, bert_mini, bert_tiny
 
 CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base, "large": bert_large}

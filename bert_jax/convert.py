@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax import files, hub
+from bert_jax import files
 from bert_jax.cli import UserError, run
+from bert_jax.huggingface import hub
 
-# Imported where used, so that --help answers at once: bert_jax.checkpoint (Orbax), flax, jax.
+# Imported where used, so that --help answers at once: bert_jax.runs.checkpoint (Orbax), flax, jax.
 
 # How a module's arrays are called and laid out on each side: (our name, theirs, transform).
 #   TRANSPOSE: our kernels are [in, out], torch's weights [out, in].
@@ -278,7 +279,7 @@ def parts_of(params: Any) -> tuple[str, ...]:
 
 def architecture_of(params: Any, task: str) -> str:
     """The transformers class that holds `params`."""
-    from bert_jax.hf_format import ARCHITECTURES
+    from bert_jax.huggingface.files import ARCHITECTURES
 
     if task in ARCHITECTURES:
         return ARCHITECTURES[task]
@@ -295,21 +296,23 @@ def read_hf(source: str | epath.PathLike) -> Any:
     Its `config` has `model`, `task`, `labels` and `imported_from`.
 
     Raises:
-      UserError: see `hf_format.read_config`, `hf_format.read_tensors` and `from_tensors`.
+      UserError: see `hf_files.read_config`, `hf_files.read_tensors` and `from_tensors`.
     """
     import ml_collections
 
-    from bert_jax import checkpoint, hf_format, tokenizer
+    from bert_jax.data import tokenizer
+    from bert_jax.huggingface import files as hf_files
+    from bert_jax.runs import checkpoint
 
-    directory = hf_format.locate(source)
-    described = hf_format.read_config(directory)
+    directory = hf_files.locate(source)
+    described = hf_files.read_config(directory)
     vocabulary = tokenizer.load(directory)
     if vocabulary.vocab_size > described.model.vocab_size:
         raise UserError(
             f"{source}: the tokenizer has {vocabulary.vocab_size:,} tokens, "
             f"the model only {described.model.vocab_size:,}"
         )
-    tensors = hf_format.read_tensors(directory)
+    tensors = hf_files.read_tensors(directory)
     try:
         params = from_tensors(tensors, described.model, described.architecture)
     except UserError as error:
@@ -341,7 +344,7 @@ def from_hf(source: str | epath.PathLike, output: str | epath.PathLike) -> tuple
     Returns:
       the parts that the model has; the others are left out, not initialised.
     """
-    from bert_jax import checkpoint
+    from bert_jax.runs import checkpoint
 
     loaded = read_hf(source)
     checkpoint.save_params(output, loaded.params, loaded.config, loaded.tokenizer, loaded.step)
@@ -367,9 +370,10 @@ def to_hf(
       UserError: nothing to export; `output` holds something else; or transformers computes
         something else from what was written, in which case `output` is left as it was.
     """
-    from bert_jax import checkpoint, hf_format
+    from bert_jax.huggingface import files as hf_files
+    from bert_jax.runs import checkpoint
 
-    hf_format.check_replaceable(epath.Path(output))
+    hf_files.check_replaceable(epath.Path(output))
     return write_hf(checkpoint.load(source), source, output, dtype, max_shard_size)
 
 
@@ -385,11 +389,13 @@ def write_hf(
 
     import ml_dtypes
 
-    from bert_jax import hf_format, parity, tokenizer
+    from bert_jax.data import tokenizer
+    from bert_jax.huggingface import files as hf_files
+    from bert_jax.huggingface import parity
     from bert_jax.models.bert import BertConfig
 
     output = epath.Path(output)
-    hf_format.check_replaceable(output)
+    hf_files.check_replaceable(output)
     model = BertConfig(**loaded.config.model)
     task = loaded.config.get("task", "pretraining")  # pretraining configs have no such field
     labels = tuple(loaded.config.get("labels", ()))
@@ -407,17 +413,15 @@ def write_hf(
         for key, x in to_tensors(loaded.params, model).items()
         if part_of[key] in kept
     }
-    config = hf_format.config_json(
-        architecture, model, dtype, loaded.tokenizer.pad_id, task, labels
-    )
-    with hf_format.replace_directory(output) as scratch:
-        hf_format.write_tensors(scratch, tensors, max_shard_size)
+    config = hf_files.config_json(architecture, model, dtype, loaded.tokenizer.pad_id, task, labels)
+    with hf_files.replace_directory(output) as scratch:
+        hf_files.write_tensors(scratch, tensors, max_shard_size)
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tokenizer.save(loaded.tokenizer, scratch, model.max_position_embeddings)
         report = parity.compare(loaded, architecture, scratch, dtype)
         if not report.passed:
             raise UserError(f"{output} was not written: {report}")
-        card = hf_format.model_card(
+        card = hf_files.model_card(
             f"A {architecture}, exported by bert_jax from `{source}`.",
             card_facts(loaded, source),
             str(report),
@@ -429,7 +433,8 @@ def write_hf(
 
 def card_facts(loaded: Any, source: str | epath.PathLike) -> list[tuple[str, str]]:
     """(name, value) rows of the model card: sizes, recipe, and the last figures of the run."""
-    from bert_jax import checkpoint, metrics
+    from bert_jax import metrics
+    from bert_jax.runs import checkpoint
 
     model = loaded.config.model
     facts = [

@@ -2,7 +2,7 @@
 
 WORKDIR receives config.json, checkpoints/, metrics.jsonl, results.json, predictions.jsonl and
 report.txt (of the validation file), and hf/, the fine-tuned model for transformers. With several
-seeds or learning rates each run has a directory of its own in WORKDIR: see bert_jax.sweep.
+seeds or learning rates each run has a directory of its own in WORKDIR (`finetuning/sweep.py`).
 """
 
 import sys
@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
         workdir="directory of this run, local or gs://",
     )
     # After parsing: JAX takes seconds to import.
-    from bert_jax import finetune_loop, host_memory, sweep
+    from bert_jax.finetuning import loop as finetune_loop
+    from bert_jax.finetuning import sweep
+    from bert_jax.parallel import host_memory
 
     host_memory.keep_freed()
     workdir = epath.Path(values["workdir"])

@@ -18,8 +18,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from bert_jax import distributed, files
+from bert_jax import files
 from bert_jax.cli import HelpFormatter, UserError, run
+from bert_jax.parallel import distributed
 
 METRICS_FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 30

@@ -19,10 +19,12 @@ import jax
 from etils import epath
 
 from bert_jax import config as config_lib
-from bert_jax import estimate, launch_file, phases, records
 from bert_jax.cli import UserError, run
-from bert_jax.estimate import Plan
-from bert_jax.phases import Phase
+from bert_jax.data import records
+from bert_jax.planning import estimate, launch_file
+from bert_jax.planning.estimate import Plan
+from bert_jax.training import phases
+from bert_jax.training.phases import Phase
 
 USAGE = """\
 usage: python -m bert_jax.plan --config=configs/bert_base.py --topology=v5e:16x16 \\

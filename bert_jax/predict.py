@@ -20,8 +20,9 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import files, vectors
+from bert_jax import files
 from bert_jax.cli import UserError, print_lines, run
+from bert_jax.inference import vectors
 
 # JAX, and what imports it, is imported inside the functions: --help must answer at once.
 
@@ -58,7 +59,7 @@ def read_records(lines: Iterable[str], name: str, command: str, jsonl: bool) -> 
     Raises:
       UserError: a line that is not JSON or lacks a field; names the line.
     """
-    from bert_jax import tables
+    from bert_jax.tasks import tables
 
     for number, line in enumerate(lines, 1):
         line = line.rstrip("\r\n")
@@ -102,9 +103,12 @@ class Predictor:
         import jax
         import ml_collections
 
-        from bert_jax import checkpoint, finetune_inputs, sweep, tasks
+        from bert_jax.finetuning import inputs as finetune_inputs
+        from bert_jax.finetuning import sweep
         from bert_jax.models import heads
         from bert_jax.models.bert import BertConfig, BertModel
+        from bert_jax.runs import checkpoint
+        from bert_jax.tasks import kinds as tasks
 
         path = epath.Path(model)
         workdir, run = sweep.best_run(path) or path, {}
@@ -176,7 +180,7 @@ class Predictor:
         """The model's output for every row of input_ids, token_type_ids and `extra` arrays."""
         import jax
 
-        from bert_jax import batching
+        from bert_jax.data import batching
 
         results: list[Any] = [None] * len(rows)
         batches = batching.sorted_batches([len(r["input_ids"]) for r in rows], self._batch_size)
@@ -190,7 +194,7 @@ class Predictor:
 
 def text_rows(predictor: Predictor, records: Sequence[Record]) -> list[Record]:
     """The arrays of one text, or a pair of them, a record."""
-    from bert_jax import tasks
+    from bert_jax.tasks import kinds as tasks
 
     encode = predictor.loaded.tokenizer.encode
     rows = []
@@ -206,7 +210,7 @@ def text_rows(predictor: Predictor, records: Sequence[Record]) -> list[Record]:
 def classify(predictor: Predictor, records: Sequence[Record]) -> Iterator[Record]:
     import numpy as np
 
-    from bert_jax import scores
+    from bert_jax.tasks import scores
 
     for logits_C in predictor.outputs(text_rows(predictor, records)):
         if predictor.loaded.config.task == "text_regression":
@@ -220,7 +224,7 @@ def classify(predictor: Predictor, records: Sequence[Record]) -> Iterator[Record
 def tag(predictor: Predictor, records: Sequence[Record]) -> Iterator[Record]:
     import numpy as np
 
-    from bert_jax import scores
+    from bert_jax.tasks import scores
 
     words = [tuple(map(str, record["tokens"])) for record in records]
     features = predictor.task.windows(words)
@@ -243,7 +247,7 @@ def tag(predictor: Predictor, records: Sequence[Record]) -> Iterator[Record]:
 
 
 def answer(predictor: Predictor, records: Sequence[Record]) -> Iterator[Record]:
-    from bert_jax.question_answering import Question
+    from bert_jax.tasks.answers import Question
 
     questions = [
         Question(str(record.get("id", i)), record["question"], record["context"], (), 0)
@@ -264,7 +268,7 @@ def zero_shot(
     """
     import numpy as np
 
-    from bert_jax import scores
+    from bert_jax.tasks import scores
 
     if "{}" not in template:
         raise UserError(f"--template={template!r} has no {{}} where the label goes")
@@ -461,7 +465,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--output={arguments.output} is the input: give another file")
     if arguments.command == "embed":
         vectors.check(arguments.output)
-    from bert_jax import tables
+    from bert_jax.tasks import tables
 
     if arguments.input.endswith((".csv", ".tsv")):
         raise UserError(

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
         argv, USAGE, workdir="directory of this run, local or gs://", optional=DISTRIBUTED
     )
     # After parsing: JAX takes seconds to import.
-    from bert_jax import distributed, host_memory, loop
+    from bert_jax.parallel import distributed, host_memory
+    from bert_jax.training import loop
 
     host_memory.keep_freed()
     distributed.initialize(**{name: values[name] for name in DISTRIBUTED})

@@ -21,7 +21,7 @@ from etils import epath
 
 from bert_jax import files, metrics
 from bert_jax.cli import HelpFormatter, run
-from bert_jax.records import Manifest
+from bert_jax.data.records import Manifest
 
 VOCAB_SIZE = 2048
 MAX_SEQ_LENGTH = 64
@@ -50,7 +50,7 @@ class Steps:
 
 def write_corpus(path: epath.Path, max_mb: float) -> None:
     """Writes the installed packages' documentation as JSONL, one {"id", "text"} a module."""
-    from data_prep import pydocs
+    from data_prep.sources import pydocs
 
     if path.exists():
         print(f"    {path} is there: reused")
@@ -66,7 +66,7 @@ def write_corpus(path: epath.Path, max_mb: float) -> None:
 
 def split_corpus(corpus: epath.Path, data_dir: epath.Path) -> dict[str, list[dict[str, str]]]:
     """The corpus' documents, parted as data_prep.build parted them: split -> documents."""
-    from data_prep import token_store
+    from data_prep.examples import token_store
 
     held_out = set(np.load(data_dir / "document_hashes-validation.npy").tolist())
     splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": []}
@@ -83,7 +83,7 @@ def write_task(splits: dict[str, list[dict[str, str]]], directory: epath.Path) -
     The classes are the packages with the most modules; the text is a run of a module's paragraphs.
     Held-out documents of pretraining are the validation set, so neither run has seen them.
     """
-    from data_prep import pydocs
+    from data_prep.sources import pydocs
 
     train, validation = (
         Counter(pydocs.package_of(document["id"]) for document in splits[split])
@@ -111,7 +111,7 @@ def guesses(hf_dir: epath.Path, documents: Sequence[dict[str, str]]) -> list[str
     except ImportError:
         return ["    left out: they need transformers (pip install 'bert_jax[hf]')"]
 
-    from data_prep import corpus
+    from data_prep.sources import corpus
 
     transformers.logging.set_verbosity_error()
     fill_mask = transformers.pipeline("fill-mask", model=str(hf_dir), device="cpu")

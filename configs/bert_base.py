@@ -17,7 +17,7 @@ import ml_collections
 
 
 def phase(**fields) -> ml_collections.ConfigDict:
-    """A part of a run; fields that are left empty are the run's (see bert_jax.phases)."""
+    """A part of a run; fields that are left empty are the run's (see bert_jax.training.phases)."""
     return ml_collections.ConfigDict(
         {
             "num_steps": 0,  # 0, for the last phase: up to the run's num_steps
@@ -115,7 +115,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.bias_correction = False  # the original has none
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 turns clipping off
-    # (regex of parameter paths, value) tables; the first match counts, see bert_jax.optimizer.
+    # (regex of parameter paths, value) tables; the first match counts: training/optimizer.py.
     config.optimizer.weight_decay_rules = ()  # in place of weight_decay
     config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes
 

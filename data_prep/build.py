@@ -22,13 +22,15 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import files
-from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import HelpFormatter, UserError
-from bert_jax.records import MANIFEST, Manifest
-from data_prep import corpus, parallel, token_store
+from bert_jax.data import tokenizer as tokenizers
+from bert_jax.data.records import MANIFEST, Manifest
+from data_prep import parallel
+from data_prep.examples import token_store
+from data_prep.examples.token_store import SPLITS
 from data_prep.options import FORMATS, OBJECTIVES, BuildOptions, arguments
 from data_prep.progress import Progress
-from data_prep.stages import (
+from data_prep.running.stages import (
     Job,
     finish,
     has_store,
@@ -39,7 +41,7 @@ from data_prep.stages import (
     tokenize,
     write_shard,
 )
-from data_prep.token_store import SPLITS
+from data_prep.sources import corpus
 
 ARGUMENTS_FILE = "arguments.json"  # in DATA_DIR/.build
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.({'|'.join(FORMATS)})")
@@ -83,7 +85,7 @@ def build(
         parts = corpus.list_parts(options.input, options.field)
         work.claim(parts)
         if runner == "beam":
-            from data_prep import beam
+            from data_prep.running import beam
 
             beam.run(job, parts, beam_options)
         else:

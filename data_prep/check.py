@@ -20,15 +20,17 @@ import numpy as np
 from etils import epath
 
 from bert_jax import cli as command_line
-from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import HelpFormatter, UserError, print_lines
-from bert_jax.masking import MaskingConfig
-from bert_jax.records import Manifest, Shard
-from bert_jax.tokenizer import Tokenizer
-from data_prep import corpus, parallel, writers
-from data_prep import report as html_report
+from bert_jax.data import tokenizer as tokenizers
+from bert_jax.data.masking import MaskingConfig
+from bert_jax.data.records import Manifest, Shard
+from bert_jax.data.tokenizer import Tokenizer
+from data_prep import parallel
+from data_prep.checking import report as html_report
+from data_prep.checking.tally import Tally, read_examples, tally_examples
+from data_prep.examples import writers
 from data_prep.progress import Progress
-from data_prep.tally import Tally, read_examples, tally_examples
+from data_prep.sources import corpus
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from bert_jax.cli import UserError
-from bert_jax.masking import MaskingConfig, default_max_predictions
-from data_prep import corpus
-from data_prep.shards import ShardOptions
+from bert_jax.data.masking import MaskingConfig, default_max_predictions
+from data_prep.examples.shards import ShardOptions
+from data_prep.sources import corpus
 
 OBJECTIVES = ("nsp", "sop", "full_sentences", "doc_sentences")
 FORMATS = ("array_record", "tfrecord")

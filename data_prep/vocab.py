@@ -23,12 +23,12 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax import files
-from bert_jax import tokenizer as bert_tokenizer
 from bert_jax.cli import HelpFormatter, UserError
-from bert_jax.tokenizer import CONTINUATION_PREFIX, SPECIAL_TOKENS, Tokenizer
-from data_prep import corpus
-from data_prep.fast_encoder import split_pieces
+from bert_jax.data import tokenizer as bert_tokenizer
+from bert_jax.data.tokenizer import CONTINUATION_PREFIX, SPECIAL_TOKENS, Tokenizer
+from data_prep.examples.fast_encoder import split_pieces
 from data_prep.progress import Progress
+from data_prep.sources import corpus
 
 DEFAULT_VOCAB_SIZE = 30522
 # Files that are read side by side; each holds some 8 MB. More of them are read one after another.

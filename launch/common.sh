@@ -68,7 +68,7 @@ parse_arguments() {
   PYTHON=${PYTHON:-python3}
   "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("ml_collections"))' ||
     die 2 "$PYTHON lacks this project's packages: pip install -e . there, or set PYTHON to another"
-  settings=$("$PYTHON" -m bert_jax.launch_file "$FILE") || exit 2
+  settings=$("$PYTHON" -m bert_jax.planning.launch_file "$FILE") || exit 2
   eval "$settings"
   [[ ! $DRY_RUN ]] || quoted cd "$ROOT"
   [[ $TARGET = "$target" ]] || die 2 "$FILE has the target $TARGET: use launch/$TARGET.sh"

@@ -9,7 +9,10 @@ import sys
 import jax
 
 from bert_jax import config as config_lib
-from bert_jax import input_pipeline, optimizer, sharding, train
+from bert_jax.data import input_pipeline
+from bert_jax.parallel import sharding
+from bert_jax.training import optimizer
+from bert_jax.training import step as train
 
 QUICK = {
     "1x1x1": {},

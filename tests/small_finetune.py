@@ -4,9 +4,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from bert_jax import checkpoint, tokenizer
+from bert_jax.data import tokenizer
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
+from bert_jax.runs import checkpoint
 from configs.finetune import text_classification
 
 WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")

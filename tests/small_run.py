@@ -9,9 +9,10 @@ import sys
 import numpy as np
 from array_record.python import array_record_module
 
-from bert_jax import metrics, records, tokenizer
+from bert_jax import metrics
+from bert_jax.data import records, tokenizer
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 VOCAB_SIZE, LENGTH, PREDICTIONS, PROBABILITY = 100, 32, 5, 0.3
 
 

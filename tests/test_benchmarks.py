@@ -14,8 +14,10 @@ import transformers
 from small_finetune import TOKENIZER, write_reviews
 
 from benchmarks import finetuning, input_pipeline, peers, step_time
-from bert_jax import convert, finetune_inputs, train
+from bert_jax import convert
 from bert_jax.cli import UserError
+from bert_jax.finetuning import inputs as finetune_inputs
+from bert_jax.training import step as train
 
 
 @pytest.fixture

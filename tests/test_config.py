@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from bert_jax import config as config_lib
-from bert_jax import train
 from bert_jax.cli import UserError
+from bert_jax.training import step as train
 
 PARSE = dict(usage="usage: …", workdir="directory of the run")
 SIZES = {  # published parameter counts, millions (README of google-research/bert)

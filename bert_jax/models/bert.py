@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.cli import UserError
-from bert_jax.models.attention import IMPLEMENTATIONS, attend, platform_of
-from bert_jax.models.dropout import dropout
-from bert_jax.models.gelu import exact_gelu, tanh_gelu
-from bert_jax.models.layer_norm import normalize
-from bert_jax.sharding import batch_parts, constrain
+from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of
+from bert_jax.models.layers.dropout import dropout
+from bert_jax.models.layers.gelu import exact_gelu, tanh_gelu
+from bert_jax.models.layers.layer_norm import normalize
+from bert_jax.parallel.sharding import batch_parts, constrain
 
 # Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
 ACTIVATIONS = {

@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.bias_correction = True
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 turns clipping off
-    # (regex of parameter paths, value) tables; the first match counts, see bert_jax.optimizer.
+    # (regex of parameter paths, value) tables; the first match counts: training/optimizer.py.
     config.optimizer.weight_decay_rules = ()  # in place of weight_decay
     config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes
     return config

@@ -3,8 +3,8 @@
 import pytest
 from corpora import WORDS, make_documents, write_jsonl
 
-from bert_jax import tokenizer as tokenizers
-from bert_jax.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bert_jax.data import tokenizer as tokenizers
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -16,15 +16,16 @@ from corpora import make_documents, write_jsonl
 from etils import epath
 
 from bert_jax import files
-from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
-from bert_jax.records import NO_NEXT_SENTENCE_LABEL, Manifest
+from bert_jax.data import tokenizer as tokenizers
+from bert_jax.data.records import NO_NEXT_SENTENCE_LABEL, Manifest
 from data_prep import build as build_module
-from data_prep import shards, stages, token_store, writers
 from data_prep.build import BuildOptions, build
 from data_prep.check import check
+from data_prep.checking.tally import read_examples
+from data_prep.examples import shards, token_store, writers
 from data_prep.options import arguments
-from data_prep.tally import read_examples
+from data_prep.running import stages
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_same_bytes_in_a_bucket(options, built, bucket):
 
 
 def test_same_bytes_from_many_small_units(tmp_path, options, monkeypatch):
-    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 20_000)
     several = build(options, tmp_path / "a", workers=1)
     assert shas(build(options, tmp_path / "b", workers=1)) == shas(several)
 
@@ -219,7 +220,7 @@ def stop_at(stage, options, output, error=_Stop):
 
 @pytest.mark.parametrize("stage", ["tokenize", "merge", "write_shard", "finish"])
 def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
-    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 20_000)
     whole = shas(build(options, tmp_path / "whole", workers=1))
     original = getattr(build_module, stage)
     calls = []
@@ -261,7 +262,7 @@ def job_of(options, output):
 
 def test_merging_again_changes_nothing(tmp_path, options, monkeypatch):
     """Beam does again what failed, and what came before it in the same bundle."""
-    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 20_000)
     stop_at("merge", options, tmp_path / "data")
     names = [path.stem for path in (tmp_path / "data" / ".build" / "units").iterdir()]
     assert len(names) > 2
@@ -289,7 +290,7 @@ def test_a_store_that_is_refused_is_not_there(tmp_path, tokenizer_dir):
 @pytest.fixture
 def tokenised(monkeypatch):
     """The names of the files whose units are tokenised, with units of 20 kB."""
-    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 20_000)
+    monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 20_000)
     names = []
     tokenize_unit = token_store.tokenize_unit
 

@@ -11,12 +11,12 @@ from corpora import make_documents, write_jsonl
 from etils import epath
 
 from bert_jax.cli import UserError
-from bert_jax.records import Manifest
+from bert_jax.data.records import Manifest
 from data_prep import check as check_module
-from data_prep import writers
 from data_prep.build import BuildOptions, build
 from data_prep.check import check, format_example
-from data_prep.tally import read_examples, tally_examples
+from data_prep.checking.tally import read_examples, tally_examples
+from data_prep.examples import writers
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import zstandard
 
 from bert_jax.cli import UserError
-from data_prep import corpus, streams
-from data_prep.corpus import Block, Unit
+from data_prep.sources import corpus, streams
+from data_prep.sources.corpus import Block, Unit
 
 
 def read(*sources, field="text", max_decode_errors=corpus.MAX_DECODE_ERRORS):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.tokenizer import SPECIAL_TOKENS, Tokenizer, load
-from data_prep import corpus
-from data_prep.fast_encoder import FastEncoder
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load
+from data_prep.examples.fast_encoder import FastEncoder
+from data_prep.sources import corpus
 
 # Letters that case folding, accents, width and punctuation rules treat in different ways.
 TRICKY = "aZé'İıßΣσς中文한ｱ–—…«\u200b\u00ad\u0301\u0338≮ﬁ١\u00a0\u2003\ufffd𝔘👍🏽"
@@ -64,7 +64,7 @@ def test_equals_the_rust_tokenizer(encoders, sentences):
 
 
 def test_a_full_cache_is_emptied(monkeypatch):
-    monkeypatch.setattr("data_prep.fast_encoder._MAX_CACHED", 3)
+    monkeypatch.setattr("data_prep.examples.fast_encoder._MAX_CACHED", 3)
     tokenizer = Tokenizer(VOCAB)
     encoder = FastEncoder(tokenizer)
     for text in ("a b c d e", "e d f you", "hello a"):

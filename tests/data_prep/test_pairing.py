@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import pairing
-from data_prep.pairing import Chunk, IsNextBalance, SentencePacker
+from data_prep.examples import pairing
+from data_prep.examples.pairing import Chunk, IsNextBalance, SentencePacker
 
 OFFSETS = [0, 4, 9, 12]
 SENTENCES = st.lists(st.integers(1, 60), min_size=1, max_size=40)

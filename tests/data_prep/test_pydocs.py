@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from bert_jax.cli import UserError
-from data_prep import pydocs
+from data_prep.sources import pydocs
 
 NUMPY = """Return the sum of ``x`` and :class:`~a.B` along `axis`_ [1]_.
 

@@ -7,10 +7,10 @@ import pytest
 from corpora import make_documents, write_jsonl
 
 from bert_jax.cli import UserError
-from bert_jax.records import example_dtype
-from data_prep import tfrecord
+from bert_jax.data.records import example_dtype
 from data_prep.build import BuildOptions, build
 from data_prep.check import check
+from data_prep.examples import tfrecord
 
 pytest.importorskip("google_crc32c")
 L, M, V = 16, 4, 40_000

@@ -11,9 +11,10 @@ from corpora import make_documents
 from etils import epath
 
 from bert_jax import files
-from data_prep import corpus, token_store
-from data_prep.fast_encoder import FastEncoder
-from data_prep.token_store import Store, choose_split
+from data_prep.examples import token_store
+from data_prep.examples.fast_encoder import FastEncoder
+from data_prep.examples.token_store import Store, choose_split
+from data_prep.sources import corpus
 
 UINT = np.uint64
 

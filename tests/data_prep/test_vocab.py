@@ -8,10 +8,11 @@ import sys
 import pytest
 from corpora import WORDS, make_documents, write_jsonl
 
-from bert_jax import tokenizer as tokenizers
 from bert_jax.cli import UserError
-from bert_jax.tokenizer import SPECIAL_TOKENS, Tokenizer
-from data_prep import corpus, vocab
+from bert_jax.data import tokenizer as tokenizers
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from data_prep import vocab
+from data_prep.sources import corpus
 from data_prep.vocab import VocabOptions
 
 _TRAIN = """
@@ -82,7 +83,7 @@ def test_a_rare_letter_is_left_out_silently(tmp_path, caplog):
 
 
 def test_max_mb_takes_from_all_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.corpus.UNIT_BYTES", 10_000)
+    monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 10_000)
     for name in ("ab", "cd"):
         write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} " * 300] * 30)
     options = VocabOptions((str(tmp_path / "*.jsonl"),), vocab_size=100, max_mb=0.02)
@@ -177,7 +178,9 @@ def test_small_files_are_read_once(tmp_path, opened, monkeypatch):
 
 
 def test_a_stream_among_many_files_is_read_once(many_files, opened, monkeypatch):
-    monkeypatch.setattr("data_prep.streams.tfds_texts", lambda *_: iter(["stream " * 40] * 12))
+    monkeypatch.setattr(
+        "data_prep.sources.streams.tfds_texts", lambda *_: iter(["stream " * 40] * 12)
+    )
     documents, _ = spooled((*many_files, "tfds:x"))
     assert documents[("stream " * 40).strip()] == 12 and len(documents) == 31
     assert [part.kind for part in opened.parts].count("stream") == 1

@@ -5,7 +5,7 @@ import re
 import pytest
 from standins import ROOT
 
-from bert_jax import launch_file
+from bert_jax.planning import launch_file
 
 
 @pytest.mark.parametrize(("name", "target"), [("tpu", "gke"), ("cuda", "slurm")])

@@ -5,8 +5,8 @@ import subprocess
 import pytest
 from standins import ROOT
 
-from bert_jax import launch_file as launch_file_lib
 from bert_jax.cli import UserError
+from bert_jax.planning import launch_file as launch_file_lib
 
 
 def test_reads_keys_defaults_and_flat_overrides(launch_file):

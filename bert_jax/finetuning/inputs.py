@@ -1,0 +1,241 @@
+"""What a fine-tuning starts from: the pretrained model and the task's data, read and checked."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from bert_jax import convert
+from bert_jax.cli import UserError
+from bert_jax.data import batching
+from bert_jax.models.bert import BertConfig
+from bert_jax.runs import checkpoint
+from bert_jax.tasks import kinds as tasks
+
+# Settings that a run's figures do not depend on, and those that fingerprints stand for.
+FREE_FIELDS = (
+    *("mesh", "log_every", "checkpoint_every", "train_file", "validation_file"),
+    *("seed", "seeds", "learning_rates"),  # `seed` is one of checkpoint.FIXED_FIELDS
+)
+
+
+def load_init(init: str | epath.PathLike) -> checkpoint.Loaded:
+    """What is in a WORKDIR, a checkpoint in one, or a Hugging Face model."""
+    return checkpoint.load(init) if checkpoint.is_workdir(init) else convert.read_hf(init)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The examples of a file, and the rows of batches that they become.
+
+    Attributes:
+      padded_lengths: that batches of these rows are padded to.
+    """
+
+    examples: list[Any]
+    features: list[tasks.Feature]
+    padded_lengths: tuple[int, ...]
+
+    @functools.cached_property
+    def arrays(self) -> list[dict[str, Any]]:
+        return [feature.arrays for feature in self.features]
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [np.shape(arrays["input_ids"])[-1] for arrays in self.arrays]
+
+    def collated(
+        self, batches: Sequence[np.ndarray], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, batching.Batch]]:
+        """(indices, batch) over the batches that list them."""
+        return batching.iterate(self.arrays, batches, self.padded_lengths, batch_size)
+
+    def one_of_each(
+        self, batches: Sequence[np.ndarray], batch_size: int
+    ) -> Iterator[batching.Batch]:
+        """A batch of every padded length that `batches` come to."""
+        shortest = self.arrays[int(np.argmin(self.lengths))]
+        for length in batching.used_buckets(self.lengths, batches, self.padded_lengths):
+            yield batching.collate([shortest], (length,), batch_size)
+
+
+def make_split(task: tasks.Task, examples: list[Any], config: ml_collections.ConfigDict) -> Split:
+    """The rows of `examples`, and the lengths that suit them.
+
+    The lengths follow from the data and not from the seed: runs that differ in it share programs.
+    """
+    split = Split(examples, task.features(examples), ())
+    padded_lengths = batching.bucket_lengths(
+        split.lengths,
+        config.length_buckets,
+        config.max_seq_length,
+        batching.PROGRAM_TOKENS / config.num_epochs,
+    )
+    return dataclasses.replace(split, padded_lengths=padded_lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the runs of a sweep share.
+
+    Attributes:
+      loaded: the model to start from.
+      model: its sizes, as it is fine-tuned.
+    """
+
+    loaded: checkpoint.Loaded
+    model: BertConfig
+    task: tasks.Task
+    train: Split
+    validation: Split
+
+    def identity(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """What must not change when a run goes on: with other data it would be another run.
+
+        And with other settings, but for those of FREE_FIELDS: its figures would be of neither.
+        """
+        settings = json.loads(config.to_json())
+        return {
+            "tokenizer": self.loaded.tokenizer.fingerprint,
+            "model to start from": self._initial_params,
+            "data": self._fingerprints[0],
+            "validation data": self._fingerprints[1],
+            **{name: value for name, value in settings.items() if name not in FREE_FIELDS},
+        }
+
+    @functools.cached_property
+    def _initial_params(self) -> str:
+        """SHA-256 of the parameters to start from."""
+        digest = hashlib.sha256()
+        for path, x in sorted(traverse_util.flatten_dict(self.loaded.params, sep="/").items()):
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(x))
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        """SHA-256 of rows and labels, of training and of validation."""
+        labels = list(self.task.labels)
+        splits = (
+            [labels, [sorted(arrays.items()) for arrays in split.arrays]]
+            for split in (self.train, self.validation)
+        )
+        return [hashlib.sha256(json.dumps(x, default=str).encode()).hexdigest() for x in splits]
+
+    def resolved(
+        self, config: ml_collections.ConfigDict, init: str | epath.PathLike
+    ) -> ml_collections.ConfigDict:
+        """`config` with what follows from model and data: WORKDIR/config.json."""
+        return ml_collections.ConfigDict(
+            config.to_dict()
+            | {
+                "init": str(init),
+                "model": dataclasses.asdict(self.model),
+                "labels": list(self.task.labels),
+                "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
+            }
+        )
+
+
+def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -> Inputs:
+    """Reads the model at `init` and the data of `config`; writes nothing.
+
+    Raises:
+      UserError: settings, model and data do not fit each other.
+    """
+    loaded = load_init(init)
+    model = BertConfig.of(loaded.config.model.to_dict(), config.dtype)
+    check_config(config, model)
+    task = tasks.make_task(config, loaded.tokenizer)
+    train_examples, validation_examples = (
+        task.read(source) for source in (config.train_file, config.validation_file)
+    )
+    task.set_labels(train_examples)
+    return Inputs(
+        loaded=loaded,
+        model=model,
+        task=task,
+        train=make_split(task, train_examples, config),
+        validation=make_split(task, validation_examples, config),
+    )
+
+
+def check_config(config: ml_collections.ConfigDict, model: BertConfig) -> None:
+    """Raises UserError for settings that cannot work, before anything is read or written."""
+    for field in ("train_file", "validation_file"):
+        if not config[field]:
+            raise UserError(f"config.{field} is empty: give --config.{field}=FILE")
+    if config.max_seq_length > model.max_position_embeddings:
+        raise UserError(
+            f"config.max_seq_length={config.max_seq_length} is more than the model's "
+            f"{model.max_position_embeddings} positions: give "
+            f"--config.max_seq_length={model.max_position_embeddings} or less"
+        )
+    if config.select not in ("last", "best"):
+        raise UserError(f"config.select={config.select!r} is neither 'last' nor 'best'")
+    limits = {
+        "max_seq_length": 8,
+        "length_buckets": 1,
+        "batch_size": 1,
+        "num_epochs": 1,
+        "seed": 0,
+        "early_stopping": 0,
+        "checkpoint_every": 0,
+        "log_every": 1,
+        # of question answering
+        "max_question_length": 1,
+        "doc_stride": 1,
+        "max_answer_length": 1,
+        "n_best": 1,
+    }
+    for field, least in limits.items():
+        if field in config and config[field] < least:
+            raise UserError(f"config.{field}={config[field]}, expected at least {least}")
+
+
+def start_params(
+    fresh: Any, loaded: checkpoint.Loaded, task: str, labels: Sequence[str], new_head: bool
+) -> tuple[Any, list[str]]:
+    """The parameters to start from: the checkpoint's encoder, its head if it is the same task's.
+
+    Args:
+      fresh: freshly initialised parameters, on their devices.
+
+    Returns:
+      `fresh` with the loaded arrays in place, and the paths of those that stayed fresh.
+
+    Raises:
+      UserError: the checkpoint has a fine-tuned head that does not fit, and `new_head` is not set.
+    """
+    their_task = loaded.config.get("task", "pretraining")  # pretraining configs have no such field
+    their_labels = list(loaded.config.get("labels", []))
+    theirs = loaded.params
+    if their_task != "pretraining" and not new_head:
+        mismatch = ""
+        if their_task != task:
+            mismatch = f"a {their_task} head, this is {task}"
+        elif task != "text_regression" and their_labels != list(labels):  # that has one output
+            mismatch = f"a head for the labels {their_labels}, the data has {list(labels)}"
+        if mismatch:
+            raise UserError(
+                f"the checkpoint to start from has {mismatch}: set --config.new_head=True to keep "
+                "its encoder and start the head afresh"
+            )
+    else:
+        theirs = {"bert": theirs["bert"]}
+    found = traverse_util.flatten_dict(theirs, sep="/")
+    flat = traverse_util.flatten_dict(fresh, sep="/")
+    started = {
+        path: jax.device_put(found[path].astype(x.dtype), x.sharding) if path in found else x
+        for path, x in flat.items()
+    }
+    return traverse_util.unflatten_dict(started, sep="/"), sorted(flat.keys() - found.keys())

@@ -1,0 +1,325 @@
+"""Extractive question answering: the answer is a span of the context (paper, sections 4.2, 4.3).
+
+Contexts longer than the model takes are read in overlapping windows. A window without the answer
+points to [CLS]; so does every window of a question that has none.
+"""
+
+import collections
+import dataclasses
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from bert_jax.cli import UserError
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.tasks import tables
+from bert_jax.tasks.kinds import Batch, Feature, join
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question about a context; `answers` are alternatives, () if it has none.
+
+    start: of the first answer in the context, in characters.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A part of a context: from its token `start` on, at `first` in the row; its characters."""
+
+    first: int
+    start: int
+    offsets: tuple[tuple[int, int], ...]
+
+
+class QuestionAnswering:
+    """Spans scored by exact match and F1 as the official SQuAD scripts define them."""
+
+    metric = "f1"
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
+        self._config = config
+        self._tokenizer = tokenizer
+        self.may_have_none = False  # whether "" may be predicted
+        room = config.max_seq_length - config.max_question_length - 3
+        if config.doc_stride > room:
+            raise UserError(
+                f"config.doc_stride={config.doc_stride} is more than the {room} context tokens "
+                f"that max_seq_length={config.max_seq_length} leaves beside a question of "
+                f"max_question_length={config.max_question_length}: parts would not be read"
+            )
+
+    def read(self, source: str) -> list[Question]:
+        return read_squad(source)
+
+    def set_labels(self, examples: list[Question]) -> None:
+        """Questions may go without an answer if some of the training set do."""
+        self.may_have_none = any(not example.answers for example in examples)
+
+    def features(self, examples: list[Question]) -> list[Feature]:
+        config, tokenizer = self._config, self._tokenizer
+        contexts = {example.context: None for example in examples}  # several questions share one
+        encodings = dict(
+            zip(
+                contexts,
+                tokenizer.backend.encode_batch([*contexts], add_special_tokens=False),
+                strict=True,
+            )
+        )
+        features = []
+        for i, example in enumerate(examples):
+            question_ids = tokenizer.encode(example.question)[: config.max_question_length]
+            encoding = encodings[example.context]
+            span = _token_span(example, encoding.offsets)
+            room = config.max_seq_length - len(question_ids) - 3
+            start = 0
+            while True:
+                end = min(start + room, len(encoding.ids))
+                ids, segments = join(
+                    tokenizer, question_ids, encoding.ids[start:end], config.max_seq_length
+                )
+                first = len(question_ids) + 2
+                inside = span is not None and start <= span[0] and span[1] < end
+                arrays = {
+                    "input_ids": ids,
+                    "token_type_ids": segments,
+                    "starts": span[0] - start + first if inside else 0,
+                    "ends": span[1] - start + first if inside else 0,
+                }
+                window = Window(first, start, tuple(encoding.offsets[start:end]))
+                features.append(Feature(arrays, example=i, origin=window))
+                if end == len(encoding.ids):
+                    break
+                start += config.doc_stride
+        return features
+
+    def loss_sum(self, logits_BL2: jax.Array, batch: Batch) -> jax.Array:
+        mask_BL1 = batch["attention_mask"][..., None] > 0
+        logits_BL2 = jnp.where(mask_BL1, logits_BL2, -1e30)
+        loss_B = sum(
+            optax.softmax_cross_entropy_with_integer_labels(logits_BL2[..., i], batch[name])
+            for i, name in enumerate(("starts", "ends"))
+        )
+        return jnp.sum(loss_B * batch["weights"]) / 2
+
+    def loss_weight(self, batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def evaluate(
+        self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        lines = self.answers(examples, features, outputs)
+        figures = {
+            name: sum(
+                best_score(score, line["prediction"], example.answers)
+                for line, example in zip(lines, examples, strict=True)
+            )
+            / len(examples)
+            for name, score in (("exact", exact_match), ("f1", token_f1))
+        }
+        return figures, lines
+
+    def answers(
+        self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """The prediction and the n-best list of every question.
+
+        A score is a probability among all spans that might be answers, "" included where it might.
+        """
+        config = self._config
+        windows: list[list[tuple[Window, np.ndarray]]] = [[] for _ in examples]
+        for feature, logits_L2 in zip(features, outputs, strict=True):
+            windows[feature.example].append((feature.origin, logits_L2))
+        lines = []
+        for example, parts in zip(examples, windows, strict=True):
+            scores_NK, offsets = span_scores(parts, config.max_answer_length)
+            answers = [
+                {"text": example.context[start:end], "start": start, "end": end, "score": score}
+                for score, start, end in best_spans(scores_NK, offsets, config.n_best)
+            ]
+            possible = scores_NK[np.isfinite(scores_NK)].astype(np.float64)
+            if self.may_have_none:
+                # The window that sees an answer best decides whether there is none.
+                null = min(float(logits_L2[0].sum()) for _, logits_L2 in parts)
+                possible = np.append(possible, null)
+                margin = null - (answers[0]["score"] if answers else -np.inf)
+                empty = {"text": "", "start": 0, "end": 0, "score": null}
+                first = margin > config.null_threshold
+                answers = [empty, *answers] if first else [*answers, empty]
+            if answers:
+                total = np.logaddexp.reduce(possible)
+                for answer in answers:
+                    answer["score"] = round(float(np.exp(answer["score"] - total)), 6)
+            lines.append(
+                {
+                    "id": example.id,
+                    "question": example.question,
+                    "answers": list(example.answers),
+                    "prediction": answers[0]["text"] if answers else "",
+                    "n_best": answers,
+                }
+            )
+        return lines
+
+
+def span_scores(
+    windows: Sequence[tuple[Window, np.ndarray]], max_answer_length: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Scores of all spans of a context of N tokens, and its tokens' characters.
+
+    Args:
+      windows: those of the context, in order, with their logits [L, 2] of starts and ends.
+      max_answer_length: in tokens.
+
+    Returns:
+      float32[N, K]: of the span of k + 1 tokens from token n on, start logit + end logit, in the
+        window that scores it highest; -inf if none has it whole.
+    """
+    offsets: list[tuple[int, int]] = []
+    for window, _ in windows:
+        offsets += window.offsets[len(offsets) - window.start :]
+    longest = max(1, min(max_answer_length, len(offsets)))
+    scores_NK = np.full((len(offsets), longest), -np.inf, np.float32)
+    for window, logits_L2 in windows:
+        length = len(window.offsets)
+        starts, ends = logits_L2[window.first : window.first + length].astype(np.float32).T
+        # -inf where the span would run over the window's end.
+        ends = np.concatenate([ends, np.full(longest - 1, -np.inf, np.float32)])
+        if length:
+            here = scores_NK[window.start : window.start + length]
+            spans = np.lib.stride_tricks.sliding_window_view(ends, longest)
+            np.maximum(here, starts[:, None] + spans, out=here)
+    return scores_NK, offsets
+
+
+def best_spans(
+    scores_NK: np.ndarray, offsets: Sequence[tuple[int, int]], n_best: int
+) -> list[tuple[float, int, int]]:
+    """(score, first character, end character) of the likeliest spans of `span_scores`.
+
+    Of all there are; the originals combine the 20 likeliest starts with the 20 likeliest ends.
+    """
+    found: dict[tuple[int, int], float] = {}  # a character may have several tokens
+    for place in np.argsort(-scores_NK, axis=None, kind="stable"):
+        n, k = np.unravel_index(place, scores_NK.shape)
+        if len(found) == n_best or not np.isfinite(scores_NK[n, k]):
+            break
+        found.setdefault((offsets[n][0], offsets[n + k][1]), float(scores_NK[n, k]))
+    return [(score, start, end) for (start, end), score in found.items()]
+
+
+def _token_span(example: Question, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first and the last token of the first answer; None without one."""
+    if not example.answers:
+        return None
+    begin, end = example.start, example.start + len(example.answers[0])
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
+    return (inside[0], inside[-1]) if inside else None
+
+
+def normalize(answer: str) -> str:
+    """'The  Cat!' -> 'cat': what the official SQuAD scripts compare."""
+    text = "".join(c for c in answer.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    return float(normalize(prediction) == normalize(answer))
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """F1 of the bags of words; two empty answers are equal."""
+    guess, truth = normalize(prediction).split(), normalize(answer).split()
+    if not guess or not truth:
+        return float(guess == truth)
+    common = sum((collections.Counter(guess) & collections.Counter(truth)).values())
+    return 2 * common / (len(guess) + len(truth))
+
+
+def best_score(score: Any, prediction: str, answers: Sequence[str]) -> float:
+    """The highest over the alternatives; a question without an answer wants ''."""
+    # An answer of articles and punctuation alone would match anything empty: the scripts drop it.
+    answers = [answer for answer in answers if normalize(answer)] or [""]
+    return max(score(prediction, answer) for answer in answers)
+
+
+def read_squad(source: str) -> list[Question]:
+    """Reads a SQuAD file (1.1 or 2.0, .json) or a data set (hf:, tfds:) with its columns.
+
+    Raises:
+      UserError: nothing there, another structure, an empty text, an answer that does not stand in
+        its context where the file says.
+    """
+    if tables.is_data_set(source):
+        data, _ = tables.load(source)
+        try:
+            rows = [
+                (str(row["id"]), row["question"], row["context"], _columns_answers(row["answers"]))
+                for row in data
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{source} has not SQuAD's columns id, question, context and answers (text, "
+                f"answer_start, as many of one as of the other); wrong: {error}"
+            ) from None
+    else:
+        try:
+            rows = list(_squad_rows(tables.parse_json(tables.read_text(source))))
+        except ValueError as error:
+            raise UserError(f"{source} is not JSON ({error})") from None
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{source} is not a SQuAD file: expected data → paragraphs → context and qas → "
+                f"id, question, answers → text, answer_start; wrong or missing: {error}"
+            ) from None
+    if not rows:
+        raise UserError(f"{source} has no questions")
+    questions = []
+    for id, question, context, answers in rows:
+        place = f"{source}: question {id!r}"
+        for name, text in (("question", question), ("context", context)):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{place} has an empty {name}, or none that is text")
+        for text, start in answers:
+            if not isinstance(text, str) or not isinstance(start, int) or start < 0:
+                raise UserError(
+                    f"{place}: expected an answer's text and the number of its first character, "
+                    f"found {text!r} and {start!r}"
+                )
+            there = context[start : start + len(text)]
+            if there != text or not text:
+                raise UserError(
+                    f"{place}: the answer {text!r} does not stand at character {start} of its "
+                    f"context, where {there!r} stands"
+                )
+        texts = tuple(text for text, _ in answers)
+        questions.append(Question(id, question, context, texts, answers[0][1] if answers else 0))
+    return questions
+
+
+def _squad_rows(squad: Any):
+    for article in squad["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = [] if qa.get("is_impossible") else qa["answers"]
+                pairs = [(answer["text"], answer["answer_start"]) for answer in answers]
+                yield str(qa["id"]), qa["question"], paragraph["context"], pairs
+
+
+def _columns_answers(answers: dict[str, list]) -> list[tuple[str, int]]:
+    return list(zip(answers["text"], answers["answer_start"], strict=True))

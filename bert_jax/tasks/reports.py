@@ -1,0 +1,174 @@
+"""What a classifier gets right, label by label: WORKDIR/report.txt and confusion.png.
+
+N examples, C classes.
+"""
+
+import importlib.util
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from bert_jax.tasks import scores
+
+REPORT_FILE, FIGURE_FILE = "report.txt", "confusion.png"
+# Labels that a matrix of text has room for; of more, the most frequent confusions are listed.
+MOST_COLUMNS = 16
+MOST_CONFUSIONS = 30
+
+
+class Score(NamedTuple):
+    """One line of a report; `support` is how many there are of the label."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def score(label: str, hits: int, expected: int, found: int) -> Score:
+    """Precision, recall and F1 of counts; 0 where nothing is found or expected."""
+    return Score(
+        label,
+        hits / max(found, 1),
+        hits / max(expected, 1),
+        2 * hits / max(expected + found, 1),
+        expected,
+    )
+
+
+def confusion_matrix(truth: Sequence[str], guesses: Sequence[str], labels: Sequence[str]):
+    """int[C, C]: how often label i (row) was predicted as label j (column)."""
+    index = {label: i for i, label in enumerate(labels)}
+    matrix_CC = np.zeros((len(labels), len(labels)), int)
+    np.add.at(matrix_CC, ([index[x] for x in truth], [index[x] for x in guesses]), 1)
+    return matrix_CC
+
+
+def scores_by_label(matrix_CC: np.ndarray, labels: Sequence[str]) -> list[Score]:
+    """The score of every label of a confusion matrix that is labelled or predicted somewhere."""
+    expected_C, found_C = matrix_CC.sum(1), matrix_CC.sum(0)
+    return [
+        score(label, int(matrix_CC[i, i]), int(expected_C[i]), int(found_C[i]))
+        for i, label in enumerate(labels)
+        if expected_C[i] or found_C[i]
+    ]
+
+
+def scores_by_type(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> list[Score]:
+    """The score of every type of entity, exact spans alone being right, and of all together."""
+    expected, found = (
+        {(i, *entity) for i, labels in enumerate(side) for entity in scores.entities(labels)}
+        for side in (truth, guesses)
+    )
+    hits = expected & found
+
+    def count(entities: set, kind: str) -> int:
+        return sum(entity[1] == kind for entity in entities)
+
+    kinds = sorted({entity[1] for entity in expected | found})
+    lines = [score(x, count(hits, x), count(expected, x), count(found, x)) for x in kinds]
+    return [*lines, score("all (micro)", len(hits), len(expected), len(found))]
+
+
+def means(lines: Sequence[Score]) -> list[Score]:
+    """The mean over labels (macro), and the one that weighs them by their support."""
+    values = np.array([line[1:4] for line in lines])
+    support = np.array([line.support for line in lines])
+    total = int(support.sum())
+    weighted = (values * support[:, None]).sum(0) / max(total, 1)
+    return [
+        Score("mean (macro)", *map(float, values.mean(0)), total),
+        Score("mean (weighted)", *map(float, weighted), total),
+    ]
+
+
+def report_text(lines: Sequence[Score]) -> str:
+    """A table, one line a label."""
+    width = max(len(line.label) for line in lines)
+    table = [f"{'':{width}}  precision  recall      f1  support"]
+    table += [
+        f"{line.label:{width}}  {line.precision:9.4f}  {line.recall:6.4f}  {line.f1:6.4f}"
+        f"  {line.support:7,}"
+        for line in lines
+    ]
+    return "\n".join(table)
+
+
+def confusion_text(matrix_CC: np.ndarray, labels: Sequence[str]) -> str:
+    """The matrix, labels down and predictions across; of many labels, what was mistaken most."""
+    if len(labels) > MOST_COLUMNS:
+        wrong_CC = matrix_CC - np.diag(np.diag(matrix_CC))
+        order = np.argsort(-wrong_CC, axis=None, kind="stable")[:MOST_CONFUSIONS]
+        pairs = [divmod(int(place), len(labels)) for place in order]
+        lines = [
+            f"{wrong_CC[i, j]:7,}  {labels[i]} -> {labels[j]}" for i, j in pairs if wrong_CC[i, j]
+        ]
+        return "\n".join(["most frequent confusions (label -> prediction):", *lines])
+    width = max(len(label) for label in labels)
+    widths = [max(len(label), len(f"{matrix_CC.max():,}")) for label in labels]
+    rows = ["confusion matrix (labels down, predictions across):"]
+    rows.append(
+        "  ".join([" " * width, *(f"{x:>{w}}" for x, w in zip(labels, widths, strict=True))])
+    )
+    for label, row in zip(labels, matrix_CC, strict=True):
+        cells = (f"{count:{w},}" for count, w in zip(row, widths, strict=True))
+        rows.append("  ".join([f"{label:{width}}", *cells]))
+    return "\n".join(rows)
+
+
+def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.Path) -> None:
+    """Draws the matrix, each row's colours as shares of its label, with the counts on top."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    size = min(max(4.0, 0.4 * len(labels) + 2), 40.0)  # inches
+    figure, axis = pyplot.subplots(figsize=(size, size), layout="constrained")
+    shares_CC = matrix_CC / np.maximum(matrix_CC.sum(1, keepdims=True), 1)
+    axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="prediction", ylabel="label")
+    names = [label.replace("$", r"\$") for label in labels]  # between two of them is mathematics
+    axis.set_xticks(range(len(labels)), names, rotation=90 if len(labels) > 4 else 0)
+    axis.set_yticks(range(len(labels)), names)
+    if len(labels) <= MOST_COLUMNS:
+        for (i, j), count in np.ndenumerate(matrix_CC):
+            color = "white" if shares_CC[i, j] > 0.5 else "black"
+            axis.text(j, i, f"{count:,}", ha="center", va="center", color=color)
+    with target.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def write(
+    workdir: epath.PathLike, task: str, labels: Sequence[str], predictions: list[dict[str, Any]]
+) -> None:
+    """Writes report.txt, and confusion.png if matplotlib is there, of texts' or words' classes.
+
+    Entities are scored as a whole; their confusion matrix counts words.
+
+    Args:
+      predictions: the objects of predictions.jsonl.
+    """
+    workdir = epath.Path(workdir)
+    if task == "text_classification":
+        sides = [[[line[name]] for line in predictions] for name in ("label", "prediction")]
+    elif task == "token_classification":
+        sides = [[line[name] for line in predictions] for name in ("labels", "predictions")]
+    else:
+        return
+    truth, guesses = ([*itertools.chain.from_iterable(side)] for side in sides)
+    matrix_CC = confusion_matrix(truth, guesses, labels)
+    if task == "token_classification" and scores.are_entities(labels):
+        lines = scores_by_type(*sides)
+    else:
+        lines = scores_by_label(matrix_CC, labels)
+        lines += means(lines)
+    text = f"{report_text(lines)}\n\n{confusion_text(matrix_CC, labels)}\n"
+    (workdir / REPORT_FILE).write_text(text)
+    if importlib.util.find_spec("matplotlib"):
+        draw_confusion(matrix_CC, labels, workdir / FIGURE_FILE)

@@ -1,0 +1,152 @@
+"""A run as a sequence of phases: 128 tokens then 512, each with its data, batch and schedule."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from bert_jax.cli import UserError
+from bert_jax.models.heads import BertForPreTraining
+from bert_jax.parallel import sharding
+from bert_jax.training import optimizer
+from bert_jax.training import step as train
+
+FIELDS = (
+    "num_steps",
+    "data_dir",
+    "eval_data_dir",
+    "extra_eval_data_dirs",
+    "max_seq_length",
+    "batch_size",
+    "packing",
+    "accumulate_steps",
+    "optimizer",
+    "reset_moments",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps [start, stop) of a run.
+
+    Attributes:
+      config: the run's config with the phase's fields laid over it.
+      schedule: step of the run -> learning rate.
+      optimizer: gradients -> directions; the moments of all phases are laid out alike.
+      reset_moments: whether the optimizer starts with empty moments.
+      number: its place in `config.phases`.
+    """
+
+    start: int
+    stop: int
+    config: ml_collections.ConfigDict
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    reset_moments: bool = False
+    number: int = 0
+
+    def flag(self, name: str) -> str:
+        """The flag that sets a field for this phase: '--config.batch_size', or the phase's own."""
+        entries = self.config.phases
+        own = name in _given(entries[self.number]) if entries else False
+        return f"--config.phases[{self.number}].{name}" if own else f"--config.{name}"
+
+    def abstract_state(self, model: BertForPreTraining, mesh: Mesh) -> train.TrainState:
+        """The state before the first step as shapes, laid out on the mesh."""
+        # The key is made inside: outside, it would be an array on a device.
+        state = jax.eval_shape(
+            lambda: train.new_state(
+                train.init_params(model, jax.random.key(self.config.seed)), self.optimizer
+            )
+        )
+        return sharding.abstract(state, sharding.shardings_of(state, mesh))
+
+    def make_train_step(
+        self, model: BertForPreTraining, mesh: Mesh, next_sentence: bool = True
+    ) -> train.OnMesh:
+        """The step that pretraining runs, and that the planner compiles."""
+        return train.make_train_step(
+            train.pretraining_objective(model, next_sentence),
+            self.optimizer,
+            self.schedule,
+            mesh,
+            self.config.seed,
+            self.config.accumulate_steps,
+            self.config.guard.max_loss_ratio,
+        )
+
+
+def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
+    """The phases that `config.phases` describes; without any the whole run is one.
+
+    An entry of the list is laid over the config: it lasts its `num_steps` (0, or the last: up to
+    the run's `num_steps`), and fields that it leaves out, or empty, are the run's. With `optimizer`
+    (which may be {}) it has a schedule of its own, from its start over its steps; without, the
+    run's goes on.
+
+    Raises:
+      UserError: an unknown field, a length that leaves a phase nothing, or an impossible optimizer.
+    """
+    total = config.num_steps
+    if total < 1:
+        raise UserError(f"config.num_steps={total}, expected at least 1")
+    run_schedule = optimizer.make_schedule(config.optimizer, total)
+    run_optimizer = optimizer.make_optimizer(config.optimizer)
+    if not config.phases:
+        return (Phase(0, total, config, run_schedule, run_optimizer),)
+    result: list[Phase] = []
+    start = 0
+    for number, entry in enumerate(config.phases):
+        entry = _given(entry)
+        if unknown := sorted(entry.keys() - set(FIELDS)):
+            raise UserError(
+                f"config.phases[{number}] has the field(s) {', '.join(unknown)}; a phase may have "
+                f"{', '.join(FIELDS)}"
+            )
+        is_last = number == len(config.phases) - 1
+        length = entry.pop("num_steps", 0)
+        if length < 0 or (not length and not is_last):
+            raise UserError(f"config.phases[{number}].num_steps={length}: expected at least 1")
+        # The run's num_steps is the limit, so a trial run needs that one flag alone.
+        stop = total if is_last else min(start + length, total)
+        reset = entry.pop("reset_moments", False)
+        own = entry.pop("optimizer", None)
+        overlaid = ml_collections.ConfigDict(config.to_dict() | {"max_seq_length": 0} | entry)
+        schedule, tx = run_schedule, run_optimizer
+        if own is not None:
+            if unknown := sorted(set(own) - set(overlaid.optimizer)):
+                raise UserError(
+                    f"config.phases[{number}].optimizer has the field(s) {', '.join(unknown)}, "
+                    "which config.optimizer has not"
+                )
+            overlaid.optimizer.update(own)
+            own_field = f"phases[{number}].optimizer"
+            tx = optimizer.make_optimizer(overlaid.optimizer, own_field)
+            # Its warm-up may be the run's, which has no field here.
+            field = own_field if "warmup_steps" in own else "optimizer"
+            own_schedule = optimizer.make_schedule(overlaid.optimizer, stop - start, field)
+            schedule = _from(start, own_schedule)
+        result.append(Phase(start, stop, overlaid, schedule, tx, reset, number))
+        start = stop
+        if start == total:
+            break
+    return tuple(result)
+
+
+def _given(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an entry of `config.phases` that are not left empty."""
+    return {name: value for name, value in entry.items() if value not in ("", 0, None)}
+
+
+def _from(start: int, schedule: optax.Schedule) -> optax.Schedule:
+    """`schedule`, counted from step `start` of the run."""
+
+    def shifted(step: jax.Array) -> jax.Array:
+        return schedule(jnp.asarray(step) - start)
+
+    return shifted

@@ -1,0 +1,111 @@
+"""Text to WordPiece ids, several times faster than the Rust tokenizer and equal to it.
+
+BERT's tokenizer treats whitespace-separated words, and within them every punctuation mark,
+independently. So each distinct piece of text between spaces and ASCII punctuation is given to the
+Rust tokenizer once and looked up from then on. Everything that is not plain ASCII stays inside its
+piece, and the Rust tokenizer decides what to do with it: accents, Chinese characters, Unicode
+punctuation, invisible characters.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import tokenizers
+
+from bert_jax.data.tokenizer import Tokenizer
+
+# Runs without space and ASCII punctuation, or one ASCII punctuation mark.
+split_pieces = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
+_MAX_CACHED = 100_000  # pieces, about 40 MB: more than 99 % of running English text
+
+
+class _Index(dict):
+    """piece -> row; a piece that is not there yet gets the next row."""
+
+    def __missing__(self, piece: str) -> int:
+        row = self[piece] = len(self)
+        return row
+
+
+class FastEncoder:
+    """Encodes sentences with `tokenizer`; the ids are those of its Rust backend, exactly.
+
+    Special tokens written out in the text ("[MASK]") are ordinary text here: three pieces.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self._lowercase = tokenizer.lowercase
+        self._is_continuation_V = tokenizer.is_continuation_V
+        self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows = _Index()
+        self._starts = np.zeros(0, np.int64)  # of each row's ids in _ids
+        self._lengths = np.zeros(0, np.int64)
+        self._ids = np.zeros(0, self._dtype)
+
+    def encode(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """['Hello, hello', 'you'] -> (ids [7592, 1010, 7592, 2017], lengths [3, 1]).
+
+        The text is expected without control characters (`corpus.clean`).
+        """
+        if len(self._rows) > _MAX_CACHED:
+            self._clear()
+        row_of = self._rows.__getitem__
+        known = len(self._rows)
+        rows: list[int] = []
+        ends: list[int] = []
+        for sentence in sentences:
+            # Fewer distinct pieces. Other alphabets have letters that Python lowercases otherwise.
+            if self._lowercase and sentence.isascii():
+                sentence = sentence.lower()
+            rows.extend(map(row_of, split_pieces(sentence)))
+            ends.append(len(rows))
+        self._add_pieces(list(self._rows)[known:] if len(self._rows) > known else [])
+        row_N = np.array(rows, np.int64)
+        length_N = self._lengths[row_N]
+        end_N = np.cumsum(length_N)
+        # Where each output id is read from: its piece's start plus its place within the piece.
+        source = np.repeat(self._starts[row_N] - (end_N - length_N), length_N)
+        source += np.arange(len(source))
+        ids = self._ids[source]
+        token_ends = np.concatenate([[0], end_N])[np.array(ends, np.int64)]
+        lengths = np.diff(token_ends, prepend=0)
+        return ids, lengths
+
+    def _add_pieces(self, pieces: list[str]) -> None:
+        if not pieces:
+            return
+        # A printable ASCII piece is one word, so many can be encoded as one text, twice as fast,
+        # and told apart by where words begin.
+        plain = [piece.isascii() and piece.isprintable() for piece in pieces]
+        words = [piece for piece, is_plain in zip(pieces, plain, strict=True) if is_plain]
+        others = [piece for piece, is_plain in zip(pieces, plain, strict=True) if not is_plain]
+        texts = [" ".join(words[i : i + 64]) for i in range(0, len(words), 64)]
+        flat = self._flat_ids(texts)[0]
+        starts = np.flatnonzero(~self._is_continuation_V[flat])
+        assert len(starts) == len(words), "a plain piece was not one word"
+        other_ids, other_lengths = self._flat_ids(others)
+        length_N = np.empty(len(pieces), np.int64)
+        start_N = np.empty(len(pieces), np.int64)
+        is_plain_N = np.array(plain)
+        length_N[is_plain_N] = np.diff(starts, append=len(flat))
+        start_N[is_plain_N] = starts
+        length_N[~is_plain_N] = other_lengths
+        start_N[~is_plain_N] = len(flat) + np.cumsum(other_lengths) - other_lengths
+        self._starts = np.concatenate([self._starts, len(self._ids) + start_N])
+        self._lengths = np.concatenate([self._lengths, length_N])
+        self._ids = np.concatenate([self._ids, flat, other_ids])
+
+    def _flat_ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, one after another, and how many each text has."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return np.fromiter(itertools.chain.from_iterable(ids), self._dtype, lengths.sum()), lengths

@@ -1,0 +1,84 @@
+"""Reports label by label, against scikit-learn and seqeval."""
+
+import numpy as np
+import pytest
+import seqeval.metrics
+import sklearn.metrics
+from etils import epath
+
+from bert_jax.tasks import kinds as tasks
+from bert_jax.tasks import reports
+
+
+@pytest.mark.parametrize("num_labels", [2, 5])
+def test_labels_against_sklearn(num_labels):
+    labels = [f"label {i}" for i in range(num_labels)]
+    unseen = [*labels, "neither labelled nor predicted"]
+    rng = np.random.default_rng(0)
+    truth = rng.choice(labels[:-1], 200)  # nothing is of the last label
+    guesses = np.where(rng.random(200) < 0.6, truth, rng.choice(labels, 200))
+    matrix = reports.confusion_matrix(truth, guesses, unseen)
+    expected = sklearn.metrics.confusion_matrix(truth, guesses, labels=unseen)
+    np.testing.assert_array_equal(matrix, expected)
+    lines = reports.scores_by_label(matrix, unseen)
+    oracle = sklearn.metrics.classification_report(
+        truth, guesses, output_dict=True, zero_division=0.0
+    )
+    names = [*labels, "macro avg", "weighted avg"]
+    for name, line in zip(names, [*lines, *reports.means(lines)], strict=True):
+        assert line[1:] == pytest.approx(tuple(oracle[name].values())), name
+
+
+def test_entities_against_seqeval():
+    rng = np.random.default_rng(0)
+    labels = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    truth = [list(rng.choice(labels, 12)) for _ in range(40)]
+    guesses = [[x if rng.random() < 0.8 else "O" for x in sentence] for sentence in truth]
+    oracle = seqeval.metrics.classification_report(truth, guesses, output_dict=True)
+    for line in reports.scores_by_type(truth, guesses):
+        name = "micro avg" if line.label == "all (micro)" else line.label
+        assert line[1:] == pytest.approx(tuple(oracle[name].values())), name
+
+
+def test_confusion_as_text():
+    matrix = np.array([[1_200, 3], [40, 5]])
+    assert reports.confusion_text(matrix, ["no", "maybe"]).splitlines()[1:] == [
+        "          no  maybe",
+        "no     1,200      3",
+        "maybe     40      5",
+    ]
+    many = [f"c{i}" for i in range(40)]
+    matrix = np.diag(np.full(40, 9))
+    matrix[3, 7], matrix[8, 1] = 2, 6
+    assert reports.confusion_text(matrix, many).splitlines()[1:] == [
+        "      6  c8 -> c1",
+        "      2  c3 -> c7",
+    ]
+
+
+def test_labels_may_look_like_mathematics(tmp_path):
+    target = epath.Path(tmp_path / "x.png")
+    reports.draw_confusion(np.eye(2, dtype=int), ["$10_$20", "$5-$9"], target)
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_of_words_that_are_no_entities(tmp_path):
+    lines = [{"labels": ["NN", "VB"], "predictions": ["NN", "NN"]}] * 3
+    reports.write(tmp_path, "token_classification", ["NN", "VB"], lines)
+    table = (tmp_path / "report.txt").read_text().splitlines()
+    assert table[1].split() == ["NN", "0.5000", "1.0000", "0.6667", "3"]
+    assert table[-2:] == ["NN   3   0", "VB   3   0"]
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    reports.write(tmp_path / "nothing", "question_answering", [], [])
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_class_weights_are_sklearns():
+    labels = ["a", "b", "c"]
+    examples = ["a"] * 6 + ["b"] * 3 + ["c"]
+    ours = tasks.class_weights("balanced", labels, examples)
+    theirs = sklearn.utils.class_weight.compute_class_weight(
+        "balanced", classes=np.array(labels), y=examples
+    )
+    np.testing.assert_allclose(ours / ours.sum(), theirs / theirs.sum(), rtol=1e-6)
+    np.testing.assert_allclose(tasks.class_weights("0.5,1,4", labels, examples), [1, 2, 8])

@@ -1,0 +1,412 @@
+"""The loop: what it writes, that it goes on exactly, and what it does when something goes wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from array_record.python import array_record_module
+from small_run import (
+    ROOT,
+    SPEEDS,
+    VOCAB_SIZE,
+    make_data_dir,
+    numbers,
+    overrides,
+)
+
+from bert_jax import metrics
+from bert_jax.cli import EXIT_INTERRUPTED, UserError
+from bert_jax.data import input_pipeline, records
+from bert_jax.runs import checkpoint
+from bert_jax.training import loop
+
+
+def test_metrics_have_the_names_of_the_contract(config, tmp_path):
+    last = loop.train_and_evaluate(config, tmp_path)
+    lines = metrics.read(tmp_path)
+    training = [line for line in lines if "loss" in line]
+    evaluation = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 21))
+    assert [line["step"] for line in evaluation] == [10, 20]
+    names = {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"}
+    assert set(training[0]) == names | {
+        "step",
+        "learning_rate",
+        "gradient_norm",
+        "padding",
+        *SPEEDS,
+    }
+    kinds = {f"mlm_accuracy_{kind}" for kind in ("mask",)}  # as the data has them
+    bands = {f"mlm_accuracy_rank_{band}" for band in ("1_100",)}  # 100 tokens in all
+    evaluated = names | kinds | bands | {"mlm_perplexity"}
+    assert set(evaluation[0]) == {f"eval_{name}" for name in evaluated} | {"step"}
+    assert last == {k: v for k, v in evaluation[-1].items() if k != "step"}
+    for line in training:
+        assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"])
+    assert (tmp_path / "checkpoints" / "20").is_dir()
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["hidden_size"] == 32
+
+
+def dying_at(step: int):
+    """A stand-in for _Run.report that is interrupted at a step."""
+    report = loop._Run.report
+
+    def interrupted(self, number, *args):
+        if number == step:
+            raise KeyboardInterrupt
+        report(self, number, *args)
+
+    return interrupted
+
+
+def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    # The interruption: the loop dies at step 13, after the checkpoint of step 10.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "report", dying_at(13))
+        loop.train_and_evaluate(config, tmp_path / "parts")
+    loop.train_and_evaluate(config, tmp_path / "parts")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+# As from a terminal: where the tests are a shell's background job, Ctrl-C would be ignored.
+PRETRAIN = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("bert_jax.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(config, workdir) -> subprocess.Popen:
+    flags = ["--config=configs/bert_tiny.py:laptop", *overrides(config), f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [sys.executable, "-c", PRETRAIN, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, capfd):
+    config.update(num_steps=80, eval_every=0, checkpoint_every=5)
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = start(config, killed)
+    saved = lambda: [p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()]  # noqa: E731
+    wait_for(saved, process)
+    process.kill()
+    process.communicate()
+    again = start(config, killed)
+    _, error = again.communicate()
+    assert again.returncode == 0, error
+    assert "going on from step" in error
+    assert numbers(killed) == numbers(tmp_path / "whole")
+    loop.train_and_evaluate(config, killed)
+    assert "trained to the end already" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
+    """With a checkpoint after every other step, many of them fall into a save."""
+    config.update(num_steps=400, eval_every=50, checkpoint_every=2, keep_checkpoints=2)
+    whole = start(config, tmp_path / "whole")
+    _, error = whole.communicate()
+    assert whole.returncode == 0, error
+    rng = np.random.default_rng(0)
+    steps = []
+    for _ in range(10):
+        process = start(config, tmp_path / "killed")
+        before = len(metrics.read(tmp_path / "killed"))
+        wait_for(lambda n=before: len(metrics.read(tmp_path / "killed")) > n + 3, process)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        steps.append(metrics.read(tmp_path / "killed")[-1]["step"])
+    assert len(set(steps)) > 5 and max(steps) < 400, steps
+    process = start(config, tmp_path / "killed")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
+    config.update(num_steps=300, eval_every=0, checkpoint_every=1000)
+    process = start(config, tmp_path)
+    wait_for(lambda: len(metrics.read(tmp_path)) > 3, process)
+    process.send_signal(signal.Signals[name])
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, error
+    step = checkpoint.load(tmp_path).step
+    assert step < 300 and f"stopped by {name}: step {step} is saved" in error
+    assert metrics.read(tmp_path)[-1]["step"] == step
+
+
+def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(loop._Run, "to_the_end", lambda run: {})
+    config.update(num_steps=3, eval_every=0)
+    config.phases = ({"num_steps": 7}, {"num_steps": 4}, {"batch_size": 8})
+    loop.train_and_evaluate(config, tmp_path)
+    assert "num_steps=3 ends the run in phase 1: the last 2 of 3 are left out" in caplog.text
+    caplog.clear()
+    config.phases = ()
+    loop.train_and_evaluate(config, tmp_path / "one")
+    assert "left out" not in caplog.text
+
+
+def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tmp_path):
+    longer = make_data_dir(tmp_path / "longer", {"train": [200], "validation": [20]}, shortest=8)
+    config.update(num_steps=12, eval_every=0, checkpoint_every=2)
+    config.phases = (
+        {"num_steps": 7},
+        {
+            "data_dir": str(longer),
+            "batch_size": 8,
+            "packing": 4,
+            "optimizer": {"learning_rate": 3e-4, "warmup_steps": 1},
+            "reset_moments": True,
+        },
+    )
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    lines = {line["step"]: line for line in numbers(tmp_path / "whole") if "loss" in line}
+    assert sorted(lines) == list(range(1, 13))
+    assert lines[7]["learning_rate"] == pytest.approx(5e-4 * (12 - 6) / 12)  # of the run
+    assert lines[8]["learning_rate"] == pytest.approx(3e-4)  # of the phase
+    assert lines[12]["learning_rate"] == pytest.approx(3e-4 * 1 / 5)
+    assert lines[8]["padding"] < 0.1 < 0.2 < lines[7]["padding"]
+    for interruption in (6, 9):  # on either side of the boundary
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loop._Run, "report", dying_at(interruption))
+            loop.train_and_evaluate(config, tmp_path / f"{interruption}")
+        loop.train_and_evaluate(config, tmp_path / f"{interruption}")
+        assert numbers(tmp_path / f"{interruption}") == numbers(tmp_path / "whole")
+    config.phases[1]["packing"] = 3
+    with pytest.raises(UserError, match="packing of the phase from step 7 is 4 there, 3 here"):
+        loop.train_and_evaluate(config, tmp_path / "whole")
+    config.phases = (config.phases[0] | {"num_steps": 6}, config.phases[1])
+    with pytest.raises(
+        UserError, match=r"batch_size of the phase from step 6 is missing there, 8 here"
+    ):
+        loop.train_and_evaluate(config, tmp_path / "whole")
+
+
+def test_a_phase_on_the_same_data_goes_on_where_the_one_before_stopped(
+    config, tmp_path, monkeypatch, caplog
+):
+    read, starts = input_pipeline.PretrainingData._read_rows, []
+
+    def noted(data, start, rows):
+        starts.append(start)
+        return read(data, start, rows)
+
+    monkeypatch.setattr(input_pipeline.PretrainingData, "_read_rows", noted)
+    config.update(num_steps=12, eval_every=0, checkpoint_every=2)
+    config.phases = ({"num_steps": 7}, {"batch_size": 8})
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    assert "the phase from step 7 has no data of its own and goes on with" in caplog.text
+    second = list(range(7 * 16, 7 * 16 + 5 * 8, 8))
+    assert sorted(starts) == [*range(0, 7 * 16, 16), *second]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "report", dying_at(10))
+        loop.train_and_evaluate(config, tmp_path / "parts")
+    starts.clear()
+    loop.train_and_evaluate(config, tmp_path / "parts")
+    assert sorted(starts) == second[1:]  # from step 8 on
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+    # Packed, it has other rows.
+    caplog.clear()
+    monkeypatch.setattr(loop._Run, "to_the_end", lambda run: {})
+    config.phases = ({"num_steps": 7}, {"packing": 4})
+    loop.train_and_evaluate(config, tmp_path / "packed")
+    assert "has no data of its own and begins again with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "adam"}, r"phases\[1\]\.optimizer\.name='adam' is not one of adamw, lamb"),
+        ({"clip_norm": -1.0}, r"phases\[1\]\.optimizer\.clip_norm=-1.0, expected 0"),
+        ({"learning_rate_rules": (("encodr", 0.5),)}, "'encodr' apply to no parameter"),
+    ],
+)
+def test_a_later_phase_s_optimizer_is_checked_before_the_first_step(
+    settings, message, config, tmp_path
+):
+    config.phases = ({"num_steps": 5}, {"optimizer": settings})
+    with pytest.raises(UserError, match=message):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_attention_that_a_later_phase_s_length_excludes_is_refused_before_the_first_step(
+    config, tmp_path, monkeypatch
+):
+    config.model.update(attention="splash", attention_probs_dropout_prob=0.0)
+    config.model.max_position_embeddings = 128
+    monkeypatch.setattr(small_run, "LENGTH", 128)
+    longer = make_data_dir(tmp_path / "longer", {"train": [64], "validation": [20]})
+    config.phases = ({"num_steps": 5, "data_dir": str(longer)}, {"batch_size": 8})
+    with pytest.raises(UserError, match=r"attention=splash needs lengths .* of 128; .* length 32"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def poisoned(config, tmp_path):
+    """The config on a data set of which one example has a token id that does not exist."""
+    directory = make_data_dir(tmp_path / "poisoned", {"train": [1280], "validation": [20]})
+    manifest = records.Manifest.read(directory)
+    shard = directory / manifest.splits["train"][0].name
+    reader = array_record_module.ArrayRecordReader(str(shard))
+    raw = reader.read_all()
+    reader.close()
+    # A record behind the first 1,024 examples, which are checked before the run.
+    order = np.random.default_rng((config.seed, 0)).permutation(20)
+    bad = int(order[17])
+    examples = np.frombuffer(raw[bad], manifest.dtype).copy()
+    examples["input_ids"][5, 1] = 200
+    raw[bad] = examples.tobytes()
+    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+    for record in raw:
+        writer.write(record)
+    writer.close()
+    config.data_dir = str(directory)
+    config.update(num_steps=75, eval_every=0, checkpoint_every=20)
+    return config, f"{shard.name}#{bad}"
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_poisoned_record_is_named_and_the_run_goes_on(poisoned, tmp_path, caplog, action):
+    config, record = poisoned
+    config.guard.action = action
+    loop.train_and_evaluate(config, tmp_path / "run")
+    (incident,) = map(json.loads, (tmp_path / "run" / "incidents.jsonl").read_text().splitlines())
+    assert incident["step"] == 17 * 4 + 1 and incident["reason"] == "not finite"
+    assert incident["records"] == [record]
+    assert incident["out_of_vocabulary"] == [{"record": record, "example": 5, "token_id": 200}]
+    assert record in caplog.text and "token id 200" in caplog.text
+    assert ("rolled back to the parameters of step 60" in caplog.text) == (action == "rollback")
+    lines = {line["step"]: line["loss"] for line in numbers(tmp_path / "run")}
+    assert lines.pop(69) is None
+    assert len(lines) == 74 and None not in lines.values()
+    # Interrupted after it, the run meets it again and does the same.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "report", dying_at(71))
+        loop.train_and_evaluate(config, tmp_path / "parts")
+    loop.train_and_evaluate(config, tmp_path / "parts")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
+    assert len((tmp_path / "parts" / "incidents.jsonl").read_text().splitlines()) == 1
+
+
+def test_gives_up_after_too_many_incidents(poisoned, tmp_path):
+    config, _ = poisoned
+    config.guard.max_incidents = 0
+    with pytest.raises(UserError, match=r"gave up at step 69: 1 batches were not accepted"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_impossible_token_in_the_first_examples_stops_before_compiling(config, tmp_path):
+    directory = make_data_dir(tmp_path / "data", {"train": [64], "validation": [20]})
+    manifest = records.Manifest.read(directory)
+    shard = directory / manifest.splits["train"][0].name
+    reader = array_record_module.ArrayRecordReader(str(shard))
+    examples = np.frombuffer(reader.read_all()[0], manifest.dtype).copy()
+    reader.close()
+    examples["input_ids"][5, 1] = VOCAB_SIZE
+    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+    writer.write(examples.tobytes())
+    writer.close()
+    config.data_dir = str(directory)
+    with pytest.raises(UserError, match="holds token id 100, but its vocabulary has 100 tokens"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_step_that_does_not_fit_into_memory_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_bytes_needed", lambda compiled: 2**40)
+    small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34})
+    monkeypatch.setattr(jax, "local_devices", lambda: [small])
+    with pytest.raises(UserError, match=r"needs 1024\.0 GiB a device, which has 16\.0.*remat"):
+        loop.train_and_evaluate(config, tmp_path)
+
+
+def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_path, monkeypatch):
+    needed = iter([2**33, 2**20])  # the evaluation's, the step's
+    monkeypatch.setattr(loop, "_bytes_needed", lambda compiled: next(needed))
+    monkeypatch.setattr(loop, "_bytes_held", lambda moments: 2**33)
+    small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 15 * 2**30})
+    monkeypatch.setattr(jax, "local_devices", lambda: [small])
+    with pytest.raises(UserError, match=r"needs 16\.0 GiB a device, which has 15\.0"):
+        loop.train_and_evaluate(config, tmp_path)
+    assert not metrics.read(tmp_path)
+
+
+def test_evaluation_goes_in_the_parts_that_a_step_works_off(config, tmp_path):
+    config.update(num_steps=4, eval_every=4)
+    whole = loop.train_and_evaluate(config, tmp_path / "whole")
+    config.accumulate_steps = 4
+    parts = loop.train_and_evaluate(config, tmp_path / "parts")
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_held_out_text_without_pairs(config, tmp_path):
+    plain = tmp_path / "plain"
+    make_data_dir(plain, {"validation": [40]}, objective="full_sentences")
+    config.update(num_steps=4, eval_every=4, extra_eval_data_dirs=str(plain))
+    last = loop.train_and_evaluate(config, tmp_path / "run")
+    assert last["eval_loss"] == pytest.approx(last["eval_mlm_loss"] + last["eval_nsp_loss"])
+    assert last["eval_plain_loss"] == last["eval_plain_mlm_loss"]
+    assert "eval_plain_nsp_loss" not in last
+    # The best parameters are not chosen by half of the loss.
+    config.eval_data_dir = str(plain)
+    with pytest.raises(UserError, match=r"plain has no sentence pairs to evaluate"):
+        loop.train_and_evaluate(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("log_every", 0, 1),
+        ("checkpoint_every", 0, 1),
+        ("keep_checkpoints", 0, 1),
+        ("accumulate_steps", 0, 1),
+        ("eval_batches", -1, 0),
+        ("seed", -1, 0),
+    ],
+)
+def test_numbers_out_of_range_are_refused(field, value, least, config, tmp_path):
+    config[field] = value
+    with pytest.raises(UserError, match=rf"config\.{field}={value}, expected at least {least}"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_and_wandb_get_what_they_should(config, tmp_path, monkeypatch):
+    calls = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
+    )
+    init = lambda **kwargs: calls.append(kwargs) or run  # noqa: E731
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config.update(num_steps=4, eval_every=0, profile_steps=(2, 3), wandb_project="bert")
+    loop.train_and_evaluate(config, tmp_path)
+    assert calls[0]["project"] == "bert" and calls[0]["config"]["num_steps"] == 4
+    assert [call[0] for call in calls[1:-1]] == [1, 2, 3, 4] and calls[-1] == "end"
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    first = calls[0]["id"]
+    config.num_steps = 5
+    loop.train_and_evaluate(config, tmp_path)
+    assert [call["id"] for call in calls if isinstance(call, dict)] == [first, first]

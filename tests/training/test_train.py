@@ -1,0 +1,275 @@
+"""The step: it learns, bad batches change nothing, the mesh does not change the numbers."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_run import ROOT, make_data_dir, make_tokenizer, overrides
+
+from bert_jax.data import input_pipeline
+from bert_jax.models import bert
+from bert_jax.parallel import sharding
+from bert_jax.training import optimizer
+from bert_jax.training import step as train
+
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+
+
+def test_loss_on_one_batch_falls_to_near_zero(config):
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=5, bias_correction=True)
+    config.model.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config.model.update(hidden_size=128, intermediate_size=512)
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    mesh = sharding.make_mesh()
+    model = train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+    schedule = optimizer.make_schedule(config.optimizer, 200)
+    step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, 0)
+    batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
+    losses = []
+    for _ in range(50):
+        state, values = step(state, batch)
+        losses.append(float(values["loss"]))
+    assert losses[0] == pytest.approx(np.log(100) + np.log(2), abs=0.2)  # guessing
+    assert losses[-1] < 0.1
+
+
+def test_cross_entropy_is_optaxs():
+    logits = jax.random.normal(jax.random.key(0), (4, 3, 50)).at[..., 40:].set(-1e30)
+    labels = (
+        jax.random.randint(jax.random.key(1), (4, 3), 0, 40).at[0, 0].set(logits[0, 0].argmax())
+    )
+    weights = jnp.arange(12.0).reshape(4, 3)
+    both = [
+        jax.value_and_grad(lambda x, f=f: jnp.sum(f(x, labels) * weights))(logits)
+        for f in (train.cross_entropy, optax.softmax_cross_entropy_with_integer_labels)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
+    assert (train.is_right(logits, labels) == (logits.argmax(-1) == labels)).all()
+    assert train.is_right(logits, labels)[0, 0]
+
+
+def make_step(config, max_loss_ratio=0.0):
+    """A state, the step, and numpy batches by number."""
+    mesh = sharding.make_mesh()
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    model = train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+    schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
+    objective = train.pretraining_objective(model)
+    step = train.make_train_step(objective, tx, schedule, mesh, 0, max_loss_ratio=max_loss_ratio)
+    return state, step, lambda n: data.read(16 * n, 16 * n + 16)
+
+
+def test_batch_with_an_infinite_loss_changes_nothing_but_the_position(config):
+    state, step, batch = make_step(config)
+    state, _ = step(state, batch(0))
+    before = jax.device_get(state)
+    poisoned = batch(1)
+    poisoned["masked_lm_weights"][3, 0] = np.inf
+    state, values = step(state, poisoned)
+    assert not np.isfinite(values["loss"]) and values["accepted"] == 0
+    after = jax.device_get(state)
+    assert after.step == before.step + 1
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=0), before.replace(step=0))
+    _, values = step(state, batch(2))
+    assert np.isfinite(values["loss"]) and values["accepted"] == 1
+
+
+def test_the_step_by_length_is_the_same_step(config):
+    mesh, model = sharding.make_mesh(), train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    settings = (
+        train.pretraining_objective(model),
+        tx,
+        optimizer.make_schedule(config.optimizer, 20),
+        mesh,
+        7,
+    )
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batches = [input_pipeline.to_devices(data.read(0, size), mesh, size) for size in (16, 8)]
+    results = []
+    by_length = train.StepByLength(*settings)
+    for step in (train.make_train_step(*settings), by_length):
+        state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+        if step is by_length:  # of the second batch alone: the first is compiled when it comes
+            arguments = by_length.gradient_arguments(state, batches[1])
+            train.compile_together([(by_length.gradients, arguments)])
+        for batch in (*batches, *batches):
+            state, values = step(state, batch)
+        results.append((state, values))
+    assert len(by_length.gradients.programs) == 1 and float(results[0][1]["loss"]) > 1
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *results)
+
+
+def test_programs_are_traced_one_at_a_time():
+    """Flax changes its module classes while it makes new ones, as for a layer under remat."""
+    tracing, most = 0, 0
+
+    class Function:
+        def lower(self, batch):
+            nonlocal tracing, most
+            tracing += 1
+            most = max(most, tracing)
+            time.sleep(0.01)
+            tracing -= 1
+            return types.SimpleNamespace(compile=lambda: len(batch["x"]))
+
+    by_shape = train.ByShape(Function())
+    batches = [{"x": np.zeros(i)} for i in range(1, 9)]
+    train.compile_together([(by_shape, (batch,)) for batch in batches])
+    assert most == 1
+    assert [by_shape.programs[train.ByShape.key(batch)] for batch in batches] == [*range(1, 9)]
+
+
+def test_seeds_share_a_program_and_draw_differently(config):
+    mesh, model = sharding.make_mesh(), train.make_model(config)
+    tx = optimizer.make_optimizer(config.optimizer)
+    schedule = optimizer.make_schedule(config.optimizer, 20)
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
+    texts, losses = set(), set()
+    for seed in (0, 1, 2**40 + 1):  # JAX takes the lower 32 bits of a seed
+        state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+        step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, seed)
+        texts.add(step.lower(state, batch).as_text())
+        losses.add(float(step(state, batch)[1]["loss"]))
+    assert len(texts) == 1 and len(losses) == 2
+
+
+def test_spike_is_measured_against_the_moving_average(config):
+    state, step, batch = make_step(config, max_loss_ratio=1.5)
+    state, values = step(state, batch(0))
+    assert values["accepted"] == 1
+    average = float(values["loss"])
+    assert float(state.loss_average) == pytest.approx(average)
+    state, values = step(state, batch(1))
+    average = 0.99 * average + 0.01 * float(values["loss"])
+    assert float(state.loss_average) == pytest.approx(average, rel=1e-6)
+    # An average far below the loss makes the next one a spike, which must not raise the average.
+    low = state.replace(loss_average=jnp.float32(1.0))
+    low, values = step(low, batch(2))
+    assert values["accepted"] == 0 and float(low.loss_average) == 1.0
+
+
+def test_evaluation_tells_kinds_of_masks_and_frequencies_apart(config):
+    tok, ranks = make_tokenizer(), np.arange(100)[::-1].copy()
+    model = train.make_model(config)
+    params = train.init_params(model, jax.random.key(0))
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batch = data.read(0, 16)
+    rows, columns = np.nonzero(batch["masked_lm_weights"])
+    positions = batch["masked_lm_positions"][rows, columns]
+    labels = batch["masked_lm_ids"][rows, columns]
+    assert len(rows) > 20 and (batch["input_ids"][rows, positions] == tok.mask_id).all()
+    batch["input_ids"][rows[:7], positions[:7]] = labels[:7]
+    batch["input_ids"][rows[7:10], positions[7:10]] = (labels[7:10] - 4) % 95 + 5
+    train.FREQUENCY_BANDS, bands = (20, 60), train.FREQUENCY_BANDS
+    try:
+        objective = train.pretraining_objective(model, True, tok.mask_id, ranks)
+        weights = jax.device_get(objective.weights(batch))
+        sums = jax.device_get(objective.sums(params, batch, None))
+    finally:
+        train.FREQUENCY_BANDS = bands
+    assert weights["mlm_accuracy_kept"] == 7 and weights["mlm_accuracy_random"] == 3
+    assert weights["mlm_accuracy_mask"] == len(rows) - 10
+    kinds = [f"mlm_accuracy_{kind}" for kind in ("mask", "random", "kept")]
+    ranges = [f"mlm_accuracy_rank_{band}" for band in ("1_20", "21_60", "61_up")]
+    for names in (kinds, ranges):
+        assert sum(weights[name] for name in names) == weights["mlm_accuracy"]
+        assert sum(sums[name] for name in names) == sums["mlm_accuracy"]
+    assert weights["mlm_accuracy_rank_21_60"] == ((labels >= 40) & (labels <= 79)).sum()
+
+
+@pytest.mark.parametrize(
+    "variants",
+    ["quick", *(pytest.param(name, marks=pytest.mark.slow) for name in ("packed", "all"))],
+)
+def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, variants, tmp_path):
+    """Dropout on; the script prints the losses of each variant on 8 virtual devices."""
+    if variants == "packed":
+        config.data_dir = str(make_data_dir(tmp_path, {"train": [150, 100, 70]}, shortest=8))
+        config.packing = 4
+    script = pathlib.Path(__file__).with_name("mesh_losses.py")
+    result = subprocess.run(
+        [sys.executable, script, variants, *overrides(config)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {EIGHT_DEVICES}"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr
+    losses = json.loads(result.stdout)
+    reference = losses.pop("1x1x1")
+    assert len(set(reference)) == 20
+    assert len(losses) == {"quick": 4, "packed": 1, "all": 12}[variants]
+    threefry = losses.pop("1x1x1 threefry", None)
+    for variant, values in losses.items():
+        expected = threefry if "threefry" in variant else reference
+        np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=variant)
+
+
+@pytest.mark.parametrize("rng", ["threefry", "hash"])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rng):
+    x = np.ones((64, 33, 40), np.float32)
+    keys = train.dropout_keys(0, np.int32(3), 64)
+    y = np.asarray(bert.dropout(x, keys, 0.1, site=5, rng=rng))
+    dropped = (y == 0).mean()
+    assert abs(dropped - 0.1) < 4 * np.sqrt(0.09 / x.size)  # four standard errors
+    assert np.unique(y).size == 2 and y.max() == pytest.approx(1 / 0.9, rel=1e-4)
+    for other in (
+        bert.dropout(x, keys, 0.1, site=6, rng=rng),
+        bert.dropout(x, train.dropout_keys(0, np.int32(4), 64), 0.1, site=5, rng=rng),
+        bert.dropout(x, train.dropout_keys(1, np.int32(3), 64), 0.1, site=5, rng=rng),
+    ):
+        agree = (np.asarray(other) == y).mean()
+        assert abs(agree - 0.82) < 0.01  # independent draws agree with 0.9² + 0.1²
+    np.testing.assert_array_equal(bert.dropout(x, None, 0.1, site=5, rng=rng), x)
+
+
+@pytest.mark.parametrize("rng", ["threefry", "hash"])
+def test_dropout_s_draws_are_independent(rng):
+    keys = train.dropout_keys(0, np.int32(3), 64)
+    dropped = (
+        np.asarray(bert.dropout(np.ones((64, 12, 128, 128), np.float32), keys, 0.1, 5, rng)) == 0
+    )
+    x = (dropped - 0.1) / 0.3  # mean 0, variance 1
+    pairs = {f"{lag} along axis 3": x[..., lag:] * x[..., :-lag] for lag in (1, 2, 3, 13, 55)}
+    for axis in (0, 1, 2):
+        y = np.moveaxis(x, axis, 0)
+        pairs[f"1 along axis {axis}"] = y[1:] * y[:-1]
+    pairs["three in a row"] = x[..., 2:] * x[..., 1:-1] * x[..., :-2]
+    for name, products in pairs.items():
+        z = products.mean() / products.std() * np.sqrt(products.size)
+        assert abs(z) < 4.5, name  # standard errors
+    # Sums over rows spread as those of independent draws do.
+    assert x.sum(3).var() / 128 == pytest.approx(1, abs=0.03)
+
+
+def test_bfloat16_stays_near_float32(config):
+    model = train.make_model(config)
+    data = input_pipeline.open_data(config.data_dir, "train", config)
+    batch = data.read(0, 16)
+    params = train.init_params(model, jax.random.key(0))
+    half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
+    losses = []
+    for m in (model, half):
+        objective = train.pretraining_objective(m)
+        sums = objective.sums(params, batch, None)
+        weights = objective.weights(batch)
+        losses.append(sum(float(sums[n] / weights[n]) for n in objective.losses))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
