@@ -108,7 +108,7 @@ class Predictor:
         from bert_jax.models import heads
         from bert_jax.models.bert import BertConfig, BertModel
         from bert_jax.runs import checkpoint
-        from bert_jax.tasks import kinds as tasks
+        from bert_jax.tasks import kinds
 
         path = epath.Path(model)
         workdir, run = sweep.best_run(path) or path, {}
@@ -136,7 +136,7 @@ class Predictor:
         self.labels = tuple(self.loaded.config.get("labels", ()))
         self.task = None
         if command in HEADS:
-            module = tasks.make_module(task, config, len(self.labels))
+            module = kinds.make_module(task, config, len(self.labels))
             settings = {"task": task, "max_seq_length": self.max_length, "labels": ""}
             if command == "answer":
                 question, stride = run.get("max_question_length", 64), run.get("doc_stride", 128)
@@ -150,7 +150,7 @@ class Predictor:
                     "n_best": arguments.top_k,
                     "null_threshold": arguments.null_threshold,
                 }
-            self.task = tasks.make_task(ml_collections.ConfigDict(settings), self.loaded.tokenizer)
+            self.task = kinds.make_task(ml_collections.ConfigDict(settings), self.loaded.tokenizer)
             if command == "answer":
                 self.task.may_have_none = arguments.null_threshold is not None
 
@@ -194,13 +194,13 @@ class Predictor:
 
 def text_rows(predictor: Predictor, records: Sequence[Record]) -> list[Record]:
     """The arrays of one text, or a pair of them, a record."""
-    from bert_jax.tasks import kinds as tasks
+    from bert_jax.tasks.base import join
 
     encode = predictor.loaded.tokenizer.encode
     rows = []
     for record in records:
         second = encode(record["text_pair"]) if record.get("text_pair") else None
-        ids, segments = tasks.join(
+        ids, segments = join(
             predictor.loaded.tokenizer, encode(record["text"]), second, predictor.max_length
         )
         rows.append({"input_ids": ids, "token_type_ids": segments})

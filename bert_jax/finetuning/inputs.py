@@ -18,7 +18,8 @@ from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
-from bert_jax.tasks import kinds as tasks
+from bert_jax.tasks import kinds
+from bert_jax.tasks.base import Feature, Task
 
 # Settings that a run's figures do not depend on, and those that fingerprints stand for.
 FREE_FIELDS = (
@@ -41,7 +42,7 @@ class Split:
     """
 
     examples: list[Any]
-    features: list[tasks.Feature]
+    features: list[Feature]
     padded_lengths: tuple[int, ...]
 
     @functools.cached_property
@@ -68,7 +69,7 @@ class Split:
             yield batching.collate([shortest], (length,), batch_size)
 
 
-def make_split(task: tasks.Task, examples: list[Any], config: ml_collections.ConfigDict) -> Split:
+def make_split(task: Task, examples: list[Any], config: ml_collections.ConfigDict) -> Split:
     """The rows of `examples`, and the lengths that suit them.
 
     The lengths follow from the data and not from the seed: runs that differ in it share programs.
@@ -94,7 +95,7 @@ class Inputs:
 
     loaded: checkpoint.Loaded
     model: BertConfig
-    task: tasks.Task
+    task: Task
     train: Split
     validation: Split
 
@@ -155,7 +156,7 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
     loaded = load_init(init)
     model = BertConfig.of(loaded.config.model.to_dict(), config.dtype)
     check_config(config, model)
-    task = tasks.make_task(config, loaded.tokenizer)
+    task = kinds.make_task(config, loaded.tokenizer)
     train_examples, validation_examples = (
         task.read(source) for source in (config.train_file, config.validation_file)
     )

@@ -22,8 +22,8 @@ from bert_jax.finetuning.inputs import Inputs, read_inputs, start_params
 from bert_jax.huggingface import files as hf_files
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
-from bert_jax.tasks import kinds as tasks
-from bert_jax.tasks import reports
+from bert_jax.tasks import kinds, reports
+from bert_jax.tasks.base import Batch, Task
 from bert_jax.training import optimizer
 from bert_jax.training import step as train
 
@@ -101,7 +101,7 @@ class _Run:
         )
         tx = optimizer.make_optimizer(settings)
         schedule = optimizer.make_schedule(settings, num_steps)
-        module = tasks.make_module(config.task, inputs.model, len(self.task.labels))
+        module = kinds.make_module(config.task, inputs.model, len(self.task.labels))
         # One row, cut short: parameters depend neither on its length nor on its content.
         row_shape = np.shape(self.training.arrays[0]["input_ids"])
         ids = np.zeros((1, *row_shape[:-1], 8), np.int32)
@@ -129,7 +129,7 @@ class _Run:
         closing.callback(self.progress.close)
 
         # Steps.
-        def apply(params: Any, batch: tasks.Batch, keys_B: jax.Array | None) -> jax.Array:
+        def apply(params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array:
             arrays = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
             return module.apply({"params": params}, *arrays, keys_B=keys_B)
 
@@ -271,7 +271,7 @@ class _Run:
                 outputs[i] = row
         return self.task.evaluate(self.validation.examples, self.validation.features, outputs)
 
-    def placed(self, batch: batching.Batch) -> tasks.Batch:
+    def placed(self, batch: batching.Batch) -> Batch:
         return jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
     def write_results(self, seconds: float) -> dict[str, float]:
@@ -307,9 +307,7 @@ class _Run:
         return results
 
 
-def task_objective(
-    task: tasks.Task, apply: Callable[..., jax.Array], factors: Any
-) -> train.Objective:
+def task_objective(task: Task, apply: Callable[..., jax.Array], factors: Any) -> train.Objective:
     """The task's loss.
 
     Args:
@@ -317,7 +315,7 @@ def task_objective(
       factors: of the learning rate, by parameter; no gradient is computed where it is 0.
     """
 
-    def sums(params: Any, batch: tasks.Batch, keys_B: jax.Array | None) -> train.Scalars:
+    def sums(params: Any, batch: Batch, keys_B: jax.Array | None) -> train.Scalars:
         params = jax.tree.map(lambda p, x: p if x else jax.lax.stop_gradient(p), params, factors)
         return {"task_loss": task.loss_sum(apply(params, batch, keys_B), batch)}
 

@@ -13,7 +13,8 @@ import numpy as np
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
-from bert_jax.tasks import kinds as tasks
+from bert_jax.tasks import kinds
+from bert_jax.tasks.base import join
 
 # float32 arithmetic in another order, over up to 24 layers: a conversion error is far larger. Of
 # values up to 10; it grows with larger ones, such as scores of a regression.
@@ -85,7 +86,7 @@ def inputs(model: BertConfig, tokenizer: Tokenizer) -> list[Batch]:
     ]
     for row, (first, second) in enumerate(TEXTS):
         pair = None if second is None else tokenizer.encode(second)
-        ids, segments = tasks.join(tokenizer, tokenizer.encode(first), pair, width)
+        ids, segments = join(tokenizer, tokenizer.encode(first), pair, width)
         values = (ids, [1] * len(ids), segments)
         for name, x in zip(MODEL_INPUTS, values, strict=True):
             batches[0][name][row, : len(x)] = x
@@ -124,7 +125,7 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
         num_labels = params["classifier"]["bias"].shape[0] if "classifier" in params else 0
         if task == "multiple_choice":  # the rows are the choices of one example
             arguments = tuple(x[None] for x in arguments)
-        return {"logits": apply(tasks.make_module(task, model, num_labels), params)}
+        return {"logits": apply(kinds.make_module(task, model, num_labels), params)}
     module = heads.BertForPreTraining(model)
     # Zeros stand in for the parts that are not there; nothing computed from them is returned.
     output = apply(module, heads.with_zeros(params, module))

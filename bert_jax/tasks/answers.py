@@ -20,7 +20,7 @@ import optax
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.tasks import tables
-from bert_jax.tasks.kinds import Batch, Feature, join
+from bert_jax.tasks.base import Batch, Feature, join
 
 
 @dataclasses.dataclass(frozen=True)

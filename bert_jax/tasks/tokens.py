@@ -18,7 +18,8 @@ import optax
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.tasks import scores, tables
-from bert_jax.tasks.kinds import Batch, Feature, class_names, class_weights, parse_labels
+from bert_jax.tasks.base import Batch, Feature
+from bert_jax.tasks.classes import class_names, class_weights, parse_labels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bert_jax.huggingface import parity
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
-from bert_jax.tasks import kinds as tasks
+from bert_jax.tasks import kinds
 
 WORDS = ("the", "capital", "of", "france", "is", "paris", "how", "many", "?", ".", ",", "##s")
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS, *(f"w{i}" for i in range(183))))
@@ -182,7 +182,7 @@ def test_import_of_transformers_models(name, file_format, tmp_path):
 def test_fine_tuned_heads_export(task, name, num_labels, tmp_path):
     labels = ["good", "bad", "ugly"][:num_labels]
     shape = (1, 2, 8) if task == "multiple_choice" else (1, 8)
-    params = random_params(tasks.make_module(task, MODEL, num_labels), shape)
+    params = random_params(kinds.make_module(task, MODEL, num_labels), shape)
     run = dataclasses.replace(
         loaded(heads.BertForPreTraining(MODEL), task=task, labels=labels), params=params
     )
@@ -205,7 +205,7 @@ def test_pipelines(tmp_path):
         ("text_classification", "text-classification"),
         ("token_classification", "token-classification"),
     ):
-        params = random_params(tasks.make_module(task, MODEL, 2))
+        params = random_params(kinds.make_module(task, MODEL, 2))
         run = loaded(heads.BertForPreTraining(MODEL), task=task, labels=["good", "bad"])
         convert.write_hf(dataclasses.replace(run, params=params), "run", tmp_path / task)
         answers = transformers.pipeline(pipeline, model=str(tmp_path / task))(["the capital"])[0]
@@ -215,7 +215,7 @@ def test_pipelines(tmp_path):
 
 def test_parts_that_a_class_does_not_have_are_left_out(tmp_path, caplog):
     """Such as the pooler of a BertModel that a tagger was made from; transformers 5 wants none."""
-    params = random_params(tasks.make_module("token_classification", MODEL, 2))
+    params = random_params(kinds.make_module("token_classification", MODEL, 2))
     everything = random_params(heads.BertForPreTraining(MODEL))
     params["bert"]["pooler"] = everything["bert"]["pooler"]
     params |= {name: x for name, x in everything.items() if name != "bert"}

@@ -25,7 +25,7 @@ from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
-from bert_jax.tasks import kinds as tasks
+from bert_jax.tasks import kinds
 
 SIZES = {
     "vocab_size": TOKENIZER.vocab_size,
@@ -52,7 +52,7 @@ def random_model(directory, task, labels, scale=0.3, seed=0):
     model = BertConfig(**SIZES)
     module = heads.BertForPreTraining(model)
     if task != "pretraining":
-        module = tasks.make_module(task, model, len(labels))
+        module = kinds.make_module(task, model, len(labels))
     ids = np.zeros((1, 8), np.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
     rng = np.random.default_rng(seed)

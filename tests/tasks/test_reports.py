@@ -6,8 +6,7 @@ import seqeval.metrics
 import sklearn.metrics
 from etils import epath
 
-from bert_jax.tasks import kinds as tasks
-from bert_jax.tasks import reports
+from bert_jax.tasks import classes, reports
 
 
 @pytest.mark.parametrize("num_labels", [2, 5])
@@ -76,9 +75,9 @@ def test_labels_of_words_that_are_no_entities(tmp_path):
 def test_class_weights_are_sklearns():
     labels = ["a", "b", "c"]
     examples = ["a"] * 6 + ["b"] * 3 + ["c"]
-    ours = tasks.class_weights("balanced", labels, examples)
+    ours = classes.class_weights("balanced", labels, examples)
     theirs = sklearn.utils.class_weight.compute_class_weight(
         "balanced", classes=np.array(labels), y=examples
     )
     np.testing.assert_allclose(ours / ours.sum(), theirs / theirs.sum(), rtol=1e-6)
-    np.testing.assert_allclose(tasks.class_weights("0.5,1,4", labels, examples), [1, 2, 8])
+    np.testing.assert_allclose(classes.class_weights("0.5,1,4", labels, examples), [1, 2, 8])

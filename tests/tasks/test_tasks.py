@@ -17,9 +17,9 @@ import transformers
 from bert_jax.cli import UserError
 from bert_jax.data import batching, tokenizer
 from bert_jax.tasks import answers as question_answering
-from bert_jax.tasks import kinds as tasks
-from bert_jax.tasks import scores, tables
+from bert_jax.tasks import base, classes, kinds, scores, tables
 from bert_jax.tasks import tokens as token_classification
+from bert_jax.tasks.text import TextClassification, TextExample
 from configs.finetune import squad2 as squad2_recipe
 from configs.finetune import text_classification as text_classification_recipe
 from configs.finetune import token_classification as token_classification_recipe
@@ -39,7 +39,7 @@ def test_join_cuts_as_transformers_does(tmp_path):
                     texts.append(" ".join(words[20 : 20 + second]))
                 wanted = reference(*texts, truncation=True, max_length=limit)
                 encoded = [TOKENIZER.encode(text) for text in texts]
-                ids, segments = tasks.join(
+                ids, segments = base.join(
                     TOKENIZER, encoded[0], encoded[1] if second is not None else None, limit
                 )
                 assert ids == wanted["input_ids"], (first, second, limit)
@@ -134,7 +134,7 @@ def test_labels_of_the_data_may_be_merged(tmp_path):
     path.write_text("text,label\nw1,1\nw2,2\nw3,3\nw4,3\n")
     config = text_classification_recipe.get_config()
     config.labels = "1=bad,2=bad,3=good"
-    task = tasks.TextClassification(config, TOKENIZER)
+    task = TextClassification(config, TOKENIZER)
     examples = task.read(str(path))
     task.set_labels(examples)
     assert task.labels == ("bad", "good")
@@ -143,10 +143,10 @@ def test_labels_of_the_data_may_be_merged(tmp_path):
 
 
 def test_labels_argument():
-    assert tasks.parse_labels("0=no, 1=yes") == {"0": "no", "1": "yes"}
-    assert tasks.parse_labels("b,a") == {"b": "b", "a": "a"}
+    assert classes.parse_labels("0=no, 1=yes") == {"0": "no", "1": "yes"}
+    assert classes.parse_labels("b,a") == {"b": "b", "a": "a"}
     with pytest.raises(UserError, match="twice"):
-        tasks.parse_labels("a,a")
+        classes.parse_labels("a,a")
 
 
 def test_buckets_have_the_least_padding():
@@ -347,8 +347,8 @@ def test_a_span_that_two_windows_see_is_one_answer():
     example = question_answering.Question("1", "w40", "w0 w1 w2", (), 0)
     offsets = ((0, 2), (3, 5), (6, 8))
     features = [
-        tasks.Feature({}, 0, question_answering.Window(1, 0, offsets[:2])),
-        tasks.Feature({}, 0, question_answering.Window(1, 1, offsets[1:])),
+        base.Feature({}, 0, question_answering.Window(1, 0, offsets[:2])),
+        base.Feature({}, 0, question_answering.Window(1, 1, offsets[1:])),
     ]
     # "w1" scores 4 + 4 in the first window and 3 + 3 in the second, "w0" 2 + 0, "w2" 1 + 1.
     outputs = [
@@ -426,8 +426,8 @@ def test_class_weights_as_torch_weighs():
     rng = np.random.default_rng(0)
     config = text_classification_recipe.get_config()
     config.class_weights = "1,4,0.5"
-    task = tasks.TextClassification(config, TOKENIZER)
-    task.set_labels([tasks.TextExample("", ("w1",), label) for label in "abc"])
+    task = TextClassification(config, TOKENIZER)
+    task.set_labels([TextExample("", ("w1",), label) for label in "abc"])
     logits = rng.normal(0, 1, (5, 3)).astype("f4")
     labels = np.array([0, 1, 2, 2, 1])
     batch = {"labels": labels, "weights": np.array([1, 1, 1, 1, 0], "f4")}  # the last is padding
@@ -581,8 +581,8 @@ def test_every_recipe_reads():
         assert f"configs/finetune/{path.name}" in module.__doc__  # its own command
         for argument in getattr(module, "TASKS", [None]):
             config = module.get_config(argument) if argument else module.get_config()
-            assert tasks.make_task(config, TOKENIZER).metric
+            assert kinds.make_task(config, TOKENIZER).metric
     # What GLUE's leaderboard goes by.
     glue = {name: configs.finetune.glue.get_config(name) for name in ("cola", "qqp", "mnli")}
-    metrics = {name: tasks.make_task(config, TOKENIZER).metric for name, config in glue.items()}
+    metrics = {name: kinds.make_task(config, TOKENIZER).metric for name, config in glue.items()}
     assert metrics == {"cola": "matthews", "qqp": "f1", "mnli": "accuracy"}

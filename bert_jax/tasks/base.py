@@ -1,0 +1,87 @@
+"""What every task shares: its protocol, the rows that it makes, and how texts are joined.
+
+B batch, L length.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from bert_jax.data.tokenizer import Tokenizer
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One row of a batch, made of an example or of a part of one.
+
+    Attributes:
+      arrays: "input_ids" and "token_type_ids" int[…, L], and the task's targets; "attention_mask"
+        where it is not all ones.
+      example: index of its example.
+      origin: what the task needs to lead the row's outputs back to the example.
+    """
+
+    arrays: dict[str, Any]
+    example: int
+    origin: Any = None
+
+
+class Task(Protocol):
+    """What `finetune` asks of a task.
+
+    Attributes:
+      metric: the figure that the best epoch is chosen by.
+      labels: names of the head's outputs; () where it has none to name.
+    """
+
+    metric: str
+    labels: tuple[str, ...]
+
+    def read(self, source: str) -> list[Any]:
+        """Labelled examples of a file, each checked."""
+
+    def set_labels(self, examples: list[Any]) -> None:
+        """Settles `labels` from the config or the training examples."""
+
+    def features(self, examples: list[Any]) -> list[Feature]:
+        """The batch rows of the examples, in their order."""
+
+    def loss_sum(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """The loss added up over the batch; rows with batch["weights"] 0 are padding."""
+
+    def loss_weight(self, batch: Batch) -> jax.Array:
+        """What `loss_sum` is divided by."""
+
+    def evaluate(
+        self, examples: list[Any], features: list[Feature], outputs: list[np.ndarray]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Figures, and one JSON object an example; `outputs` are each feature's logits."""
+
+
+def join(
+    tokenizer: Tokenizer, first: list[int], second: list[int] | None, max_length: int
+) -> tuple[list[int], list[int]]:
+    """[CLS] first [SEP] (second [SEP]), cut to `max_length`, and the segment of every token.
+
+    Cuts as transformers' `truncation=True` does: from the end of the longer text, down to half the
+    room each if both are longer than that.
+
+        join(tokenizer, [7, 8], [9], 6) -> [CLS 7 8 SEP 9 SEP], [0 0 0 0 1 1]
+    """
+    if second is None:
+        ids = [tokenizer.cls_id, *first[: max_length - 2], tokenizer.sep_id]
+        return ids, [0] * len(ids)
+    room = max_length - 3
+    shorter, longer = sorted((len(first), len(second)))
+    if shorter + longer > room:
+        # The half that is rounded up goes to the longer text.
+        shorter = min(shorter, room // 2)
+        longer = room - shorter
+    of_first, of_second = (longer, shorter) if len(first) > len(second) else (shorter, longer)
+    segment_a = [tokenizer.cls_id, *first[:of_first], tokenizer.sep_id]
+    segment_b = [*second[:of_second], tokenizer.sep_id]
+    return segment_a + segment_b, [0] * len(segment_a) + [1] * len(segment_b)
