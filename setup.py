@@ -31,13 +31,23 @@ PLOT = ["matplotlib>=3.9"]
 
 setup(
     name="bert_jax",
-    version="0.1.0",
+    version="0.2.0",
     description="BERT pretraining in JAX/Flax for TPU pods and GPUs",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["bert_jax", "bert_jax.*", "data_prep", "configs", "configs.*"]),
+    # The recipes travel inside of the package: a folder configs/ of a user's is not in their way.
+    packages=[
+        *find_packages(include=["bert_jax", "bert_jax.*", "data_prep", "data_prep.*"]),
+        "bert_jax.recipes",
+        "bert_jax.recipes.finetune",
+    ],
+    package_dir={
+        "bert_jax.recipes": "configs",
+        "bert_jax.recipes.finetune": "configs/finetune",
+    },
+    package_data={"bert_jax": ["py.typed"], "data_prep": ["py.typed"]},
     install_requires=CORE,
     extras_require={
         "hf": HF,

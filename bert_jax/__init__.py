@@ -1,3 +1,3 @@
 """BERT pretraining in JAX/Flax: from raw text to a Hugging Face checkpoint."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,7 +1,16 @@
-"""Command line of the config-driven commands: --config=FILE[:arg] --workdir=DIR --config.field=…"""
+"""Recipes and the command line of the commands that take one: --config=NAME_OR_FILE[:arg] …
 
+A recipe is a Python file with `get_config()` or `get_config(arg)` that returns a ConfigDict. Those
+of this project are known by name: bert_base, bert_tiny:laptop, finetune/sst2.
+"""
+
+import contextlib
 import difflib
+import inspect
+import pathlib
 import re
+import sys
+import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,9 +19,14 @@ import ml_collections
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 
+# The recipes of a clone lie beside the package, those of an installed wheel in it.
+_PACKAGE = pathlib.Path(__file__).parent
+_INSTALLED = _PACKAGE / "recipes"
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 # An override's name without its dashes: config.mesh.data -> mesh.data
 _FIELD = re.compile(r"config\.([\w.\[\]]+)")
 
@@ -34,10 +48,144 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, value
 
 
+def phase(**fields: Any) -> ml_collections.ConfigDict:
+    """An entry of `config.phases`; fields that are left empty are the run's (training/phases.py).
+
+    `optimizer={…}` gives the phase a schedule of its own, from its start over its steps.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "num_steps": 0,  # 0, for the last phase: up to the run's num_steps
+            "data_dir": "",
+            "eval_data_dir": "",
+            "extra_eval_data_dirs": "",
+            "max_seq_length": 0,  # given, data of another length is refused
+            "batch_size": 0,
+            "packing": 0,
+            "accumulate_steps": 0,
+            "reset_moments": False,  # start with an empty optimizer; the parameters stay
+            **fields,
+        }
+    )
+
+
+def recipe(name: str, /, **overrides: Any) -> ml_collections.ConfigDict:
+    """A recipe's config: recipe("bert_base:laptop", batch_size=64, **{"mesh.fsdp": 8}).
+
+    Args:
+      name: of a recipe of this project, or the path of a file; `:arg` selects a preset.
+      **overrides: field -> value; the names are those of the flags without "config.".
+
+    Raises:
+      UserError: no such recipe or field, or a value of another type.
+    """
+    config = load(name)
+    for field, value in overrides.items():
+        try:
+            config_path.get_type(field, config)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            known = [known for known, _ in leaves(config)]
+            raise UserError(_no_field(name, field, known)) from None
+        try:
+            config_path.set_value(field, config, value)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {field}={value!r} ({brief(error)})") from None
+    return config
+
+
+def names() -> list[str]:
+    """The names of this project's recipes, sorted."""
+    paths = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.py"))
+    return sorted(path.as_posix() for path in paths if path.name not in ("__init__", "base"))
+
+
+def load(source: str) -> ml_collections.ConfigDict:
+    """The config that NAME[:arg] or FILE[:arg] describes.
+
+    Raises:
+      UserError: there is none of that name, or its file does not give a config.
+    """
+    named, colon, arg = _split(source)
+    path = _locate(named)
+    try:
+        text = path.read_text()
+        code = compile(text, str(path), "exec")
+    except (OSError, ValueError) as error:  # no UTF-8, or a NUL in it
+        raise UserError(f"config {named} cannot be read as Python ({brief(error)})") from None
+    except SyntaxError as error:
+        raise UserError(f"config {named}, line {error.lineno}: not Python ({error.msg})") from None
+    module = types.ModuleType(f"config_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look themselves up
+    with _mistakes_of(named, path):
+        exec(code, module.__dict__)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"config {named} has no function get_config() that returns a ConfigDict")
+    arguments = [arg] if colon else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        raise UserError(
+            f"config {named} has no presets: expected --config={named} without ':{arg}'"
+            if arguments
+            else f"config {named} needs an argument: --config={named}:ARG"
+        ) from None
+    with _mistakes_of(named, path):
+        config = get_config(*arguments)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"config {named}: get_config() returns a {type(config).__name__}, expected an "
+            "ml_collections.ConfigDict"
+        )
+    return config
+
+
+@contextlib.contextmanager
+def _mistakes_of(named: str, path: epath.Path) -> Iterator[None]:
+    """Turns whatever a config file raises into one line that says where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except UserError as error:
+        raise UserError(f"config {named}: {error}") from None
+    except BaseException as error:  # sys.exit() too: a config has nothing to end
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UserError(f"config {named}{line}: {brief(error)}") from None
+
+
+def _split(source: str) -> tuple[str, str, str]:
+    """'gs://b/x.py:laptop' -> ('gs://b/x.py', ':', 'laptop'); not at a scheme's colon."""
+    scheme, slashes, rest = source.rpartition("://")
+    name, colon, arg = rest.partition(":")
+    return f"{scheme}{slashes}{name}", colon, arg
+
+
+def _locate(named: str) -> epath.Path:
+    """The file of a recipe: a path as it is given, else this project's recipe of that name."""
+    path = epath.Path(named)
+    if not named.endswith(".py"):
+        of_project = RECIPES / f"{named}.py"
+        if ".." not in path.parts and of_project.is_file():
+            return epath.Path(of_project)
+    if path.is_dir():
+        raise UserError(f"config {named} is a directory, expected a Python file or a recipe's name")
+    if path.exists():
+        return path
+    near = difflib.get_close_matches(re.sub(r"^configs/|\.py$", "", named), names(), n=1)
+    hint = f": did you mean --config={near[0]}?" if near else ""
+    raise UserError(
+        f"config {named} does not exist{hint or '; the recipes are ' + ', '.join(names())}"
+    )
+
+
 def parse(
     argv: Sequence[str],
     usage: str,
     *,
+    like: str = "bert_base",
     optional: Mapping[str, str] = types.MappingProxyType({}),
     **required: str,
 ) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
@@ -46,6 +194,7 @@ def parse(
     Args:
       argv: the arguments, without the program's name.
       usage: printed on --help.
+      like: the recipe whose fields a config must have.
       optional: further string flags: name -> help text; "" where one is not given.
       **required: string flags that must be given, besides --config: name -> help text.
 
@@ -55,70 +204,93 @@ def parse(
     Raises:
       UserError: a missing or unknown flag, config file, config field, or a value of another type.
     """
+    source = next((value for flag, value in _pairs(argv) if flag in ("--config", "-config")), "")
     if not argv or "--help" in argv or "-h" in argv:
         print(usage)
         for name, text in {**required, **optional}.items():
             print(f"  --{name}: {text}")
         print("  --config.FIELD=VALUE: overrides a field of the config, e.g. --config.seed=1")
-        config_path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
-        if config_path:
-            config = _parse([f"--config={config_path}"], {})[0]
-            print(f"\nFields of {config_path} and their values:")
-            for name, value in leaves(config):
+        if source:
+            print(f"\nFields of {source} and their values:")
+            for name, value in leaves(load(source)):
                 print(f"  --config.{name}={value}")
+        else:
+            print(f"\nRecipes, by name: {', '.join(names())}")
         raise SystemExit(0)
-    config, values = _parse(argv, {**required, **optional})
+    if not source:
+        raise UserError(
+            "missing --config=NAME_OR_FILE[:argument], e.g. --config=bert_base or "
+            "--config=configs/bert_base.py"
+        )
+    config = load(source)
+    expected = load(like)
+    if lacking := sorted(set(expected) - set(config)):
+        raise UserError(
+            f"config {source} has no field {', '.join(lacking[:5])}"
+            f"{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}, which "
+            f"{like} has: is it a config for another command? (a config of your own begins with "
+            f"bert_jax.recipe({like!r}))"
+        )
+    values = _parse(argv, source, config, {**required, **optional})
     missing = [f"--{name} ({text})" for name, text in required.items() if not values[name]]
     if missing:
         raise UserError(f"missing {', '.join(missing)}; see --help")
     return config, values
 
 
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(flag, value) of --flag=value and of --flag value."""
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        yield flag, value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+
+
+def _without_config(argv: Sequence[str]) -> Iterator[str]:
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument in ("--config", "-config"):
+            next(arguments, None)
+        elif not argument.startswith(("--config=", "-config=")):
+            yield argument
+
+
 def _parse(
-    argv: Sequence[str], flag_texts: Mapping[str, str]
-) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
-    argv = ["", *argv]  # absl takes the first for the program's name
+    argv: Sequence[str], source: str, config: ml_collections.ConfigDict, texts: Mapping[str, str]
+) -> dict[str, str]:
+    """Applies the overrides of `argv` to `config`; the values of the other flags."""
+    # absl takes the first for the program's name. The file is loaded: its flag goes no further.
+    argv = ["", *_without_config(argv)]
     # Flags live in an object of this call: nothing global, nothing at import.
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    for name, text in flag_texts.items():
+    for name, text in texts.items():
         flags.DEFINE_string(name, "", text, flag_values=values)
-    config_file = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
-    if not config_file:
-        raise UserError("missing --config=FILE[:argument], e.g. --config=configs/bert_base.py")
-    if not epath.Path(config_file.partition(":")[0]).exists():
-        raise UserError(f"config file {config_file.partition(':')[0]} does not exist")
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         unparsed = values(argv)[1:]
     except (flags.Error, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_explain(error, config_file, argv)) from None
+        raise UserError(_explain(error, source, config, argv)) from None
     if unparsed:
         raise UserError(f"unexpected argument {unparsed[0]!r}: flags are written --name=value")
-    return values["config"].value, {name: values[name].value for name in flag_texts}
+    return {name: values[name].value for name in texts}
 
 
-def _explain(error: Exception, config_file: str, argv: Sequence[str]) -> str:
+def _explain(
+    error: Exception, source: str, config: ml_collections.ConfigDict, argv: Sequence[str]
+) -> str:
     """Says which field or value of the command line is wrong, with the nearest known field."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    defaults = flags.FlagValues()
-    alone = ["", f"--config={config_file}"]
-    config_flags.DEFINE_config_file("config", flag_values=defaults, sys_argv=alone)
-    try:
-        defaults(alone)
-    except Exception:  # the config file itself is at fault: its own message says how
-        cause = str(error).strip().splitlines()[-1]
-        return f"config {config_file} could not be read: {cause}"
-    known = [name for name, _ in leaves(defaults["config"].value)]
+    known = [name for name, _ in leaves(config)]
     for argument in argv:
         field = argument.lstrip("-").partition("=")[0]
         if (match := _FIELD.fullmatch(field)) and match[1] not in known:
-            inner = [name for name in known if name.endswith(f".{match[1]}")]
-            near = inner or difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
-            hint = f"; did you mean --config.{near[0]}?" if near else ""
-            if match[1].startswith("phases[") and "phases" in known:
-                hint = ": its run is one phase"
-            return (
-                f"config {config_file} has no field {match[1]!r}{hint} "
-                f"(--help --config={config_file} lists them)"
-            )
+            return _no_field(source, match[1], known)
+    text = " ".join(str(error).split()) or type(error).__name__
     return f"{text} (see --help)"
+
+
+def _no_field(source: str, field: str, known: Sequence[str]) -> str:
+    inner = [name for name in known if name.endswith(f".{field}")]
+    near = inner or difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+    hint = f"; did you mean --config.{near[0]}?" if near else ""
+    if field.startswith("phases[") and "phases" in known:
+        hint = ": its run is one phase"
+    return f"config {source} has no field {field!r}{hint} (--help --config={source} lists them)"

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     config, values = config_lib.parse(
         argv,
         USAGE,
+        like="finetune/base",
         init="WORKDIR of a pretraining or fine-tuning, Hugging Face directory or hub name",
         workdir="directory of this run, local or gs://",
     )

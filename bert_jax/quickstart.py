@@ -21,6 +21,7 @@ from etils import epath
 
 from bert_jax import files, metrics
 from bert_jax.cli import HelpFormatter, run
+from bert_jax.config import recipe
 from bert_jax.data.records import Manifest
 
 VOCAB_SIZE = 2048
@@ -144,7 +145,6 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     """Runs all steps; `num_steps` 0 takes the recipe's."""
     from bert_jax import convert, finetune, pretrain
-    from configs import quickstart as recipe
     from data_prep import build, check, vocab
 
     started = time.monotonic()
@@ -189,14 +189,14 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     unhealthy = steps.run("check", "data_prep.check", [str(data)], lambda f: check.main(f))
     manifest = Manifest.read(data)
     flags = [
-        "--config=configs/quickstart.py",
+        "--config=quickstart",
         f"--workdir={model}",
         f"--config.data_dir={data}",
         f"--config.model.vocab_size={manifest.vocab_size}",
     ]
     if num_steps:
         flags.append(f"--config.num_steps={num_steps}")
-        warmup_steps = min(recipe.get_config().optimizer.warmup_steps, num_steps // 10)
+        warmup_steps = min(recipe("quickstart").optimizer.warmup_steps, num_steps // 10)
         flags.append(f"--config.optimizer.warmup_steps={warmup_steps}")
     steps.run("pretraining", "bert_jax.pretrain", flags, pretrain.main)
     parity = steps.run(
@@ -216,7 +216,7 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
         "fine-tuning",
         "bert_jax.finetune",
         [
-            "--config=configs/finetune/text_classification.py",
+            "--config=finetune/text_classification",
             f"--init={model}",
             f"--workdir={classifier}",
             f"--config.train_file={task / 'train.csv'}",

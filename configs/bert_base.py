@@ -15,23 +15,7 @@ The other sizes (bert_tiny.py … bert_large.py) change the sizes alone.
 
 import ml_collections
 
-
-def phase(**fields) -> ml_collections.ConfigDict:
-    """A part of a run; fields that are left empty are the run's (see bert_jax.training.phases)."""
-    return ml_collections.ConfigDict(
-        {
-            "num_steps": 0,  # 0, for the last phase: up to the run's num_steps
-            "data_dir": "",
-            "eval_data_dir": "",
-            "extra_eval_data_dirs": "",
-            "max_seq_length": 0,  # given, data of another length is refused
-            "batch_size": 0,
-            "packing": 0,
-            "accumulate_steps": 0,
-            "reset_moments": False,  # start with an empty optimizer; the parameters stay
-            **fields,  # optimizer={…}: a schedule of its own, over the phase; the rest is the run's
-        }
-    )
+from bert_jax.config import phase
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

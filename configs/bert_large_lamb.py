@@ -12,12 +12,12 @@ BERT-large's width and two layers. bert_base.py explains every field.
 
 import ml_collections
 
-from configs import bert_base, bert_large
+from bert_jax.config import phase, recipe
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; `arg` is "" as published or "laptop"."""
-    config = bert_large.get_config(arg)
+    config = recipe(f"bert_large:{arg}")
     config.num_steps = 7_038 + 1_563
     config.batch_size = 65_536
     config.accumulate_steps = 16
@@ -33,8 +33,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # Each phase has a schedule of its own, the first with the values above; the moments are kept.
     second = {"learning_rate": 4e-3, "warmup_steps": 200}  # 12.8 % of the phase
     config.phases = (
-        bert_base.phase(num_steps=7_038, optimizer={}),
-        bert_base.phase(data_dir="", batch_size=32_768, accumulate_steps=32, optimizer=second),
+        phase(num_steps=7_038, optimizer={}),
+        phase(data_dir="", batch_size=32_768, accumulate_steps=32, optimizer=second),
     )
     if arg == "laptop":
         config.num_steps = 200
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.model.num_hidden_layers = 2
         config.optimizer.warmup_steps = 40
         config.phases = (
-            bert_base.phase(num_steps=150, optimizer={}),
-            bert_base.phase(batch_size=32, optimizer={"learning_rate": 4e-3, "warmup_steps": 10}),
+            phase(num_steps=150, optimizer={}),
+            phase(batch_size=32, optimizer={"learning_rate": 4e-3, "warmup_steps": 10}),
         )
     return config

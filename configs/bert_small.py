@@ -12,12 +12,12 @@ see bert_base.py, which explains every field.
 
 import ml_collections
 
-from configs import bert_base
+from bert_jax.config import recipe
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; `arg` is "" as published or "laptop"."""
-    config = bert_base.get_config(arg)
+    config = recipe(f"bert_base:{arg}")
     config.model.num_hidden_layers = 4
     config.model.hidden_size = 512
     config.model.num_attention_heads = 8

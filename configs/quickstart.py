@@ -11,12 +11,12 @@ hundreds of steps earlier. Dropout has nothing to prevent in about one epoch.
 
 import ml_collections
 
-from configs import bert_tiny
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; it has no other forms."""
-    config = bert_tiny.get_config("laptop")
+    config = recipe("bert_tiny:laptop")
     config.batch_size = 32
     config.num_steps = 3000
     config.log_every = 25

@@ -41,7 +41,14 @@ def test_overrides_are_applied():
     ("argv", "message"),
     [
         (["--workdir=/w"], "missing --config"),
-        (["--config=configs/bert_huge.py", "--workdir=/w"], "configs/bert_huge.py does not exist"),
+        (
+            ["--config=configs/bert_huge.py", "--workdir=/w"],
+            "configs/bert_huge.py does not exist: did",
+        ),
+        (["--config=bert_larg", "--workdir=/w"], "did you mean --config=bert_large?"),
+        (["--config=configs", "--workdir=/w"], "configs is a directory"),
+        (["--config=finetune/sst2", "--workdir=/w"], "config for another command"),
+        (["--config=quickstart:laptop", "--workdir=/w"], "has no presets"),
         (["--config=configs/bert_mini.py"], "missing --workdir"),
         (["--config=configs/bert_mini.py:phone", "--workdir=/w"], "unknown form 'phone'"),
         (
@@ -62,10 +69,71 @@ def test_mistakes_are_named(argv, message):
         config_lib.parse(argv, **PARSE)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x = (\n", "mine.py, line 1: not Python"),
+        (b"\n\n1 / 0\n", "mine.py, line 3: ZeroDivisionError: division by zero"),
+        (b"import no_such_module\n", "line 1: ModuleNotFoundError: No module named"),
+        (b"def get_config():\n    raise SystemExit(3)\n", "line 2: SystemExit: 3"),
+        (b"\x89PNG\x00\xff", "cannot be read as Python"),
+        (b"just some words", "line 1: not Python"),
+        (b"config = 3\n", "has no function get_config()"),
+        (b"def get_config():\n    pass\n", "returns a NoneType"),
+        (b"def get_config():\n    return {}\n", "returns a dict"),
+        (b"def get_config(arg):\n    return {}\n", "needs an argument"),
+        (
+            b"import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()\n",
+            "has no field accumulate_steps, batch_size",
+        ),
+        (
+            b"import bert_jax.config as c\ndef get_config():\n    return c.recipe('bert_bse')\n",
+            "mine.py: config bert_bse does not exist: did you mean --config=bert_base?",
+        ),
+    ],
+)
+def test_a_config_file_that_gives_none_is_one_line(tmp_path, content, message):
+    path = tmp_path / "mine.py"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        config_lib.parse([f"--config={path}", "--workdir=/w"], **PARSE)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_recipes_go_by_name_wherever_a_command_is_typed(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "bert_base.py").write_text("raise ValueError('your own')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config, _ = config_lib.parse(["--config", "bert_tiny:laptop", "--workdir", "/w"], **PARSE)
+    assert config.model.hidden_size == 128 and config.num_steps < 1_000_000
+    assert config_lib.recipe("finetune/glue:mnli").labels.startswith("0=entailment")
+    with pytest.raises(UserError, match="your own"):
+        config_lib.recipe("configs/bert_base.py")
+
+
+def test_a_recipe_takes_overrides_as_flags_do():
+    changed = {"mesh.fsdp": 8, "phases[1].data_dir": "data_512", "optimizer.learning_rate": 1}
+    config = config_lib.recipe("bert_base", batch_size=64, **changed)
+    assert (config.batch_size, config.mesh.fsdp) == (64, 8)
+    assert config.phases[1].data_dir == "data_512" and config.optimizer.learning_rate == 1.0
+    with pytest.raises(UserError, match="no field 'bach_size'; did you mean"):
+        config_lib.recipe("bert_base", bach_size=64)
+    with pytest.raises(UserError, match="batch_size='many'"):
+        config_lib.recipe("bert_base", batch_size="many")
+
+
+def test_every_recipe_has_a_name():
+    names = config_lib.names()
+    assert "bert_base" in names and "finetune/sst2" in names and "finetune/base" not in names
+    for name in names:
+        config_lib.recipe(name)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("form", ["", "laptop"])
 def test_sizes_are_the_published_ones(size, form):
-    config = importlib.import_module(f"configs.bert_{size}").get_config(form)
+    config = config_lib.recipe(f"bert_{size}:{form}")
     model = train.make_model(config)
     shapes = jax.eval_shape(lambda key: train.init_params(model, key), jax.random.key(0))
     encoder = sum(leaf.size for leaf in jax.tree.leaves(shapes["bert"]))

@@ -9,12 +9,12 @@ expects the columns label (1 to 4), title and description.
 
 import ml_collections
 
-from configs.finetune import text_classification
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
-    config = text_classification.get_config()
+    config = recipe("finetune/text_classification")
     config.text_column = "title"
     config.text_pair_column = "description"
     config.labels = "1=World,2=Sports,3=Business,4=Sci/Tech"

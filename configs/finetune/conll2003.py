@@ -10,12 +10,12 @@ reads the files as distributed (IOB1). Published entity F1 of BERT-base, cased, 
 
 import ml_collections
 
-from configs.finetune import token_classification
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and token_classification.py explain the fields."""
-    config = token_classification.get_config()
+    config = recipe("finetune/token_classification")
     config.labels = "O,B-LOC,I-LOC,B-MISC,I-MISC,B-ORG,I-ORG,B-PER,I-PER"
     config.optimizer.learning_rate = 5e-5
     return config

@@ -11,7 +11,7 @@ MRPC 88.9 (F1), RTE 66.4. CoLA, MRPC, RTE and STS-B are small: seeds differ by a
 
 import ml_collections
 
-from configs.finetune import text_classification, text_regression
+from bert_jax.config import recipe
 
 # task -> text column, column of the second text, classes in the data set's order, GLUE's metric.
 TASKS = {
@@ -33,11 +33,11 @@ def get_config(arg: str = "sst2") -> ml_collections.ConfigDict:
         raise ValueError(f"unknown task {arg!r}: one of {', '.join(TASKS)}")
     text_column, text_pair_column, labels, metric = TASKS[arg]
     if labels:
-        config = text_classification.get_config()
+        config = recipe("finetune/text_classification")
         config.labels = labels
         config.metric = metric
     else:
-        config = text_regression.get_config()
+        config = recipe("finetune/text_regression")
         config.label_column = "label"
     config.text_column = text_column
     config.text_pair_column = text_pair_column

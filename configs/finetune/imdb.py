@@ -16,12 +16,12 @@ For files with the columns text and label (0, 1) add --config.train_file=…
 
 import ml_collections
 
-from configs.finetune import text_classification
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
-    config = text_classification.get_config()
+    config = recipe("finetune/text_classification")
     config.train_file = "hf:imdb:train"
     config.validation_file = "hf:imdb:test"
     config.labels = "0=negative,1=positive,neg=negative,pos=positive"  # of files; of the data set

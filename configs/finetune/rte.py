@@ -16,12 +16,12 @@ files' names). For GLUE's own data set, where 0 is entailment:
 
 import ml_collections
 
-from configs.finetune import text_classification
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
-    config = text_classification.get_config()
+    config = recipe("finetune/text_classification")
     config.text_column = "premise"
     config.text_pair_column = "hypothesis"
     config.labels = "0=not_entailment,1=entailment"

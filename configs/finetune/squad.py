@@ -10,7 +10,7 @@ BERT-base: 88.5 (paper, table 2). squad2.py is the same for questions without an
 
 import ml_collections
 
-from configs.finetune import base
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     train_file and validation_file: SQuAD's .json (1.1 or 2.0), or a data set with its columns, by
     hf:NAME:SPLIT or tfds:NAME:SPLIT.
     """
-    config = base.get_config()
+    config = recipe("finetune/base")
     config.task = "question_answering"
     config.train_file = "hf:squad:train"
     config.validation_file = "hf:squad:validation"

@@ -9,12 +9,12 @@ Whether "" may be predicted follows from the training file: it may if a question
 
 import ml_collections
 
-from configs.finetune import squad
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and squad.py explain the fields."""
-    config = squad.get_config()
+    config = recipe("finetune/squad")
     config.train_file = "hf:squad_v2:train"
     config.validation_file = "hf:squad_v2:validation"
     config.batch_size = 48  # as the paper, section 4.3

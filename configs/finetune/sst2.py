@@ -10,12 +10,12 @@ Published accuracy of BERT-base: 93.5 (paper, table 1).
 
 import ml_collections
 
-from configs.finetune import text_classification
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
-    config = text_classification.get_config()
+    config = recipe("finetune/text_classification")
     config.train_file = "hf:glue/sst2:train"
     config.validation_file = "hf:glue/sst2:validation"
     config.text_column = "sentence"

@@ -9,12 +9,12 @@ reads the files as distributed. Published accuracy of BERT-base: 81.6 (paper, ta
 
 import ml_collections
 
-from configs.finetune import base
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
-    config = base.get_config()
+    config = recipe("finetune/base")
     config.task = "multiple_choice"
     config.context_column = "sent1"
     config.beginning_column = "sent2"  # what every choice goes on from; "" for none

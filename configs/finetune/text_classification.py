@@ -10,12 +10,12 @@ WORKDIR/hf is then what `transformers.pipeline("text-classification", …)` load
 
 import ml_collections
 
-from configs.finetune import base
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
-    config = base.get_config()
+    config = recipe("finetune/base")
     config.task = "text_classification"
     config.text_column = "text"
     config.text_pair_column = ""  # the second text of a pair; "" for single texts

@@ -13,12 +13,12 @@ Numbers of the order of 1 to 10 are learnt best: rescale larger ones. For STS-B 
 
 import ml_collections
 
-from configs.finetune import base
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
-    config = base.get_config()
+    config = recipe("finetune/base")
     config.task = "text_regression"
     config.text_column = "text"
     config.text_pair_column = ""  # the second text of a pair; "" for single texts

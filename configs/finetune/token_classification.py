@@ -9,7 +9,7 @@ WORKDIR/hf is then what `transformers.pipeline("token-classification", …)` loa
 
 import ml_collections
 
-from configs.finetune import base
+from bert_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     train_file and validation_file: CoNLL columns (a word a line, an empty line between sentences),
     .jsonl with a list of words and a list of labels a line, hf: or tfds:NAME[/CONFIG]:SPLIT.
     """
-    config = base.get_config()
+    config = recipe("finetune/base")
     config.task = "token_classification"
     config.tag_index = -1  # CoNLL files: the column of the label, from 0; -1 is the last
     config.words_column = "tokens"  # .jsonl and data sets: the list of words
