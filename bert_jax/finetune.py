@@ -1,4 +1,4 @@
-"""Command: fine-tunes a pretrained BERT on a task, evaluates it, exports it for transformers.
+"""Command: fine-tunes a pretrained encoder on a task, evaluates it, exports it for transformers.
 
 WORKDIR receives config.json, checkpoints/, metrics.jsonl, results.json, predictions.jsonl and
 report.txt (of the validation file), and hf/, the fine-tuned model for transformers. With several
@@ -7,22 +7,56 @@ seeds or learning rates each run has a directory of its own in WORKDIR (`finetun
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import ml_collections
 from etils import epath
 
+from bert_jax import cli as cli_lib
 from bert_jax import config as config_lib
-from bert_jax.cli import run
 
 USAGE = """\
 usage: python -m bert_jax.finetune --config=configs/finetune/text_classification.py \\
          --init=WORKDIR_OR_HF_DIR --workdir=DIR \\
          --config.train_file=FILE --config.validation_file=FILE [--config.FIELD=VALUE …]
 
-Fine-tunes a pretrained BERT and exports it to DIR/hf, which transformers' pipelines load. The same
-command again goes on from the last checkpoint. --config.seeds=0,1,2 and
+Fine-tunes a pretrained encoder and exports it to DIR/hf, which transformers' pipelines load. The
+same command again resumes from the last checkpoint. --config.seeds=0,1,2 and
 --config.learning_rates=2e-5,3e-5 make all these runs and compare them. Add --config=FILE to this
 help to see the config's fields.
 """
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    init: str | epath.PathLike,
+    workdir: str | epath.PathLike,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Fine-tunes the model at `init` and writes WORKDIR; an unfinished run there is resumed.
+
+        config = bert_jax.recipe("finetune/sst2", train_file="train.tsv", validation_file="dev.tsv")
+        bert_jax.finetune.run(config, "runs/base", "runs/sst2")["accuracy"]
+
+    Args:
+      config: a recipe of configs/finetune.
+      init: WORKDIR of a pretraining or fine-tuning, a Hugging Face directory or hub name.
+      show: whether progress is printed.
+
+    Returns:
+      what WORKDIR/results.json holds: the validation metrics of the selected epoch, "epoch",
+      "step", "examples", "seconds" and "parity". With several seeds or learning rates what
+      WORKDIR/summary.json holds: "metric", "best" (a run's name), "learning_rates" and "runs".
+
+    Raises:
+      UserError: data, model, config and workdir do not fit each other.
+    """
+    # JAX takes seconds to import: not before it is needed.
+    from bert_jax.finetuning import loop, sweep
+
+    if config.seeds or config.learning_rates:
+        return sweep.sweep(config, init, workdir, show)
+    return loop.finetune(config, init, workdir, show=show)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,18 +67,16 @@ def main(argv: Sequence[str]) -> None:
         init="WORKDIR of a pretraining or fine-tuning, Hugging Face directory or hub name",
         workdir="directory of this run, local or gs://",
     )
-    # After parsing: JAX takes seconds to import.
-    from bert_jax.finetuning import loop as finetune_loop
     from bert_jax.finetuning import sweep
     from bert_jax.parallel import host_memory
 
     host_memory.keep_freed()
     workdir = epath.Path(values["workdir"])
+    results = run(config, values["init"], workdir, show=True)
     if config.seeds or config.learning_rates:
-        print(sweep.table(sweep.sweep(config, values["init"], workdir)))
+        print(sweep.table(results))
         print(f"wrote {workdir}/summary.json, hf (the best run's, for transformers), and every run")
         return
-    results = finetune_loop.finetune(config, values["init"], workdir)
     if (workdir / "report.txt").exists():
         print((workdir / "report.txt").read_text())
     for name, value in results.items():
@@ -54,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def cli() -> None:
-    run(main)
+    cli_lib.run(main)
 
 
 if __name__ == "__main__":

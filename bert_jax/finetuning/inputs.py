@@ -16,6 +16,7 @@ from flax import traverse_util
 from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.data import batching
+from bert_jax.finetuning.settings import check_config
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
 from bert_jax.tasks import kinds
@@ -168,39 +169,6 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
         train=make_split(task, train_examples, config),
         validation=make_split(task, validation_examples, config),
     )
-
-
-def check_config(config: ml_collections.ConfigDict, model: BertConfig) -> None:
-    """Raises UserError for settings that cannot work, before anything is read or written."""
-    for field in ("train_file", "validation_file"):
-        if not config[field]:
-            raise UserError(f"config.{field} is empty: give --config.{field}=FILE")
-    if config.max_seq_length > model.max_position_embeddings:
-        raise UserError(
-            f"config.max_seq_length={config.max_seq_length} is more than the model's "
-            f"{model.max_position_embeddings} positions: give "
-            f"--config.max_seq_length={model.max_position_embeddings} or less"
-        )
-    if config.select not in ("last", "best"):
-        raise UserError(f"config.select={config.select!r} is neither 'last' nor 'best'")
-    limits = {
-        "max_seq_length": 8,
-        "length_buckets": 1,
-        "batch_size": 1,
-        "num_epochs": 1,
-        "seed": 0,
-        "early_stopping": 0,
-        "checkpoint_every": 0,
-        "log_every": 1,
-        # of question answering
-        "max_question_length": 1,
-        "doc_stride": 1,
-        "max_answer_length": 1,
-        "n_best": 1,
-    }
-    for field, least in limits.items():
-        if field in config and config[field] < least:
-            raise UserError(f"config.{field}={config[field]}, expected at least {least}")
 
 
 def start_params(

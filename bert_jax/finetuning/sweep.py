@@ -128,11 +128,17 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def sweep(
-    config: ml_collections.ConfigDict, init: str | epath.PathLike, workdir: str | epath.PathLike
+    config: ml_collections.ConfigDict,
+    init: str | epath.PathLike,
+    workdir: str | epath.PathLike,
+    show: bool = False,
 ) -> dict[str, Any]:
     """Makes all runs of `config.seeds` × `config.learning_rates` that are not finished yet.
 
     What is finished in `workdir` is summarized with them.
+
+    Args:
+      show: whether the runs and their progress are printed.
 
     Returns:
       what summary.json holds (see `summarize`). The best run is the one with the highest figure of
@@ -168,9 +174,10 @@ def sweep(
     for number, (name, one) in enumerate(configs.items(), 1):
         path = workdir / name
         finished = checkpoint.is_finished(path)
-        print(f"run {number} of {len(configs)}: {name}{', finished before' if finished else ''}")
+        if show:
+            print(f"run {number} of {len(configs)}: {name}{', finished before' * finished}")
         if not finished:
-            finetune_loop.finetune(one, init, path, inputs)
+            finetune_loop.finetune(one, init, path, inputs, show)
     runs = []
     for name, one in all_runs().items():  # another command may have finished some here meanwhile
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}

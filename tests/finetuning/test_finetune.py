@@ -16,6 +16,8 @@ from bert_jax import finetune, metrics
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import loop as finetune_loop
+from bert_jax.finetuning import results as results_lib
+from bert_jax.finetuning import settings
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
@@ -129,7 +131,7 @@ def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
     config.optimizer.learning_rate = 1e-9  # nothing gets better
     whole = finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     assert whole["epoch"] == 3
-    assert len(finetune_loop.evaluations(tmp_path / "whole", "accuracy")) == 3
+    assert len(results_lib.evaluations(tmp_path / "whole", "accuracy")) == 3
     with interrupted_in_epoch(2):
         finetune_loop.finetune(config, pretrained, tmp_path / "run")
     for _ in range(2):  # going on, and again when all is done
@@ -152,7 +154,7 @@ def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
     ],
 )
 def test_has_stalled(scores, patience, stalled):
-    assert finetune_loop.has_stalled(scores, patience) is stalled
+    assert results_lib.has_stalled(scores, patience) is stalled
 
 
 def test_the_selected_epoch_is_what_is_loaded(pretrained, config, tmp_path):
@@ -209,7 +211,7 @@ def test_steps_that_changed_nothing_are_counted(pretrained, config, tmp_path, mo
 
     monkeypatch.setattr(batching, "iterate", poisoned)
     config.num_epochs = 1
-    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run", show=True)
     assert "1 of 19 steps changed nothing" in capfd.readouterr().err
     assert results["accuracy"] > 0.8
 
@@ -245,7 +247,7 @@ def test_layerwise_learning_rates(config):
     module = heads.BertForSequenceClassification(model, 2)
     ids = np.zeros((1, 8), np.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    rules = finetune_loop.learning_rate_rules(config, 2, params)
+    rules = settings.learning_rate_rules(config, 2, params)
     factors = optimizer.values_of_rules(rules, params, 1.0)
     assert factors["classifier"] == {"kernel": 1.0, "bias": 0.25}
     assert set(jax.tree.leaves(factors["bert"]["pooler"])) == {1.0}
@@ -256,7 +258,7 @@ def test_layerwise_learning_rates(config):
     assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.125}
     # All of the embeddings are the user's: of the decay's rules that one has nothing left.
     config.optimizer.learning_rate_rules = (("embeddings", 0.0), ("classifier", 2.0))
-    rules = finetune_loop.learning_rate_rules(config, 2, params)
+    rules = settings.learning_rate_rules(config, 2, params)
     factors = optimizer.values_of_rules(rules, params, 1.0)
     assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.0}
     assert set(jax.tree.leaves(factors["bert"]["encoder"]["layer_0"])) == {0.25}

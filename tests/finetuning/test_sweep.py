@@ -37,11 +37,11 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
     runs = []
     finetune_one = finetune_loop.finetune
 
-    def interrupted(config, init, workdir, inputs):
+    def interrupted(config, init, workdir, *rest):
         if len(runs) == 1:
             raise KeyboardInterrupt
         runs.append(workdir.name)
-        return finetune_one(config, init, workdir, inputs)
+        return finetune_one(config, init, workdir, *rest)
 
     monkeypatch.setattr(finetune_loop, "finetune", interrupted)
     with pytest.raises(KeyboardInterrupt):

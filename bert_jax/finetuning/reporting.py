@@ -1,0 +1,107 @@
+"""What a fine-tuning says while it runs: metrics.jsonl, TensorBoard, the progress line."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from bert_jax import metrics
+
+
+class Reporter:
+    """Writes a run's metrics, and shows them if `show` is set.
+
+    Args:
+      step: the run starts with the step after this one.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        step: int,
+        config: ml_collections.ConfigDict,
+        steps_per_epoch: int,
+        show: bool,
+    ):
+        self._config, self._steps_per_epoch = config, steps_per_epoch
+        self._writer = metrics.MetricWriter(workdir, step)
+        num_steps = steps_per_epoch * config.num_epochs
+        self._progress = metrics.Progress(num_steps) if show else None
+        self._last = step, time.monotonic()
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._skipped = 0
+
+    def step(self, step: int, values: dict[str, jax.Array]) -> None:
+        """A training step's metrics, which the device may still compute.
+
+        They are read one step late: the device works on this step while the host reads the one
+        before.
+        """
+        self._read_pending()
+        self._pending = step, values
+
+    def epoch_trained(self, step: int, num_batches: int) -> None:
+        """The end of an epoch's training: its last step is written whatever `log_every` says."""
+        self._read_pending(always=True)
+        if self._skipped:
+            self.note(
+                f"{self._skipped:,} of {num_batches:,} steps changed nothing: their loss or "
+                "gradient was not finite (a lower --config.optimizer.learning_rate may help)"
+            )
+        self._skipped = 0
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """An evaluation's metrics, before the checkpoint that they belong to is saved."""
+        self._writer.write(step, {f"eval_{name}": value for name, value in values.items()})
+        self.note(
+            f"epoch {step // self._steps_per_epoch} of {self._config.num_epochs}: "
+            + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        )
+        self.flush()
+
+    def note(self, text: str) -> None:
+        """Shows a line of its own."""
+        if self._progress:
+            self._progress.note(text)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is no training: it does not count in the speed."""
+        before = time.monotonic()
+        yield
+        step, since = self._last
+        self._last = step, since + time.monotonic() - before
+
+    def flush(self) -> None:
+        """To be called before a checkpoint, which the metrics so far lead to."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._progress:
+            self._progress.close()
+
+    def _read_pending(self, always: bool = False) -> None:
+        if not self._pending:
+            return
+        step, values = self._pending
+        self._pending = None
+        self._skipped += not values["accepted"]  # waits for the step
+        if always or step % self._config.log_every == 0:
+            self._write(step, values)
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        line = {name: float(values[name]) for name in ("loss", "gradient_norm", "learning_rate")}
+        before, since = self._last
+        self._last = step, time.monotonic()
+        seconds = max(self._last[1] - since, 1e-9)
+        line["epoch"] = step / self._steps_per_epoch
+        line["sequences_per_second"] = (step - before) * self._config.batch_size / seconds
+        self._writer.write(step, line)
+        if self._progress:
+            shown = {name: line[name] for name in ("loss", "sequences_per_second")}
+            self._progress.update(step, shown)
