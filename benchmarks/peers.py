@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax import convert
 from bert_jax.huggingface import files as hf_files
+from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.training import step as train
 
 # JAX would take most of a GPU's memory for itself; torch needs its part.
@@ -49,7 +49,7 @@ def pretraining_model(
 ) -> transformers.BertForPreTraining:
     """BertForPreTraining with our parameters, in training mode, attention by torch's sdpa."""
     model_config = train.make_model(config).config
-    tensors = convert.to_tensors(params, model_config)
+    tensors = hf_tensors.to_tensors(params, model_config)
     description = hf_files.config_json(
         "BertForPreTraining", model_config, "float32", pad_token_id=0, task="pretraining"
     )

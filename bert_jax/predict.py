@@ -103,7 +103,7 @@ class Predictor:
         import jax
         import ml_collections
 
-        from bert_jax.finetuning import inputs as finetune_inputs
+        from bert_jax import loading
         from bert_jax.finetuning import sweep
         from bert_jax.models import heads
         from bert_jax.models.bert import BertConfig, BertModel
@@ -116,7 +116,7 @@ class Predictor:
             run = checkpoint.read_config(workdir).to_dict()
             if "task" in run:  # the selected epoch of a fine-tuning
                 path = path / "hf"
-        self.loaded = finetune_inputs.load_init(path)
+        self.loaded = loading.load_parts(path)
         run = run or self.loaded.config.to_dict()
         task = self.loaded.config.get("task", "pretraining")  # pretraining configs have none
         params = self.loaded.params

@@ -203,7 +203,7 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
         "conversion",
         "bert_jax.convert to-hf",
         [f"--checkpoint={model}", f"--output={hf}"],
-        lambda flags: convert.to_hf(model, hf),
+        lambda flags: convert.to_hugging_face(model, hf),
     )
     print(f"    {parity}")
 

@@ -28,7 +28,7 @@ def benchmark():
 @pytest.fixture
 def flags(pretrained, tmp_path):
     """SST-2 in name, 40 + 12 made-up sentences in fact."""
-    convert.to_hf(pretrained, tmp_path / "hf")
+    convert.to_hugging_face(pretrained, tmp_path / "hf")
     (tmp_path / "data" / "sst2").mkdir(parents=True)
     for name, count in (("train", 40), ("dev", 12)):
         path = tmp_path / "data" / "sst2" / f"{name}.tsv"

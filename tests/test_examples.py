@@ -6,7 +6,7 @@ import pathlib
 import transformers
 from small_finetune import write_reviews
 
-from bert_jax import convert
+from bert_jax import convert, loading
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
@@ -19,7 +19,7 @@ def load(name):
 
 
 def test_finetune_with_transformers(pretrained, tmp_path, one_thread):
-    convert.to_hf(pretrained, tmp_path / "export")
+    convert.to_hugging_face(pretrained, tmp_path / "export")
     for name, count in (("train", 600), ("dev", 101)):
         path = tmp_path / f"{name}.csv"
         write_reviews(path, count, len(name))
@@ -39,4 +39,4 @@ def test_finetune_with_transformers(pretrained, tmp_path, one_thread):
     classify = transformers.pipeline("text-classification", model=str(tmp_path / "classifier"))
     assert classify("the film was good")[0]["label"] == "yes"
     # What torch wrote comes back.
-    assert list(convert.read_hf(tmp_path / "classifier").config.labels) == ["no", "yes"]
+    assert list(loading.load_parts(tmp_path / "classifier").config.labels) == ["no", "yes"]

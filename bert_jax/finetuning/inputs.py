@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from bert_jax import convert
+from bert_jax import loading
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning.settings import check_config
@@ -27,11 +27,6 @@ FREE_FIELDS = (
     *("mesh", "log_every", "checkpoint_every", "train_file", "validation_file"),
     *("seed", "seeds", "learning_rates"),  # `seed` is one of checkpoint.FIXED_FIELDS
 )
-
-
-def load_init(init: str | epath.PathLike) -> checkpoint.Loaded:
-    """What is in a WORKDIR, a checkpoint in one, or a Hugging Face model."""
-    return checkpoint.load(init) if checkpoint.is_workdir(init) else convert.read_hf(init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +149,7 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
     Raises:
       UserError: settings, model and data do not fit each other.
     """
-    loaded = load_init(init)
+    loaded = loading.load_parts(init)
     model = BertConfig.of(loaded.config.model.to_dict(), config.dtype)
     check_config(config, model)
     task = kinds.make_task(config, loaded.tokenizer)

@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import results as results_lib
@@ -19,6 +18,7 @@ from bert_jax.finetuning import settings, sweep
 from bert_jax.finetuning.inputs import Inputs, Split, read_inputs, start_params
 from bert_jax.finetuning.reporting import Reporter
 from bert_jax.finetuning.steps import Steps, make_steps
+from bert_jax.huggingface import export
 from bert_jax.huggingface import files as hf_files
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
@@ -147,7 +147,7 @@ def finetune(
     if selected_step != step or not metrics:
         params = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
         metrics, predictions = evaluate(steps, params, task, validation, config)
-    parity = convert.write_hf(selected, workdir, workdir / "hf")
+    parity = export.write(selected, workdir, workdir / "hf")
     results = metrics | {
         "epoch": selected_step // steps_per_epoch,
         "step": selected_step,

@@ -24,17 +24,9 @@ from etils import epath
 from bert_jax import __version__, files
 from bert_jax.cli import UserError, brief
 from bert_jax.finetuning import sweep
+from bert_jax.huggingface.keys import PRETRAINING, TABLES
 from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
 
-# What a checkpoint was trained for -> the transformers class that computes it.
-ARCHITECTURES = {
-    "text_regression": "BertForSequenceClassification",
-    "multi_label_classification": "BertForSequenceClassification",
-    "text_classification": "BertForSequenceClassification",
-    "token_classification": "BertForTokenClassification",
-    "question_answering": "BertForQuestionAnswering",
-    "multiple_choice": "BertForMultipleChoice",
-}
 # Tasks of one class -> the problem_type by which transformers tells them apart.
 PROBLEM_TYPES = {
     "text_regression": "regression",
@@ -60,17 +52,17 @@ _MARK = "exported_by"  # in config.json: this directory may be replaced by the n
 class Description:
     """What a config.json says: the encoder, the task of its head, and the head's label names.
 
-    task is a key of ARCHITECTURES, or "pretraining" for everything without a fine-tuning head.
+    task is PRETRAINING for everything without a fine-tuned head; class_name is transformers'.
     """
 
-    architecture: str
+    class_name: str
     model: BertConfig
     task: str
     labels: tuple[str, ...]
 
 
 def config_json(
-    architecture: str,
+    class_name: str,
     model: BertConfig,
     dtype: str,
     pad_token_id: int,
@@ -79,12 +71,12 @@ def config_json(
 ) -> dict[str, Any]:
     """The config.json of `model` under a transformers class name."""
     shared = set(dataclasses.asdict(model)) - set(COMPUTE_FIELDS)
+    table = TABLES["bert"]
     config = {
-        "architectures": [architecture],
-        "model_type": "bert",
+        "architectures": [class_name],
+        "model_type": table.model_type,
         "dtype": dtype,
-        "tie_word_embeddings": True,
-        "position_embedding_type": "absolute",
+        **table.settings,
         "classifier_dropout": None,
         "pad_token_id": pad_token_id,
         **{name: value for name, value in dataclasses.asdict(model).items() if name in shared},
@@ -112,12 +104,8 @@ def read_config(directory: epath.Path) -> Description:
         )
     config = files.read_json(path)
     problems = []
-    for field, expected in (
-        ("model_type", "bert"),
-        ("position_embedding_type", "absolute"),
-        ("is_decoder", False),
-        ("tie_word_embeddings", True),
-    ):
+    table = TABLES["bert"]
+    for field, expected in {"model_type": table.model_type, **table.settings}.items():
         if config.get(field, expected) != expected:
             problems.append(f"{field} is {config[field]!r}, only {expected!r} is known here")
     # BertConfig's own defaults are transformers' too, but for the GELU's form.
@@ -137,16 +125,17 @@ def read_config(directory: epath.Path) -> Description:
                 problems.append(f"{name} is {value!r}, expected one of {[*ACTIVATIONS]}")
     if problems:
         raise UserError(f"{path}: this is not a BERT this project computes: {'; '.join(problems)}")
-    architecture = (config.get("architectures") or ["BertModel"])[0]
-    tasks = {name: task for task, name in ARCHITECTURES.items()}
+    bare = next(row.name for row in table.classes if not row.parts)
+    class_name = (config.get("architectures") or [bare])[0]
+    head_class = table.head_class(class_name)
     names = config.get("id2label") or {}
-    task = tasks.get(architecture, "pretraining")
+    task = head_class.tasks[0] if head_class else PRETRAINING
     if task == "text_classification":
         # One output without a problem_type is a score, as in transformers.
         kind = config.get("problem_type") or ("regression" if len(names) == 1 else None)
         task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind, task)
     return Description(
-        architecture=architecture,
+        class_name=class_name,
         model=BertConfig(**sizes),
         task=task,
         labels=tuple(names[key] for key in sorted(names, key=int)),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.huggingface.keys import PRETRAINING, HeadClass
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.tasks import kinds
@@ -121,7 +122,7 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
         with jax.default_matmul_precision("highest"):  # accelerators round products otherwise
             return jax.device_get(jax.jit(module.apply)({"params": params}, *arguments))
 
-    if task != "pretraining":
+    if task != PRETRAINING:
         num_labels = params["classifier"]["bias"].shape[0] if "classifier" in params else 0
         if task == "multiple_choice":  # the rows are the choices of one example
             arguments = tuple(x[None] for x in arguments)
@@ -139,34 +140,22 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
     return result
 
 
-def torch_outputs(model: Any, batch: Batch) -> dict[str, np.ndarray]:
+def torch_outputs(model: Any, head_class: HeadClass, batch: Batch) -> dict[str, np.ndarray]:
     """The same names for a transformers model in torch, in evaluation mode."""
     import torch
 
     tensors = {name: torch.from_numpy(x.astype(np.int64)) for name, x in batch.items()}
-    name = type(model).__name__
-    if name == "BertForMultipleChoice":
+    if "multiple_choice" in head_class.tasks:
         tensors = {key: x[None] for key, x in tensors.items()}
     with torch.no_grad():
         output = model(**tensors, output_hidden_states=True)
         hidden = output.hidden_states[-1]
-        pooler = getattr(getattr(model, "bert", model), "pooler", None)
         result = {"hidden": hidden}
-        if pooler is not None:
+        if (pooler := getattr(model.base_model, "pooler", None)) is not None:
             result["pooled"] = pooler(hidden)
-    if name == "BertForPreTraining":
-        result |= {
-            "mlm_logits": output.prediction_logits,
-            "nsp_logits": output.seq_relationship_logits,
-        }
-    elif name == "BertForMaskedLM":
-        result["mlm_logits"] = output.logits
-    elif name == "BertForNextSentencePrediction":
-        result["nsp_logits"] = output.logits
-    elif name == "BertForQuestionAnswering":
-        result["logits"] = torch.stack([output.start_logits, output.end_logits], dim=-1)
-    elif name != "BertModel":
-        result["logits"] = output.logits
+    for ours, theirs in head_class.outputs:
+        values = [getattr(output, name) for name in theirs]
+        result[ours] = values[0] if len(values) == 1 else torch.stack(values, dim=-1)
     return {name: x.float().numpy() for name, x in result.items()}
 
 
@@ -187,7 +176,9 @@ def differences(
     return {name: difference(name) for name in ours[0]}
 
 
-def compare(loaded: Any, architecture: str, directory: pathlib.Path, dtype: str) -> ParityReport:
+def compare(
+    loaded: Any, head_class: HeadClass, directory: pathlib.Path, dtype: str
+) -> ParityReport:
     """Compares `loaded` (a `checkpoint.Loaded`) with what transformers reads from `directory`.
 
     A bfloat16 directory is compared, computing in float32, with our parameters rounded alike: the
@@ -201,7 +192,7 @@ def compare(loaded: Any, architecture: str, directory: pathlib.Path, dtype: str)
             {}, (), f"{error.name} is not installed: pip install 'bert_jax[hf]' to compare", {}
         )
     model = BertConfig(**loaded.config.model)
-    task = loaded.config.get("task", "pretraining")
+    task = loaded.config.get("task", PRETRAINING)
     params, rounding = loaded.params, {}
     batches = inputs(model, loaded.tokenizer)
     if dtype == "bfloat16":
@@ -211,10 +202,10 @@ def compare(loaded: Any, architecture: str, directory: pathlib.Path, dtype: str)
     if dtype == "bfloat16":
         rounding = differences(ours, before)
     arguments = {"add_pooling_layer": False} if "pooler" not in params["bert"] else {}
-    if architecture != "BertModel":
+    if head_class.parts:
         arguments = {}
     with _quiet(transformers):
-        network, info = getattr(transformers, architecture).from_pretrained(
+        network, info = getattr(transformers, head_class.name).from_pretrained(
             str(directory),
             dtype=torch.float32,
             attn_implementation="eager",
@@ -235,7 +226,7 @@ def compare(loaded: Any, architecture: str, directory: pathlib.Path, dtype: str)
         read = tokenizer(first, second, truncation=True, max_length=width)["input_ids"]
         if read != ids_L[: len(read)].tolist() or any(ids_L[len(read) :] != tokenizer.pad_token_id):
             problems.append(f"transformers tokenizes {first!r} otherwise")
-    theirs = [torch_outputs(network.eval(), batch) for batch in batches]
+    theirs = [torch_outputs(network.eval(), head_class, batch) for batch in batches]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return ParityReport(
         differences=differences(ours, theirs),

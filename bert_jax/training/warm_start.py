@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 
-from bert_jax import convert
+from bert_jax import loading
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.bert import BertConfig, stack_layers
 from bert_jax.parallel import sharding
-from bert_jax.runs import checkpoint
 from bert_jax.training.step import TrainState
 
 
@@ -25,8 +24,7 @@ def warm_start(
     Raises:
       UserError: not one parameter matches.
     """
-    read = checkpoint.load if checkpoint.is_workdir(source) else convert.read_hf
-    loaded = read(source)
+    loaded = loading.load_parts(source)
     params = loaded.params
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         moved = sum(a != b for a, b in zip(loaded.tokenizer.vocab, tokenizer.vocab, strict=False))

@@ -14,7 +14,7 @@ import torch
 import transformers
 from small_finetune import WORDS, reviews_config, write_reviews
 
-from bert_jax import convert, finetune, metrics
+from bert_jax import convert, finetune, loading, metrics
 from bert_jax.cli import UserError
 from bert_jax.finetuning import loop as finetune_loop
 from configs.finetune import squad2, swag, text_regression, token_classification
@@ -60,7 +60,7 @@ def test_learns_and_exports(pretrained, tmp_path):
     assert steps[0]["learning_rate"] > 0
 
     # The fine-tuned workdir is itself a start, and an export by hand is the same model.
-    convert.to_hf(tmp_path / "run", tmp_path / "by_hand")
+    convert.to_hugging_face(tmp_path / "run", tmp_path / "by_hand")
     weights = [
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("run/hf", "by_hand")
     ]
@@ -112,7 +112,7 @@ def test_regression(pretrained, tmp_path):
     (tmp_path / "dev.csv").write_text("text,score\ngood film,high\n")
     with pytest.raises(UserError, match=r"dev\.csv:2 has the score 'high', which is not a number"):
         finetune_loop.finetune(config, pretrained, tmp_path / "other")
-    assert convert.read_hf(tmp_path / "run/hf").config.task == "text_regression"
+    assert loading.load_parts(tmp_path / "run/hf").config.task == "text_regression"
 
 
 def write_tagged(path, count, seed):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from small_finetune import reviews_config
 
-from bert_jax import convert, finetune
+from bert_jax import finetune, loading
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import loop as finetune_loop
@@ -97,7 +97,7 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
     config.seeds = ()
     with pytest.raises(UserError, match="holds several seeds or learning rates"):
         finetune_one(config, pretrained, workdir)
-    for read in (checkpoint.load, convert.read_hf):
+    for read in (checkpoint.load, loading.load_parts):
         with pytest.raises(UserError, match=rf"give one of them, such as the best, .*{best}, or "):
             read(workdir)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from bert_jax import convert
+from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig, BertModel, stack_layers, unstack_layers
 from bert_jax.training import step as train
@@ -82,7 +82,7 @@ def torch_model(config, params):
     )
     model = transformers.BertForPreTraining(hf)
     tensors = {
-        key: torch.from_numpy(x.copy()) for key, x in convert.to_tensors(params, config).items()
+        key: torch.from_numpy(x.copy()) for key, x in hf_tensors.to_tensors(params, config).items()
     }
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert all("decoder" in key for key in missing) and not unexpected
@@ -129,7 +129,7 @@ def ours(config, params, batch):
 
     (total, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     gradients = unstack_layers(jax.device_get(gradients))
-    return float(total), jax.device_get(outputs), convert.to_tensors(gradients, config)
+    return float(total), jax.device_get(outputs), hf_tensors.to_tensors(gradients, config)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from bert_jax import convert, predict
-from bert_jax.huggingface import parity
+from bert_jax import convert, loading, predict
+from bert_jax.huggingface import keys, parity
 from bert_jax.models.bert import BertConfig
 
 SOURCE = os.environ.get("BERT_JAX_MINILM", "")
@@ -34,8 +34,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     directory = tmp_path_factory.mktemp("minilm")
-    convert.from_hf(SOURCE, directory / "workdir")
-    report = convert.to_hf(directory / "workdir", directory / "hf")
+    convert.from_hugging_face(SOURCE, directory / "workdir")
+    report = convert.to_hugging_face(directory / "workdir", directory / "hf")
     assert report.verified and report.largest < 1e-5, report
     return directory / "hf"
 
@@ -51,12 +51,12 @@ def test_every_tensor_comes_back_bit_for_bit(exported):
 
 
 def test_hidden_states(exported):
-    read = convert.read_hf(SOURCE)
+    read = loading.load_parts(SOURCE)
     model = transformers.BertModel.from_pretrained(SOURCE, attn_implementation="eager").eval()
     sizes = BertConfig(**read.config.model)
     for batch in parity.inputs(sizes, read.tokenizer):
         ours = parity.flax_outputs(read.params, sizes, "pretraining", batch)
-        theirs = parity.torch_outputs(model, batch)
+        theirs = parity.torch_outputs(model, keys.BERT.head_class("BertModel"), batch)
         differences = parity.differences([ours], [theirs])
         assert set(differences) == {"hidden", "pooled"}
         assert max(differences.values()) < 1e-5, differences

@@ -59,7 +59,7 @@ def random_model(directory, task, labels, scale=0.3, seed=0):
     params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype("f4"), shapes)
     config = ml_collections.ConfigDict({"model": dict(SIZES), "task": task, "labels": labels})
     checkpoint.save_params(directory / "workdir", params, config, TOKENIZER, 0)
-    convert.to_hf(directory / "workdir", directory / "export")
+    convert.to_hugging_face(directory / "workdir", directory / "export")
     return directory / "workdir", directory / "export"
 
 
@@ -115,8 +115,8 @@ def test_what_a_classification_head_of_others_means(tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="it is a multi_label_classification model"):
         call("classify", export, TEXTS, tmp_path)
-    convert.from_hf(export, tmp_path / "back")
-    convert.to_hf(tmp_path / "back", tmp_path / "again")
+    convert.from_hugging_face(export, tmp_path / "back")
+    convert.to_hugging_face(tmp_path / "back", tmp_path / "again")
     again = json.loads((tmp_path / "again/config.json").read_text())
     assert again["problem_type"] == "multi_label_classification"
 

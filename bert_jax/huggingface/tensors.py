@@ -1,0 +1,197 @@
+"""Parameters of this project as the arrays of a transformers class, and back, by `keys.TABLES`."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from bert_jax.cli import UserError
+from bert_jax.huggingface.keys import (
+    PRETRAINING,
+    SAME,
+    TABLES,
+    TRANSPOSE,
+    UNPAD,
+    HeadClass,
+    KeyTable,
+)
+from bert_jax.models import heads
+
+Tensors = dict[str, np.ndarray]
+
+
+def table_of(model: Any) -> KeyTable:
+    """The names that transformers has for the encoder of a model config."""
+    return TABLES["bert"]
+
+
+def rows(model: Any) -> Iterator[tuple[str, str, str, str]]:
+    """(part, our path, Hugging Face's key, transform) of every parameter of `model`'s size."""
+    for part, modules in table_of(model).parts.items():
+        for ours, theirs, kind in modules:
+            for i in range(model.num_hidden_layers if "{i}" in ours else 1):
+                for our_name, their_name, transform in kind:
+                    yield (
+                        part,
+                        ours.format(i=i) + our_name,
+                        theirs.format(i=i) + their_name,
+                        transform,
+                    )
+
+
+def shapes(model: Any, num_labels: int) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's key -> its shape there, over every part, read off our own modules."""
+    model = dataclasses.replace(model, scan_layers=False)
+    ids = jax.ShapeDtypeStruct((1, 8), np.int32)
+    modules = (
+        heads.BertForPreTraining(model),
+        heads.BertForTokenClassification(model, num_labels),
+        heads.BertForQuestionAnswering(model),
+    )
+    ours: dict[str, tuple[int, ...]] = {}
+    for module in modules:
+        tree = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+        flat = flax.traverse_util.flatten_dict(tree, sep="/")
+        ours |= {path: x.shape for path, x in flat.items()}
+    theirs = {}
+    for _, path, key, transform in rows(model):
+        shape = ours[path]
+        if transform == TRANSPOSE:
+            shape = shape[::-1]
+        elif transform == UNPAD:
+            shape = (model.vocab_size, *shape[1:])
+        theirs[key] = shape
+    return theirs
+
+
+def to_tensors(params: Any, model: Any) -> Tensors:
+    """Parameters of an unrolled encoder -> Hugging Face's tensors, in the table's order.
+
+    Args:
+      params: nested dict of host arrays.
+      model: the model config of `params`.
+
+    Raises:
+      UserError: `params` are not those of a `model` of this project; lists every difference.
+    """
+    ours = flax.traverse_util.flatten_dict(params, sep="/")
+    tensors: Tensors = {}
+    for _, path, key, transform in rows(model):
+        if path in ours:
+            x = np.asarray(ours.pop(path))
+            tensors[key] = {SAME: x, TRANSPOSE: x.T, UNPAD: x[: model.vocab_size]}[transform]
+    problems = [f"unknown parameter {path}" for path in ours]
+    _check(tensors, model, (), problems, "the checkpoint does not fit its config.json")
+    return tensors
+
+
+def from_tensors(tensors: Tensors, model: Any, class_name: str) -> Any:
+    """Hugging Face's tensors -> our parameters. Parts that are not there are skipped.
+
+    Raises:
+      UserError: keys missing from a part that is there or that the class has, keys that are not in
+        the table, shapes other than config.json's: all of them in one message.
+    """
+    table = table_of(model)
+    theirs = _normalised(tensors, table)
+    problems = _fold_tied(theirs, table)
+    known = {key for _, _, key, _ in rows(model)}
+    extra = sorted(theirs.keys() - known)
+    problems += [f"unknown key {key} {list(theirs[key].shape)}" for key in extra]
+    head_class = table.head_class(class_name)
+    _check(
+        {key: x for key, x in theirs.items() if key in known},
+        model,
+        head_class.parts if head_class else (),
+        problems,
+        f"these are not the weights of a {class_name} with the sizes in config.json",
+    )
+    flat = {}
+    for _, path, key, transform in rows(model):
+        if key in theirs:
+            x = theirs[key]
+            if transform == TRANSPOSE:
+                x = x.T
+            elif transform == UNPAD:
+                surplus = model.padded_vocab_size - model.vocab_size
+                x = np.pad(x, [(0, surplus)] + [(0, 0)] * (x.ndim - 1))
+            flat[path] = np.ascontiguousarray(x)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _normalised(tensors: Tensors, table: KeyTable) -> Tensors:
+    """One spelling of keys: old LayerNorm names, a bare encoder's missing prefix, no buffers."""
+    prefix = f"{table.prefix}."
+    bare = not any(key.startswith(prefix) for key in tensors)
+    modules = {
+        theirs.removeprefix(prefix).split(".")[0]
+        for part in table.parts.values()
+        for _, theirs, _ in part
+        if theirs.startswith(prefix)
+    }
+    theirs = {}
+    for key, x in tensors.items():
+        if key.endswith("embeddings.position_ids"):  # 0, 1, 2, …: a buffer, not a parameter
+            continue
+        key = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", key)
+        key = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key)
+        if bare and key.split(".")[0] in modules:
+            key = f"{prefix}{key}"
+        theirs[key] = x
+    return theirs
+
+
+def _fold_tied(theirs: Tensors, table: KeyTable) -> list[str]:
+    """Drops the second copy of tied arrays; what differs from its first, as problems."""
+    problems = []
+    for copy, original in table.tied:
+        x = theirs.pop(copy, None)
+        if x is None:
+            continue
+        if copy.endswith(".bias"):  # some directories hold the copy alone
+            theirs.setdefault(original, x)
+        if original in theirs and not np.array_equal(theirs[original], x):
+            problems.append(f"{copy} differs from {original} (they are one array here)")
+    return problems
+
+
+def _check(
+    tensors: Tensors, model: Any, required: Sequence[str], problems: list[str], verdict: str
+) -> None:
+    """Raises one UserError with `problems`, incomplete parts and wrong shapes."""
+    kernel = tensors.get("classifier.weight")
+    expected = shapes(model, kernel.shape[0] if kernel is not None else 1)
+    part_of = {key: part for part, _, key, _ in rows(model)}
+    present = {"encoder", *required, *(part_of[key] for key in tensors)}
+    for key, shape in expected.items():
+        if key not in tensors and part_of[key] in present:
+            problems.append(f"missing key {key} {list(shape)} ({part_of[key]})")
+        elif key in tensors and tensors[key].shape != shape:
+            problems.append(f"{key} is {list(tensors[key].shape)}, expected {list(shape)}")
+    if problems:
+        listed = "\n  ".join(problems[:40])
+        more = f"\n  … and {len(problems) - 40} more" if len(problems) > 40 else ""
+        raise UserError(f"{verdict}; {len(problems)} difference(s):\n  {listed}{more}")
+
+
+def parts_of(params: Any, model: Any) -> tuple[str, ...]:
+    """The parts that `params` has, in the table's order."""
+    paths = flax.traverse_util.flatten_dict(params, sep="/").keys()
+    return tuple(
+        part
+        for part, modules in table_of(model).parts.items()
+        if any(path.startswith(modules[0][0].split("{i}")[0]) for path in paths)
+    )
+
+
+def class_of(params: Any, model: Any, task: str) -> HeadClass:
+    """The transformers class that holds `params`: of a pretraining, the largest."""
+    classes = [row for row in table_of(model).classes if task in row.tasks]
+    if task == PRETRAINING:
+        parts = set(parts_of(params, model))
+        classes = [row for row in classes if parts >= set(row.parts)]
+    return classes[0]

@@ -1,0 +1,19 @@
+"""The parts of a model (config, parameters, tokenizer), wherever it lies."""
+
+from etils import epath
+
+from bert_jax.huggingface import load
+from bert_jax.runs import checkpoint
+
+
+def load_parts(source: str | epath.PathLike) -> checkpoint.Loaded:
+    """The parameters on the host, with config and tokenizer, of any model.
+
+    Args:
+      source: WORKDIR (the checkpoint that a fine-tuning selected, else the last one),
+        WORKDIR/checkpoints/STEP, WORKDIR/best, a Hugging Face directory, or a name on its hub.
+
+    Raises:
+      UserError: as `checkpoint.load` and `huggingface.load.read`.
+    """
+    return checkpoint.load(source) if checkpoint.is_workdir(source) else load.read(source)
