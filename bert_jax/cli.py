@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, run the command again
@@ -19,7 +20,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818  (no error)
-    """Stopped on request with everything saved; the same command goes on."""
+    """Stopped on request with everything saved; the same command resumes."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -43,13 +44,26 @@ def print_lines(lines: Iterable[str]) -> None:
         try:
             print(line, flush=True)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_stdout()
             return
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs `main(argv)`, turns `UserError` into one line on stderr, and exits with its code."""
-    # Compiled programs are kept between runs: going on, or a second run, starts in seconds.
+def _discard_stdout() -> None:
+    """Whoever read standard output is gone: what is still written to it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Runs `main(argv)`, turns errors into one line on stderr, and exits with a code.
+
+    Besides `UserError` those are errors of the operating system (a full disk, a forbidden file)
+    that nothing foresaw: exit code 1, since running the same command again may help. With --debug
+    they keep their traceback.
+    """
+    argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(argv) < len(sys.argv) - 1
+    code: int | str | None
+    # Compiled programs are kept between runs: resuming, or a second run, starts in seconds.
     cache = pathlib.Path.home() / ".cache" / "bert_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     if jax := sys.modules.get("jax"):  # imported before, by a benchmark: it has read it already
@@ -59,13 +73,29 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        code = main(sys.argv[1:])
+        code = main(argv)
+    except SystemExit as ended:  # argparse: --help, or a flag that there is not
+        code = ended.code
     except UserError as error:
+        if debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
+    except BrokenPipeError:  # whoever read the output has enough, as in `… | head`
+        _discard_stdout()
+        code = 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: {brief(error)} (--debug shows where)", file=sys.stderr)
+        code = 1
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         code = EXIT_INTERRUPTED
     except KeyboardInterrupt:
         code = 130
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
     sys.exit(code or 0)

@@ -1,0 +1,56 @@
+"""How every command ends: one line and a code, whatever went wrong."""
+
+import subprocess
+import sys
+
+import pytest
+from small_run import ROOT
+
+SCRIPT = """
+import sys
+from bert_jax import cli
+
+def main(argv):
+    {}
+
+cli.run(main)
+"""
+
+
+def ended(body: str, *flags: str, after: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", SCRIPT.format(body), *flags]
+    shell = ["bash", "-c", f'"$@" {after}; exit ${{PIPESTATUS[0]}}', "bash"]
+    return subprocess.run([*shell, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("raise cli.UserError('two is not three')", 2, "error: two is not three\n"),
+        (
+            "open('/dev/full', 'w').write('x' * 100_000)",
+            1,
+            "error: OSError: [Errno 28] No space left on device (--debug shows where)\n",
+        ),
+        ("raise cli.Interrupted('saved')", 75, "saved\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("raise SystemExit(2)", 2, ""),
+        ("return 1", 1, ""),
+        ("return None", 0, ""),
+    ],
+)
+def test_an_end_is_one_line_and_a_code(body, code, line):
+    result = ended(body)
+    assert (result.returncode, result.stderr) == (code, line)
+
+
+def test_debug_shows_where():
+    result = ended("open('/no/such/file')", "--debug")
+    assert result.returncode == 1 and "Traceback" in result.stderr
+    assert "FileNotFoundError" in result.stderr
+
+
+@pytest.mark.parametrize("end", ["return 0", "raise SystemExit(0)"])
+def test_a_reader_that_has_enough_is_no_error(end):
+    result = ended(f"[print(i) for i in range(100_000)]; {end}", after="| head -1")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
