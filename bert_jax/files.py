@@ -1,9 +1,11 @@
 """Files that are there whole or not at all, JSON of others, and locks."""
 
 import fcntl
+import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from typing import IO, Any
 
 from etils import epath
@@ -11,6 +13,11 @@ from etils import epath
 from bert_jax.cli import UserError
 
 LOCK_FILE = ".lock"  # in a directory that a process is writing to
+CHECKSUM = "checksum"  # of a JSON file, over all its other fields
+
+
+class DamagedError(UserError):
+    """A file that is there and is not what was written, or cannot be read as what it should be."""
 
 
 def is_remote(path: str | epath.PathLike) -> bool:
@@ -72,32 +79,61 @@ def size_and_time(path: str | epath.PathLike) -> tuple[int, int]:
 
 
 def sync(path: str | epath.PathLike) -> None:
-    """Waits until a file's bytes are on this machine's disk, if it is a file of this machine.
+    """Waits until a file's bytes, or a folder's entries, are on this machine's disk.
 
-    A rename may be there before them: a power failure would leave an empty file of the new name.
+    A rename may be there before the bytes: a power failure would leave an empty file of the new
+    name. Does nothing on gs:// and the like, where an object is whole or not there.
     """
-    if not is_remote(path):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    if is_remote(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # a file system that does not know it, for folders above all
+        if not os.path.isdir(path):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file, without the checksum that `write_json` gave it.
 
     Raises:
-      UserError: it is not JSON, or no object.
+      DamagedError: it is not JSON, or no object, or its checksum is that of something else.
     """
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:  # also of text that is not UTF-8
-        raise UserError(f"{path} is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # ValueError also of text that is not UTF-8
+        raise DamagedError(
+            f"{path} is not JSON ({error}): restore a copy, or make it again"
+        ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
+        raise DamagedError(f"{path} is not a JSON object: restore a copy, or make it again")
+    if value.pop(CHECKSUM, None) not in (None, _checksum(value)):
+        raise DamagedError(
+            f"{path} is damaged: its contents do not match the field {CHECKSUM!r} in it. Restore a "
+            "copy; where the file was edited on purpose, remove that field"
+        )
     return value
 
 
+def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object with its checksum, as `write_whole` does."""
+    whole = dict(value) | {CHECKSUM: _checksum(value)}
+    write_whole(path, json.dumps(whole, indent=2) + "\n")
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    """'sha256:…' of a JSON object, whatever its layout in a file and the order of its fields."""
+    # As a reader sees it: JSON has neither tuples nor keys that are numbers.
+    value = json.loads(json.dumps(value))
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
-    """Writes a file; until it is written, and if that fails, what was there of its name stays.
+    """Writes a file durably; until then, and if that fails, what was there of its name stays.
 
     Several processes may write it at once: it is one's or another's. Of one that is killed a file
     of the name with ".partial-" and eight digits may stay beside it.
@@ -117,3 +153,4 @@ def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    sync(target.parent)

@@ -4,9 +4,10 @@ from etils import epath
 
 from bert_jax.huggingface import load
 from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 
 
-def load_parts(source: str | epath.PathLike) -> checkpoint.Loaded:
+def load_parts(source: str | epath.PathLike) -> workdirs.Loaded:
     """The parameters on the host, with config and tokenizer, of any model.
 
     Args:
@@ -16,4 +17,4 @@ def load_parts(source: str | epath.PathLike) -> checkpoint.Loaded:
     Raises:
       UserError: as `checkpoint.load` and `huggingface.load.read`.
     """
-    return checkpoint.load(source) if checkpoint.is_workdir(source) else load.read(source)
+    return checkpoint.load(source) if workdirs.is_workdir(source) else load.read(source)

@@ -104,16 +104,15 @@ class Predictor:
         import ml_collections
 
         from bert_jax import loading
-        from bert_jax.finetuning import sweep
         from bert_jax.models import heads
         from bert_jax.models.bert import BertConfig, BertModel
-        from bert_jax.runs import checkpoint
+        from bert_jax.runs import workdir as workdirs
         from bert_jax.tasks import kinds
 
         path = epath.Path(model)
-        workdir, run = sweep.best_run(path) or path, {}
-        if (workdir / checkpoint.CONFIG_FILE).exists() and (path / "hf" / "config.json").exists():
-            run = checkpoint.read_config(workdir).to_dict()
+        workdir, run = workdirs.best_run(path) or path, {}
+        if (workdir / workdirs.CONFIG_FILE).exists() and (path / "hf" / "config.json").exists():
+            run = workdirs.read_config(workdir).to_dict()
             if "task" in run:  # the selected epoch of a fine-tuning
                 path = path / "hf"
         self.loaded = loading.load_parts(path)

@@ -18,14 +18,14 @@ from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning.settings import check_config
 from bert_jax.models.bert import BertConfig
-from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import kinds
 from bert_jax.tasks.base import Feature, Task
 
 # Settings that a run's figures do not depend on, and those that fingerprints stand for.
 FREE_FIELDS = (
     *("mesh", "log_every", "checkpoint_every", "train_file", "validation_file"),
-    *("seed", "seeds", "learning_rates"),  # `seed` is one of checkpoint.FIXED_FIELDS
+    *("seed", "seeds", "learning_rates"),  # `seed` is one of workdirs.FIXED_FIELDS
 )
 
 
@@ -89,7 +89,7 @@ class Inputs:
       model: its sizes, as it is fine-tuned.
     """
 
-    loaded: checkpoint.Loaded
+    loaded: workdirs.Loaded
     model: BertConfig
     task: Task
     train: Split
@@ -167,7 +167,7 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
 
 
 def start_params(
-    fresh: Any, loaded: checkpoint.Loaded, task: str, labels: Sequence[str], new_head: bool
+    fresh: Any, loaded: workdirs.Loaded, task: str, labels: Sequence[str], new_head: bool
 ) -> tuple[Any, list[str]]:
     """The parameters to start from: the checkpoint's encoder, its head if it is the same task's.
 

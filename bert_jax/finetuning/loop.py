@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import results as results_lib
-from bert_jax.finetuning import settings, sweep
+from bert_jax.finetuning import settings
 from bert_jax.finetuning.inputs import Inputs, Split, read_inputs, start_params
 from bert_jax.finetuning.reporting import Reporter
 from bert_jax.finetuning.steps import Steps, make_steps
@@ -22,6 +22,7 @@ from bert_jax.huggingface import export
 from bert_jax.huggingface import files as hf_files
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import kinds
 from bert_jax.tasks.base import Task
 from bert_jax.training import optimizer
@@ -135,15 +136,15 @@ def finetune(
                 store.save(step, state)
 
     # The result: the selected epoch's, exported, evaluated and described.
-    if step == first_step and checkpoint.is_finished(workdir):
-        file = workdir / checkpoint.RESULTS_FILE
+    if step == first_step and workdirs.is_finished(workdir):
+        file = workdir / workdirs.RESULTS_FILE
         report.note(f"finished before; to evaluate and export it again, remove {file}")
         return results_lib.read_results(workdir)
     seconds = time.monotonic() - started
     selected_step = step
     if config.select == "best":
         selected_step = results_lib.selected_step(workdir, task.metric)
-    selected = checkpoint.load(workdir / checkpoint.CHECKPOINTS / str(selected_step))
+    selected = checkpoint.load(workdir / workdirs.CHECKPOINTS / str(selected_step))
     if selected_step != step or not metrics:
         params = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
         metrics, predictions = evaluate(steps, params, task, validation, config)
@@ -162,7 +163,7 @@ def finetune(
 
 def check_workdir(workdir: epath.Path) -> None:
     """Raises UserError where a run of one seed and learning rate cannot be written."""
-    if (workdir / sweep.SUMMARY_FILE).exists():
+    if (workdir / workdirs.SUMMARY_FILE).exists():
         raise UserError(
             f"{workdir} holds several seeds or learning rates: give --config.seeds or "
             "--config.learning_rates to resume them, or another --workdir for a single run"

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import files, metrics
-from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import reports
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -37,7 +37,7 @@ def selected_step(workdir: epath.PathLike, metric: str) -> int:
 
 def read_results(workdir: epath.PathLike) -> dict[str, Any]:
     """What `write_results` wrote."""
-    return json.loads((epath.Path(workdir) / checkpoint.RESULTS_FILE).read_text())
+    return json.loads((epath.Path(workdir) / workdirs.RESULTS_FILE).read_text())
 
 
 def write_results(
@@ -58,4 +58,4 @@ def write_results(
     }
     # Last: its presence says that the run is finished.
     text = json.dumps(finite, indent=2) + "\n"
-    files.write_whole(workdir / checkpoint.RESULTS_FILE, text)
+    files.write_whole(workdir / workdirs.RESULTS_FILE, text)

@@ -14,24 +14,7 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError
-
-SUMMARY_FILE = "summary.json"
-
-
-def best_run(path: epath.Path) -> epath.Path | None:
-    """The best run's WORKDIR in a directory of several; None if it is none."""
-    summary = path / SUMMARY_FILE
-    return path / json.loads(summary.read_text())["best"] if summary.exists() else None
-
-
-def hint(path: epath.Path) -> str:
-    """What to give instead of a directory of several runs, for a message; "" if it is none."""
-    if not (best := best_run(path)):
-        return ""
-    return (
-        f". It holds several fine-tunings: give one of them, such as the best, {best}, or "
-        f"that one's model, {path / 'hf'}"
-    )
+from bert_jax.runs import workdir as workdirs
 
 
 def run_configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -151,7 +134,6 @@ def sweep(
     from bert_jax.finetuning import inputs as finetune_inputs
     from bert_jax.finetuning import loop as finetune_loop
     from bert_jax.huggingface import files as hf_files
-    from bert_jax.runs import checkpoint
 
     workdir = epath.Path(workdir)
     wanted = run_configs(config)
@@ -167,13 +149,13 @@ def sweep(
         configs = finished_configs(config, workdir) | wanted
         for name, one in configs.items():
             described = inputs.resolved(one, init), inputs.identity(one)
-            checkpoint.check_same_run(workdir / name, *described)
+            workdirs.check_same_run(workdir / name, *described)
         return configs
 
     configs = all_runs()
     for number, (name, one) in enumerate(configs.items(), 1):
         path = workdir / name
-        finished = checkpoint.is_finished(path)
+        finished = workdirs.is_finished(path)
         if show:
             print(f"run {number} of {len(configs)}: {name}{', finished before' * finished}")
         if not finished:
@@ -181,11 +163,11 @@ def sweep(
     runs = []
     for name, one in all_runs().items():  # another command may have finished some here meanwhile
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
-        results = json.loads((workdir / name / checkpoint.RESULTS_FILE).read_text())
+        results = json.loads((workdir / name / workdirs.RESULTS_FILE).read_text())
         runs.append(facts | results)
     summary = summarize(inputs.task.metric, runs)
     with hf_files.replace_directory(workdir / "hf") as scratch:
         for path in (workdir / summary["best"] / "hf").iterdir():
             (scratch / path.name).write_bytes(path.read_bytes())
-    files.write_whole(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    files.write_whole(workdir / workdirs.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary

@@ -14,7 +14,7 @@ from bert_jax.data import tokenizer
 from bert_jax.huggingface import files, parity, tensors
 from bert_jax.huggingface.keys import PRETRAINING
 from bert_jax.models.bert import BertConfig
-from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 
 # Of a run's config, what its model card says.
 CARD_FIELDS = (
@@ -25,7 +25,7 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 def write(
-    loaded: checkpoint.Loaded,
+    loaded: workdirs.Loaded,
     source: str | epath.PathLike,
     output: str | epath.PathLike,
     dtype: str = "float32",
@@ -75,7 +75,7 @@ def write(
     return report
 
 
-def card_facts(loaded: checkpoint.Loaded, source: str | epath.PathLike) -> list[tuple[str, str]]:
+def card_facts(loaded: workdirs.Loaded, source: str | epath.PathLike) -> list[tuple[str, str]]:
     """(name, value) rows of the model card: sizes, recipe, and the last metrics of the run."""
     model = loaded.config.model
     facts = [
@@ -95,7 +95,7 @@ def card_facts(loaded: checkpoint.Loaded, source: str | epath.PathLike) -> list[
         ]
     for name, value in loaded.config.get("optimizer", {}).items():
         facts.append((f"optimizer {name}", str(value)))
-    workdir, _, _ = checkpoint.path_parts(source)
+    workdir, _, _ = workdirs.path_parts(source)
     last: dict[str, Any] = {}
     for line in metrics.read(workdir):
         if line["step"] <= loaded.step:

@@ -23,9 +23,9 @@ from etils import epath
 
 from bert_jax import __version__, files
 from bert_jax.cli import UserError, brief
-from bert_jax.finetuning import sweep
 from bert_jax.huggingface.keys import PRETRAINING, TABLES
 from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
+from bert_jax.runs import workdir as workdirs
 
 # Tasks of one class -> the problem_type by which transformers tells them apart.
 PROBLEM_TYPES = {
@@ -100,7 +100,7 @@ def read_config(directory: epath.Path) -> Description:
     if not path.exists():
         raise UserError(
             f"{directory} is not a Hugging Face model directory: it has no config.json"
-            f"{sweep.hint(directory)}"
+            f"{workdirs.hint(directory)}"
         )
     config = files.read_json(path)
     problems = []

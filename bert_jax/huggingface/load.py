@@ -8,10 +8,10 @@ from etils import epath
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
 from bert_jax.huggingface import files, tensors
-from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 
 
-def read(source: str | epath.PathLike) -> checkpoint.Loaded:
+def read(source: str | epath.PathLike) -> workdirs.Loaded:
     """Reads a Hugging Face directory (or hub repository), as at step 0 of a run.
 
     Its `config` has `model`, `task`, `labels` and `imported_from`.
@@ -50,4 +50,4 @@ def read(source: str | epath.PathLike) -> checkpoint.Loaded:
         "labels": list(labels),
         "imported_from": str(source),
     }
-    return checkpoint.Loaded(params, ml_collections.ConfigDict(config), 0, vocabulary)
+    return workdirs.Loaded(params, ml_collections.ConfigDict(config), 0, vocabulary)

@@ -179,7 +179,7 @@ def differences(
 def compare(
     loaded: Any, head_class: HeadClass, directory: pathlib.Path, dtype: str
 ) -> ParityReport:
-    """Compares `loaded` (a `checkpoint.Loaded`) with what transformers reads from `directory`.
+    """Compares `loaded` (a `workdirs.Loaded`) with what transformers reads from `directory`.
 
     A bfloat16 directory is compared, computing in float32, with our parameters rounded alike: the
     bound then tests the conversion as strictly; what the rounding changed is reported beside it.

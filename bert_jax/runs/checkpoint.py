@@ -9,8 +9,7 @@ import functools
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,121 +20,17 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError
-from bert_jax.config import leaves
 from bert_jax.data import tokenizer as tokenizer_lib
-from bert_jax.finetuning import sweep
-from bert_jax.models.bert import COMPUTE_FIELDS, stack_layers, unstack_layers
+from bert_jax.models.bert import stack_layers, unstack_layers
 from bert_jax.parallel import distributed, sharding
+from bert_jax.runs import workdir as workdirs
 
 if TYPE_CHECKING:
     from bert_jax.training.step import TrainState
 
-CONFIG_FILE = "config.json"
-CHECKPOINTS = "checkpoints"
-BEST = "best"
 BEST_FILE = "best.json"
 CHECKSUMS = "checksums.json"
 ORBAX_NOTE = "_CHECKPOINT_METADATA"
-RESULTS_FILE = "results.json"  # of a finished fine-tuning
-TOKENIZER = "tokenizer"
-# Fields that the numbers of a run depend on and that must not change under it: model sizes, what
-# a step draws from the data. Of pretraining, lengths, intervals, mesh and learning rate may change;
-# of fine-tuning, `identity` has nearly all settings.
-FIXED_FIELDS = ("model", "seed", "identity")
-
-
-def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -> list[str]:
-    """['model.hidden_size is 128 there, 256 here', …] over the fields that must not change.
-
-    Phases that have not begun by step `reached`, the last checkpoint's, may still change.
-    """
-
-    def fixed(config: dict[str, Any]) -> dict[str, Any]:
-        chosen = {field: config.get(field) for field in FIXED_FIELDS}
-        identity = dict(chosen["identity"] or {})
-        if "phases" in identity:
-            identity["phases"] = {
-                start: phase
-                for start, phase in identity["phases"].items()
-                if int(start) < max(reached, 1)
-            }
-        return dict(leaves(chosen | {"identity": identity}))
-
-    chosen = fixed(saved), fixed(current)
-    free = {f"model.{field}" for field in COMPUTE_FIELDS}
-    return [
-        f"{_readable(name)} is {_short(chosen[0].get(name))} there, "
-        f"{_short(chosen[1].get(name))} here"
-        for name in sorted((chosen[0].keys() | chosen[1].keys()) - free)
-        if chosen[0].get(name) != chosen[1].get(name)
-    ]
-
-
-def _readable(name: str) -> str:
-    """'identity.phases.40.batch_size' -> 'batch_size of the phase from step 40'."""
-    if match := re.fullmatch(r"identity\.phases\.(\d+)\.(\w+)", name):
-        return f"{match[2]} of the phase from step {match[1]}"
-    return name.removeprefix("identity.")
-
-
-def _short(value: Any) -> str:
-    """A value for a message; of a fingerprint, the beginning."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return f"{value[:8]}…"
-    return "missing" if value is None else repr(value)
-
-
-def _changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """['optimizer.name was 'lamb', is 'adamw'', …]: settings that may change, and did."""
-    before, after = (
-        {k: v for k, v in leaves(config) if not k.startswith("identity.")}
-        for config in (saved, current)
-    )
-    return [
-        f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-
-
-def write_config(workdir: epath.PathLike, config: dict[str, Any]) -> None:
-    """Writes WORKDIR/config.json atomically (on the first host)."""
-    if distributed.is_first():
-        text = json.dumps(config, indent=2) + "\n"
-        files.write_whole(epath.Path(workdir) / CONFIG_FILE, text)
-
-
-def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-    """Reads WORKDIR/config.json.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = epath.Path(workdir) / CONFIG_FILE
-    if not path.exists():
-        found = "has no config.json" if path.parent.exists() else "does not exist"
-        raise UserError(
-            f"{workdir} {found}: expected the workdir of a pretraining or fine-tuning"
-            f"{sweep.hint(path.parent)}"
-        )
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
-
-
-def steps_in(directory: epath.Path) -> list[int]:
-    """The steps of the finished checkpoints in `directory`, ascending."""
-    names = [p.name for p in directory.iterdir()] if directory.exists() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def is_finished(workdir: epath.Path) -> bool:
-    """Whether a fine-tuning has come to its end, and its model is still there."""
-    return (workdir / RESULTS_FILE).exists() and (workdir / "hf").exists()
-
-
-def _selected(workdir: epath.Path) -> int | None:
-    """The step that a finished fine-tuning selected; None if there is none."""
-    path = workdir / RESULTS_FILE
-    return json.loads(path.read_text()).get("step") if path.exists() else None
 
 
 def _sha256(path: epath.Path) -> str:
@@ -184,11 +79,6 @@ def _damage(directory: epath.Path, item: str = "") -> str:
     return ""
 
 
-def _start_from(config: Mapping[str, Any]) -> str:
-    """The flag that has a run begin with another one's parameters."""
-    return "--init" if "init" in config else "--config.init_from"  # fine-tuning, pretraining
-
-
 def _set_damaged_aside(directory: epath.Path, start_from: str) -> None:
     """Renames damaged checkpoints to STEP.damaged, from the newest down to the first whole one.
 
@@ -197,7 +87,7 @@ def _set_damaged_aside(directory: epath.Path, start_from: str) -> None:
     """
     damaged: dict[int, str] = {}
     instead = "there is no earlier one, starting from the beginning"
-    for step in reversed(steps_in(directory)):
+    for step in reversed(workdirs.steps_in(directory)):
         if not (reason := _damage(directory / str(step))):
             instead = f"taking that of step {step}"
             break
@@ -206,7 +96,7 @@ def _set_damaged_aside(directory: epath.Path, start_from: str) -> None:
         # Unfinished ones alone are what an object store keeps of a run killed in its first save.
         if any((directory / str(step) / CHECKSUMS).exists() for step in damaged):
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            best = directory.parent / BEST
+            best = directory.parent / workdirs.BEST
             perhaps = f", perhaps from the parameters in {start_from}={best}"
             raise UserError(
                 f"every checkpoint in {directory} is damaged ({reasons}). Bring back a copy of "
@@ -229,40 +119,11 @@ def _map_params(function: Callable[[Any], Any], tree: Any) -> Any:
     return jax.tree.map(lambda x: function(x) if is_params(x) else x, tree, is_leaf=is_params)
 
 
-def check_same_run(
-    workdir: epath.PathLike, config: ml_collections.ConfigDict, identity: dict[str, Any]
-) -> list[str]:
-    """The settings that differ from those in WORKDIR/config.json, if there is one, and may.
-
-    Raises:
-      UserError: settings differ that must not: it is another run's.
-    """
-    workdir = epath.Path(workdir)
-    reached = max(steps_in(workdir / CHECKPOINTS), default=0)
-    if not (workdir / CONFIG_FILE).exists() or ("init" in config and not reached):
-        return []  # of a fine-tuning that was stopped while it compiled, nothing is there to mix
-    description = _description(config, identity)
-    saved = json.loads((workdir / CONFIG_FILE).read_text())
-    if differences := _differences(saved, description, reached):
-        further = f"; and {len(differences) - 9} more" if len(differences) > 9 else ""
-        raise UserError(
-            f"workdir {workdir} holds another run: {'; '.join(differences[:9])}{further}. Give a "
-            "new --workdir, or the same settings to go on; to start a new run from that one's "
-            f"parameters use {_start_from(config)}={workdir}"
-        )
-    return _changes(saved, description)
-
-
-def _description(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> dict[str, Any]:
-    """What config.json holds."""
-    return json.loads(config.to_json()) | {"identity": identity}
-
-
 class CheckpointStore:
     """The checkpoints of one run: the newest in checkpoints/, the best one's parameters in best/.
 
     Opening it claims the workdir: config.json and the tokenizer are written there, or compared if
-    they are there already, and a second process is turned away. Damaged checkpoints are set aside.
+    they are there already, and a second process is turned away. DamagedError checkpoints are set aside.
 
     Args:
       identity: what else must not change under a run, besides FIXED_FIELDS: fingerprints of
@@ -282,7 +143,7 @@ class CheckpointStore:
         identity: dict[str, Any],
     ):
         self._workdir = epath.Path(workdir)
-        self._start_from = _start_from(config)
+        self._start_from = workdirs.start_from(config)
         self._lock = None
         try:
             # What the files say is for the first process to judge, as others may see older ones.
@@ -295,7 +156,7 @@ class CheckpointStore:
                 self._lock.close()
             raise
         root = files.absolute(self._workdir)
-        self._checkpoints, self._best = root / CHECKPOINTS, root / BEST
+        self._checkpoints, self._best = root / workdirs.CHECKPOINTS, root / workdirs.BEST
         self._writing: dict[epath.Path, int] = {}  # directory -> step that is being written there
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
         self._best_manager: ocp.CheckpointManager | None = None
@@ -307,7 +168,7 @@ class CheckpointStore:
         identity: dict[str, Any],
     ) -> None:
         """Makes the workdir this run's, or makes sure that it is."""
-        changes = check_same_run(self._workdir, config, identity)
+        changes = workdirs.check_same_run(self._workdir, config, identity)
         if changes:
             logging.warning(f"settings changed in {self._workdir}: {'; '.join(changes)}")
         try:
@@ -319,10 +180,10 @@ class CheckpointStore:
             "another --workdir"
         )
         self._lock = files.lock(self._workdir / files.LOCK_FILE, in_use)
-        _set_damaged_aside(self._workdir / CHECKPOINTS, self._start_from)
+        _set_damaged_aside(self._workdir / workdirs.CHECKPOINTS, self._start_from)
         length = config.model.max_position_embeddings
-        tokenizer_lib.save(tokenizer, self._workdir / TOKENIZER, length)
-        write_config(self._workdir, _description(config, identity))
+        tokenizer_lib.save(tokenizer, self._workdir / workdirs.TOKENIZER, length)
+        workdirs.write_config(self._workdir, workdirs.describe(config, identity))
 
     def _open(self, directory: epath.Path, keep: int) -> ocp.CheckpointManager:
         """A manager that writes checksums into a checkpoint before its name becomes the final."""
@@ -396,7 +257,7 @@ class CheckpointStore:
         best = json.loads(record.read_text())
         comparable = best["phase_start"] == phase_start and best["step"] < step
         # Not there: the run was killed while it was written.
-        is_there = best["step"] in steps_in(self._best)
+        is_there = best["step"] in workdirs.steps_in(self._best)
         return not (comparable and is_there and loss >= best["loss"])
 
     def restore(self, state: "TrainState") -> "TrainState":
@@ -463,36 +324,7 @@ def _metadata(directory: epath.Path) -> Any:
     return tree
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """Parameters on the host, and what is needed to use them.
-
-    Attributes:
-      params: numpy float32 arrays, layers unrolled, vocabulary padded as the model pads it.
-      config: the run's config; `config.model` are BertConfig's fields.
-    """
-
-    params: Any
-    config: ml_collections.ConfigDict
-    step: int
-    tokenizer: tokenizer_lib.Tokenizer
-
-
-def path_parts(path: epath.PathLike) -> tuple[epath.Path, epath.Path, int | None]:
-    """(WORKDIR, directory of checkpoints, step) that `path` names; no step: one of that directory.
-
-    Args:
-      path: WORKDIR, WORKDIR/checkpoints/STEP, WORKDIR/best or WORKDIR/best/STEP.
-    """
-    path = epath.Path(path)
-    if path.parent.name in (CHECKPOINTS, BEST) and re.fullmatch(r"\d+", path.name):
-        return path.parent.parent, path.parent, int(path.name)
-    if path.name == BEST and not (path / CHECKPOINTS).exists():  # a workdir may have that name
-        return path.parent, path, None
-    return path, path / CHECKPOINTS, None
-
-
-def load(path: epath.PathLike) -> Loaded:
+def load(path: epath.PathLike) -> workdirs.Loaded:
     """Loads the parameters of WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best[/STEP].
 
     Of WORKDIR it is the checkpoint that a finished fine-tuning selected, else the last one; a
@@ -502,15 +334,15 @@ def load(path: epath.PathLike) -> Loaded:
       UserError: no such workdir, no such checkpoint in it, or none that is whole.
     """
     path = epath.Path(path)
-    workdir, directory, wanted = path_parts(path)
-    config = read_config(workdir)
-    saved = steps_in(directory)
+    workdir, directory, wanted = workdirs.path_parts(path)
+    config = workdirs.read_config(workdir)
+    saved = workdirs.steps_in(directory)
     if not saved or (wanted is not None and wanted not in saved):
         raise UserError(
             f"{path} is not a checkpoint: {directory} holds "
             f"{'the steps ' + ', '.join(map(str, saved)) if saved else 'none (yet)'}"
         )
-    selected = _selected(workdir) if path == workdir else None
+    selected = workdirs.selected_step(workdir) if path == workdir else None
     if selected in saved:
         wanted = selected
     for step in reversed(saved) if wanted is None else [wanted]:
@@ -528,11 +360,11 @@ def load(path: epath.PathLike) -> Loaded:
     )
     params = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     handler.close()
-    return Loaded(
+    return workdirs.Loaded(
         params=jax.tree.map(np.asarray, unstack_layers(params)),
         config=config,
         step=step,
-        tokenizer=tokenizer_lib.load(workdir / TOKENIZER),
+        tokenizer=tokenizer_lib.load(workdir / workdirs.TOKENIZER),
     )
 
 
@@ -549,24 +381,22 @@ def save_params(
       UserError: the workdir holds a run already.
     """
     workdir = epath.Path(workdir)
-    if (workdir / CONFIG_FILE).exists():
+    if (workdir / workdirs.CONFIG_FILE).exists():
         raise UserError(f"{workdir} holds a run already: give another directory")
-    if (workdir / CHECKPOINTS).exists():
+    if (workdir / workdirs.CHECKPOINTS).exists():
         raise UserError(
-            f"{workdir} holds checkpoints and no {CONFIG_FILE}, as an import that was cut off "
+            f"{workdir} holds checkpoints and no {workdirs.CONFIG_FILE}, as an import that was cut off "
             "leaves it: remove it, or give another directory"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer_lib.save(tokenizer, workdir / TOKENIZER, config.model.max_position_embeddings)
-    directory = files.absolute(workdir / CHECKPOINTS)
+    tokenizer_lib.save(
+        tokenizer, workdir / workdirs.TOKENIZER, config.model.max_position_embeddings
+    )
+    directory = files.absolute(workdir / workdirs.CHECKPOINTS)
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(directory, options=options, item_names=("params",)) as manager:
         manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
     _write_checksums(directory / str(step))
-    write_config(workdir, json.loads(config.to_json()))  # last: its presence says it is whole
-
-
-def is_workdir(path: epath.PathLike) -> bool:
-    """Whether `path` is a WORKDIR or a checkpoint in one (otherwise: a Hugging Face model)."""
-    workdir, _, _ = path_parts(path)
-    return (workdir / CHECKPOINTS).exists()
+    workdirs.write_config(
+        workdir, json.loads(config.to_json())
+    )  # last: its presence says it is whole

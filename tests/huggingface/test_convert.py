@@ -25,6 +25,7 @@ from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import kinds
 
 WORDS = ("the", "capital", "of", "france", "is", "paris", "how", "many", "?", ".", ",", "##s")
@@ -59,7 +60,7 @@ def random_params(module, shape=(1, 8)):
 def loaded(module, **fields):
     # scan_layers: how a run computed its layers; its parameters are loaded unrolled.
     config = ml_collections.ConfigDict({"model": SIZES | {"scan_layers": True}, **fields})
-    return checkpoint.Loaded(random_params(module), config, 7, TOKENIZER)
+    return workdirs.Loaded(random_params(module), config, 7, TOKENIZER)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,7 @@ def test_partial_models_export_as_what_they_are(tmp_path):
     ):
         params = {key: x for key, x in run.params.items() if key not in drop}
         params["bert"] = {key: x for key, x in params["bert"].items() if key not in drop}
-        partial = checkpoint.Loaded(params, run.config, 0, TOKENIZER)
+        partial = workdirs.Loaded(params, run.config, 0, TOKENIZER)
         assert export.write(partial, "run", tmp_path / name).passed
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert config["architectures"] == [name]

@@ -12,6 +12,7 @@ from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.huggingface import export
 from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 from bert_jax.training import loop
 
 
@@ -160,9 +161,9 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     assert facts["eval_loss"] == "1"
     there = checkpoint.load(workdir / "checkpoints" / "4").params
     jax.tree.map(np.testing.assert_array_equal, best.params, there)
-    assert checkpoint.is_workdir(workdir / "best")
-    assert checkpoint.is_workdir(workdir / "best" / "4")
-    assert checkpoint.is_workdir(workdir) and checkpoint.load(workdir).step == 8
+    assert workdirs.is_workdir(workdir / "best")
+    assert workdirs.is_workdir(workdir / "best" / "4")
+    assert workdirs.is_workdir(workdir) and checkpoint.load(workdir).step == 8
 
 
 def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monkeypatch):
