@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 import tempfile
@@ -71,15 +72,33 @@ def test_a_directory_that_cannot_be_written_to(tmp_path):
         files.lock(tmp_path / files.LOCK_FILE, "in use")
 
 
-def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+def test_bytes_are_on_the_disk_before_the_name_is_and_then_the_name_is(tmp_path, monkeypatch):
     synced = []
 
     def fsync(descriptor):
-        synced.append((os.fstat(descriptor).st_size, (tmp_path / "file").exists()))
+        status = os.fstat(descriptor)
+        what = "folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes"
+        synced.append((what, (tmp_path / "file").exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
     files.write_whole(tmp_path / "file", "content")
-    assert synced == [(7, False)]
+    assert synced == [("7 bytes", False), ("folder", True)]
+
+
+def test_json_that_is_not_what_was_written_is_recognised(tmp_path):
+    path = epath.Path(tmp_path / "file.json")
+    value = {"rate": 1e-4, "sizes": (1, 2), "by_step": {40: "a"}}
+    files.write_json(path, value)
+    assert files.read_json(path) == {"rate": 1e-4, "sizes": [1, 2], "by_step": {"40": "a"}}
+    path.write_text(path.read_text().replace("0.0001", "0.0002"))
+    with pytest.raises(files.DamagedError, match=r"file\.json is damaged: its contents do not"):
+        files.read_json(path)
+    path.write_text('{"of": "others"}')
+    assert files.read_json(path) == {"of": "others"}
+    for content in (b"", b'{"a": 1', b"[1]", b"\xff{}", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(files.DamagedError, match=r"file\.json is not (JSON|a JSON object)"):
+            files.read_json(path)
 
 
 def test_size_and_time_of_a_file_whose_owner_has_no_name(tmp_path, monkeypatch):

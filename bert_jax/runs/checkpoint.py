@@ -123,7 +123,7 @@ class CheckpointStore:
     """The checkpoints of one run: the newest in checkpoints/, the best one's parameters in best/.
 
     Opening it claims the workdir: config.json and the tokenizer are written there, or compared if
-    they are there already, and a second process is turned away. DamagedError checkpoints are set aside.
+    they are there already, and a second process is rejected. Corrupted checkpoints are set aside.
 
     Args:
       identity: what else must not change under a run, besides FIXED_FIELDS: fingerprints of
@@ -385,8 +385,8 @@ def save_params(
         raise UserError(f"{workdir} holds a run already: give another directory")
     if (workdir / workdirs.CHECKPOINTS).exists():
         raise UserError(
-            f"{workdir} holds checkpoints and no {workdirs.CONFIG_FILE}, as an import that was cut off "
-            "leaves it: remove it, or give another directory"
+            f"{workdir} holds checkpoints and no {workdirs.CONFIG_FILE}, as an import that was cut "
+            "off leaves it: remove it, or give another directory"
         )
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer_lib.save(
