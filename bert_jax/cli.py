@@ -1,6 +1,7 @@
 """What every command shares: how a user's mistake is reported and how a main function is run."""
 
 import argparse
+import ast
 import logging
 import os
 import pathlib
@@ -46,6 +47,19 @@ def print_lines(lines: Iterable[str]) -> None:
         except BrokenPipeError:
             _discard_stdout()
             return
+
+
+def commands(package: pathlib.Path) -> list[str]:
+    """The commands of a package as lines: the modules with a function `cli`, and what they do."""
+    found = {}
+    for path in sorted(package.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "cli" for node in tree.body):
+            paragraph = (ast.get_docstring(tree) or "").split("\n\n")[0]
+            found[path.stem] = " ".join(paragraph.removeprefix("Command: ").split())
+    width = max(map(len, found))
+    lines = [f"  {name:<{width}}  {text}" for name, text in found.items()]
+    return [f"usage: python -m {package.name}.COMMAND --help", "", *lines]
 
 
 def _discard_stdout() -> None:

@@ -6,6 +6,8 @@ import sys
 import pytest
 from small_run import ROOT
 
+from bert_jax import cli
+
 SCRIPT = """
 import sys
 from bert_jax import cli
@@ -54,3 +56,10 @@ def test_debug_shows_where():
 def test_a_reader_that_has_enough_is_no_error(end):
     result = ended(f"[print(i) for i in range(100_000)]; {end}", after="| head -1")
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.parametrize(("package", "command"), [("bert_jax", "pretrain"), ("data_prep", "build")])
+def test_a_package_lists_its_commands(package, command):
+    lines = cli.commands(ROOT / package)
+    assert any(line.split()[0] == command and len(line.split()) > 3 for line in lines if line)
+    assert not any(line.split()[0] == "cli" for line in lines if line)
