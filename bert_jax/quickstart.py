@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax import files, metrics
+from bert_jax import files
 from bert_jax.cli import HelpFormatter, run
 from bert_jax.config import recipe
 from bert_jax.data.records import Manifest
+from bert_jax.runs import telemetry
 
 VOCAB_SIZE = 2048
 MAX_SEQ_LENGTH = 64
@@ -230,8 +231,8 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     with (task / "validation.csv").open() as file:
         labels = [row["package"] for row in csv.DictReader(file)]
     majority = Counter(labels).most_common(1)[0]
-    evaluation = [line for line in metrics.read(model) if "eval_mlm_loss" in line][-1]
-    accuracy = [line for line in metrics.read(classifier) if "eval_accuracy" in line][-1]
+    evaluation = [line for line in telemetry.read(model) if "eval_mlm_loss" in line][-1]
+    accuracy = [line for line in telemetry.read(classifier) if "eval_accuracy" in line][-1]
     entropy = manifest.statistics["unigram_entropy_nats"]
     below = entropy - evaluation["eval_mlm_loss"]
     times = ", ".join(f"{name} {seconds:.0f}" for name, seconds in steps.seconds.items())

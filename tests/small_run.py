@@ -9,8 +9,8 @@ import sys
 import numpy as np
 from array_record.python import array_record_module
 
-from bert_jax import metrics
 from bert_jax.data import records, tokenizer
+from bert_jax.runs import telemetry
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VOCAB_SIZE, LENGTH, PREDICTIONS, PROBABILITY = 100, 32, 5, 0.3
@@ -106,7 +106,7 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
-# Figures that depend on the clock.
+# Metrics that depend on the clock.
 SPEEDS = {
     "sequences_per_second",
     "tokens_per_second",
@@ -117,10 +117,10 @@ SPEEDS = {
 
 
 def numbers(workdir) -> list[dict]:
-    """The figures of metrics.jsonl that do not depend on the clock."""
+    """The values of metrics.jsonl that do not depend on the clock."""
     return [
         {name: value for name, value in line.items() if name not in SPEEDS}
-        for line in metrics.read(workdir)
+        for line in telemetry.read(workdir)
     ]
 
 

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from bert_jax import metrics
+from bert_jax.runs import telemetry
 
 
 class Reporter:
@@ -28,9 +28,9 @@ class Reporter:
         show: bool,
     ):
         self._config, self._steps_per_epoch = config, steps_per_epoch
-        self._writer = metrics.MetricWriter(workdir, step)
+        self._writer = telemetry.MetricWriter(workdir, step)
         num_steps = steps_per_epoch * config.num_epochs
-        self._progress = metrics.Progress(num_steps) if show else None
+        self._progress = telemetry.Progress(num_steps) if show else None
         self._last = step, time.monotonic()
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._skipped = 0

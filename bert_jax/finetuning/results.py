@@ -7,7 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import files, metrics
+from bert_jax import files
+from bert_jax.runs import telemetry
 from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import reports
 
@@ -17,7 +18,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 def evaluations(workdir: epath.PathLike, metric: str) -> list[tuple[int, float]]:
     """(step, value) of every evaluation of a run; a value that was not finite counts as lowest."""
     name = f"eval_{metric}"
-    lines = [line for line in metrics.read(workdir) if name in line]
+    lines = [line for line in telemetry.read(workdir) if name in line]
     return [(line["step"], -math.inf if line[name] is None else line[name]) for line in lines]
 
 

@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from bert_jax import metrics
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
 from bert_jax.huggingface import files, parity, tensors
 from bert_jax.huggingface.keys import PRETRAINING
 from bert_jax.models.bert import BertConfig
+from bert_jax.runs import telemetry
 from bert_jax.runs import workdir as workdirs
 
 # Of a run's config, what its model card says.
@@ -97,7 +97,7 @@ def card_facts(loaded: workdirs.Loaded, source: str | epath.PathLike) -> list[tu
         facts.append((f"optimizer {name}", str(value)))
     workdir, _, _ = workdirs.path_parts(source)
     last: dict[str, Any] = {}
-    for line in metrics.read(workdir):
+    for line in telemetry.read(workdir):
         if line["step"] <= loaded.step:
             last |= line
     facts += [

@@ -12,12 +12,12 @@ import jax
 import ml_collections
 from etils import epath
 
-from bert_jax import files, metrics
+from bert_jax import files
 from bert_jax.cli import Interrupted, UserError
 from bert_jax.data import input_pipeline
 from bert_jax.data.input_pipeline import PretrainingData
 from bert_jax.parallel import distributed, hardware, sharding
-from bert_jax.runs import checkpoint
+from bert_jax.runs import checkpoint, telemetry
 from bert_jax.training import phases
 from bert_jax.training import step as train
 from bert_jax.training.phases import Phase
@@ -95,14 +95,14 @@ class _Run:
         self.guard = _Guard(config.guard, self.workdir, self.step)
         self.last: dict[str, float] = {}
         with distributed.shared_errors():
-            self.writer = metrics.MetricWriter(
+            self.writer = telemetry.MetricWriter(
                 workdir, self.step, config.wandb_project, json.loads(config.to_json())
             )
             closing.callback(self.writer.close)
-            self.progress = metrics.Progress(config.num_steps)
+            self.progress = telemetry.Progress(config.num_steps)
             closing.callback(self.progress.close)
-            self.telemetry = metrics.Telemetry(workdir, self.step)
-            self.profiler = metrics.Profiler(workdir, config.profile_steps)
+            self.telemetry = telemetry.Telemetry(workdir, self.step)
+            self.profiler = telemetry.Profiler(workdir, config.profile_steps)
             closing.callback(self.profiler.stop)
 
     def open_inputs(self) -> None:
@@ -330,7 +330,7 @@ class _Run:
         if step % self.config.log_every == 0 or step in (1, self.config.num_steps):
             peak = hardware.peak_flops(jax.devices()[0])
             rows = phase.config.batch_size
-            speed = self.telemetry.figures(
+            speed = self.telemetry.speeds(
                 step,
                 rows * data.examples_per_row,
                 rows * data.max_seq_length * (1 - data.padding),
@@ -419,7 +419,7 @@ class _Guard:
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.Path, step: int):
         self._config, self._path = config, workdir / INCIDENTS_FILE
         # Those of lost steps will happen again.
-        kept = [i for i in metrics.read_lines(self._path) if i["step"] <= step]
+        kept = [i for i in telemetry.read_lines(self._path) if i["step"] <= step]
         self._incidents = distributed.as_in_first(kept)  # their number ends the run in all of them
 
     @property

@@ -12,7 +12,7 @@ import pytest
 from small_finetune import SIZES, TOKENIZER, reviews_config, write_reviews
 from small_run import run_command
 
-from bert_jax import finetune, metrics
+from bert_jax import finetune
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import loop as finetune_loop
@@ -20,7 +20,7 @@ from bert_jax.finetuning import results as results_lib
 from bert_jax.finetuning import settings
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
-from bert_jax.runs import checkpoint
+from bert_jax.runs import checkpoint, telemetry
 from bert_jax.training import optimizer
 
 
@@ -54,7 +54,7 @@ def test_goes_on_after_an_interruption(pretrained, config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     # Run again when all is done, it evaluates and exports what is there.
     results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
-    scored = metrics.read(tmp_path / "run")
+    scored = telemetry.read(tmp_path / "run")
     best = max(line["eval_accuracy"] for line in scored if "eval_accuracy" in line)
     assert results["accuracy"] == best
     # From another model it is another run, and with other data.
@@ -226,7 +226,7 @@ def test_frozen_encoder(pretrained, config, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, before["bert"][part], after["bert"][part])
     assert not np.array_equal(before["bert"]["pooler"]["kernel"], after["bert"]["pooler"]["kernel"])
     # The same first step, of which the encoder's gradient is left out.
-    steps = [metrics.read(tmp_path / name)[0] for name in ("all", "run")]
+    steps = [telemetry.read(tmp_path / name)[0] for name in ("all", "run")]
     assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=1e-6)
     assert 0 < steps[1]["gradient_norm"] < 0.9 * steps[0]["gradient_norm"]
     config.layer_lr_decay = 0.9

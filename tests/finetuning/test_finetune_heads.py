@@ -14,9 +14,10 @@ import torch
 import transformers
 from small_finetune import WORDS, reviews_config, write_reviews
 
-from bert_jax import convert, finetune, loading, metrics
+from bert_jax import convert, finetune, loading
 from bert_jax.cli import UserError
 from bert_jax.finetuning import loop as finetune_loop
+from bert_jax.runs import telemetry
 from configs.finetune import squad2, swag, text_regression, token_classification
 
 
@@ -53,7 +54,7 @@ def test_learns_and_exports(pretrained, tmp_path):
         assert theirs == pytest.approx(line["scores"], abs=1e-5)
 
     # Figures of the run.
-    steps = metrics.read(tmp_path / "run")
+    steps = telemetry.read(tmp_path / "run")
     evaluations = [line for line in steps if "eval_accuracy" in line]
     assert [line["step"] for line in evaluations] == [19, 38]
     assert evaluations[-1]["eval_accuracy"] == results["accuracy"]

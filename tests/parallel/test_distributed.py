@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from two_processes import finish, start
 
-from bert_jax import files, metrics
+from bert_jax import files
 from bert_jax.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from bert_jax.parallel import distributed
-from bert_jax.runs import checkpoint
+from bert_jax.runs import checkpoint, telemetry
 from bert_jax.training import loop
 
 
 def losses(workdir) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in metrics.read(workdir) if "loss" in line}
+    return {line["step"]: line["loss"] for line in telemetry.read(workdir) if "loss" in line}
 
 
 def evaluations(workdir) -> list[float]:
-    return [line["eval_loss"] for line in metrics.read(workdir) if "eval_loss" in line]
+    return [line["eval_loss"] for line in telemetry.read(workdir) if "eval_loss" in line]
 
 
 def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_goes_on(
@@ -32,7 +32,7 @@ def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_goes_
     config.optimizer.end_factor = 1.0  # learning rates that do not depend on num_steps
     processes = start(config, tmp_path, 2)
     deadline = time.monotonic() + 120
-    while len(metrics.read(tmp_path)) < 3 and time.monotonic() < deadline:
+    while len(telemetry.read(tmp_path)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
     first, _ = finish(processes, EXIT_INTERRUPTED)

@@ -21,16 +21,15 @@ from small_run import (
     overrides,
 )
 
-from bert_jax import metrics
 from bert_jax.cli import EXIT_INTERRUPTED, UserError
 from bert_jax.data import input_pipeline, records
-from bert_jax.runs import checkpoint
+from bert_jax.runs import checkpoint, telemetry
 from bert_jax.training import loop
 
 
 def test_metrics_have_the_names_of_the_contract(config, tmp_path):
     last = loop.train_and_evaluate(config, tmp_path)
-    lines = metrics.read(tmp_path)
+    lines = telemetry.read(tmp_path)
     training = [line for line in lines if "loss" in line]
     evaluation = [line for line in lines if "eval_loss" in line]
     assert [line["step"] for line in training] == list(range(1, 21))
@@ -128,12 +127,12 @@ def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
     steps = []
     for _ in range(10):
         process = start(config, tmp_path / "killed")
-        before = len(metrics.read(tmp_path / "killed"))
-        wait_for(lambda n=before: len(metrics.read(tmp_path / "killed")) > n + 3, process)
+        before = len(telemetry.read(tmp_path / "killed"))
+        wait_for(lambda n=before: len(telemetry.read(tmp_path / "killed")) > n + 3, process)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.communicate()
-        steps.append(metrics.read(tmp_path / "killed")[-1]["step"])
+        steps.append(telemetry.read(tmp_path / "killed")[-1]["step"])
     assert len(set(steps)) > 5 and max(steps) < 400, steps
     process = start(config, tmp_path / "killed")
     _, error = process.communicate()
@@ -145,13 +144,13 @@ def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
 def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
     config.update(num_steps=300, eval_every=0, checkpoint_every=1000)
     process = start(config, tmp_path)
-    wait_for(lambda: len(metrics.read(tmp_path)) > 3, process)
+    wait_for(lambda: len(telemetry.read(tmp_path)) > 3, process)
     process.send_signal(signal.Signals[name])
     _, error = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED, error
     step = checkpoint.load(tmp_path).step
     assert step < 300 and f"stopped by {name}: step {step} is saved" in error
-    assert metrics.read(tmp_path)[-1]["step"] == step
+    assert telemetry.read(tmp_path)[-1]["step"] == step
 
 
 def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog, monkeypatch):
@@ -350,7 +349,7 @@ def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_pat
     monkeypatch.setattr(jax, "local_devices", lambda: [small])
     with pytest.raises(UserError, match=r"needs 16\.0 GiB a device, which has 15\.0"):
         loop.train_and_evaluate(config, tmp_path)
-    assert not metrics.read(tmp_path)
+    assert not telemetry.read(tmp_path)
 
 
 def test_evaluation_goes_in_the_parts_that_a_step_works_off(config, tmp_path):
