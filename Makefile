@@ -1,9 +1,18 @@
 # make quickstart: sets everything up, then the whole path on this machine with no download of data
 # make test:       sets everything up, then what CI runs
 # make test-slow:  the tests that take minutes each
-# make PYTHON=python3.11 …: with another Python than python3
+# make PYTHON=python3.11 …: with another Python than python3; where .venv is of another version than
+#                  that, in .venv-VERSION
 PYTHON ?= python3
+version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv
+ifneq ($(origin PYTHON),file)  # asked for, on the command line or in the environment
+ifneq ($(wildcard .venv/bin/python),)
+ifneq ($(call version,.venv/bin/python),$(call version,$(PYTHON)))
+VENV := .venv-$(call version,$(PYTHON))
+endif
+endif
+endif
 # Memory in huge pages, where Linux leaves that to programs: XLA's CPU buffers are taken and given
 # back in every step, and faulted in anew (docs/performance.md).
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
@@ -35,4 +44,4 @@ $(VENV)/.%: setup.py constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf .venv .venv-* quickstart

@@ -14,7 +14,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
-import torch
 from etils import epath
 from small_finetune import make_pretrained
 from small_run import LENGTH, VOCAB_SIZE, make_data_dir
@@ -56,6 +55,7 @@ def pretrained(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def one_thread():
+    torch = pytest.importorskip("torch")
     """torch on one thread: so small a model is fastest so, above all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

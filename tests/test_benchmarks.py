@@ -9,7 +9,6 @@ import os
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 from small_finetune import TOKENIZER, write_reviews
 
@@ -18,6 +17,8 @@ from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.finetuning import inputs as finetune_inputs
 from bert_jax.training import step as train
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import seqeval.metrics
 import sklearn.metrics
-import torch
 import transformers
 from small_finetune import WORDS, reviews_config, write_reviews
 
@@ -19,6 +18,8 @@ from bert_jax.cli import UserError
 from bert_jax.finetuning import loop as finetune_loop
 from bert_jax.runs import telemetry
 from configs.finetune import squad2, swag, text_regression, token_classification
+
+torch = pytest.importorskip("torch")
 
 
 def predictions(run):

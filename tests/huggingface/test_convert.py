@@ -13,7 +13,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from bert_jax import convert, loading
@@ -27,6 +26,8 @@ from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import kinds
+
+torch = pytest.importorskip("torch")
 
 WORDS = ("the", "capital", "of", "france", "is", "paris", "how", "many", "?", ".", ",", "##s")
 TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS, *(f"w{i}" for i in range(183))))

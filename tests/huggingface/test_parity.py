@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig, BertModel, stack_layers, unstack_layers
 from bert_jax.training import step as train
+
+torch = pytest.importorskip("torch")
 
 SIZES = {  # layers, width, heads, feed-forward; batch, length (short where the model is large)
     "tiny": (2, 128, 2, 512, 6, 48),

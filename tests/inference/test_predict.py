@@ -15,7 +15,6 @@ import ml_collections
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 import transformers
 from small_finetune import TOKENIZER, WORDS
 from small_run import ROOT
@@ -26,6 +25,8 @@ from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
 from bert_jax.tasks import kinds
+
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "vocab_size": TOKENIZER.vocab_size,

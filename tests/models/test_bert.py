@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from bert_jax.cli import UserError
 from bert_jax.models.bert import ACTIVATIONS, BertConfig, BertModel, product
@@ -122,6 +121,7 @@ def test_impossible_models_are_refused(field, value, message):
 
 
 def test_layer_norm_and_its_gradients_are_torch_s():
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     x = rng.normal(2, 3, (3, 5, 32)).astype(np.float32)
     weights = rng.standard_normal(x.shape).astype(np.float32)
@@ -142,6 +142,7 @@ def test_layer_norm_and_its_gradients_are_torch_s():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["gelu", "gelu_pytorch_tanh"])
 def test_gelu_and_its_gradient_are_torch_s(name, dtype):
+    torch = pytest.importorskip("torch")
     x = np.concatenate([np.linspace(-12, 12, 2001), [-100, 0, 100]]).astype(np.float32)
     x_ = torch.tensor(x).to(getattr(torch, dtype)).requires_grad_()
     approximate = "tanh" if name.endswith("tanh") else "none"

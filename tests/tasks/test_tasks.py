@@ -11,7 +11,6 @@ import pytest
 import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
-import torch
 import transformers
 
 from bert_jax.cli import UserError
@@ -423,6 +422,7 @@ def test_bad_squad_files(content, message, tmp_path):
 
 
 def test_class_weights_as_torch_weighs():
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     config = text_classification_recipe.get_config()
     config.class_weights = "1,4,0.5"

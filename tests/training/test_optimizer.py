@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 import transformers
 
 from bert_jax.cli import UserError
@@ -65,6 +64,7 @@ def assert_close(actual, expected):
 
 
 def test_with_bias_correction_equals_torch(settings):
+    torch = pytest.importorskip("torch")
     settings.bias_correction = True
     params, x, y = problem()
     leaves = jax.tree.map(lambda a: torch.tensor(a, requires_grad=True), params)
@@ -228,6 +228,7 @@ def test_schedules_follow_their_formulas(settings, fields, formula, end_factor, 
     ],
 )
 def test_decay_from_the_peak_is_that_of_transformers(settings, schedule, theirs):
+    torch = pytest.importorskip("torch")
     settings.update(schedule=schedule, decay_from="peak")
     ours = optimizer.make_schedule(settings, STEPS)
     sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
