@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import torch
 
+from bert_jax.models import heads
+
 # Python puts a script's own directory first, where data_prep.py hides the package of its name.
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -68,7 +70,7 @@ def torch_losses(config, params, batches) -> list[float]:
 
 def our_losses(config, mesh, tx, state, batches) -> list[float]:
     """Losses of the step that `pretrain` runs."""
-    objective = train.pretraining_objective(train.make_model(config))
+    objective = train.pretraining_objective(heads.make_model(config))
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
     step_fn = train.make_train_step(objective, tx, schedule, mesh, config.seed)
     losses = []
@@ -106,9 +108,9 @@ def main(argv) -> int:
         for step in range(config.num_steps)
     ]
     mesh = sharding.make_mesh()
-    model = train.make_model(config)
+    model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
+    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
     params = jax.tree.map(np.array, jax.device_get(state.params))  # the step takes the memory over
     ours = our_losses(config, mesh, tx, state, batches)
     theirs = torch_losses(config, params, batches)

@@ -14,7 +14,7 @@ import transformers
 
 from bert_jax.huggingface import files as hf_files
 from bert_jax.huggingface import tensors as hf_tensors
-from bert_jax.training import step as train
+from bert_jax.models import heads
 
 # JAX would take most of a GPU's memory for itself; torch needs its part.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -48,7 +48,7 @@ def pretraining_model(
     config: ml_collections.ConfigDict, params: Any
 ) -> transformers.BertForPreTraining:
     """BertForPreTraining with our parameters, in training mode, attention by torch's sdpa."""
-    model_config = train.make_model(config).config
+    model_config = heads.make_model(config).config
     tensors = hf_tensors.to_tensors(params, model_config)
     description = hf_files.config_json(
         "BertForPreTraining", model_config, "float32", pad_token_id=0, task="pretraining"

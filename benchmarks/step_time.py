@@ -45,7 +45,9 @@ import torch
 
 from benchmarks import peers
 from bert_jax.cli import UserError, run
-from bert_jax.parallel import hardware, host_memory, sharding
+from bert_jax.models import heads
+from bert_jax.models.flops import training_flops
+from bert_jax.parallel import host_memory, sharding
 from bert_jax.training import phases
 from bert_jax.training import step as train
 from configs import bert_base, bert_large, bert_mini, bert_tiny
@@ -117,9 +119,9 @@ def make_batch(config, length: int) -> dict[str, np.ndarray]:
 
 def our_side(config, batch: dict[str, np.ndarray]) -> Side:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    model, phase = train.make_model(config), phases.resolve(config)[0]
+    model, phase = heads.make_model(config), phases.resolve(config)[0]
     state = train.init_state(
-        lambda key: train.init_params(model, key), phase.optimizer, mesh, config.seed
+        lambda key: heads.init_params(model, key), phase.optimizer, mesh, config.seed
     )
     step_fn = phase.make_train_step(model, mesh)
     on_device = jax.device_put(batch, sharding.batch_sharding(mesh))
@@ -149,7 +151,7 @@ def torch_wait(device: str) -> Callable[[], Any]:
 
 
 def torch_side(config, batch, device: str, *, gathered: bool, compiled: bool) -> Side:
-    params = train.init_params(train.make_model(config), jax.random.key(config.seed))
+    params = heads.init_params(heads.make_model(config), jax.random.key(config.seed))
     model = peers.pretraining_model(config, params).to(device)
     data = {name: x.to(device) for name, x in peers.pretraining_batch(batch).items()}
     optimizer = peers.adamw(model, config.optimizer, **({"fused": True} if gathered else {}))
@@ -325,8 +327,8 @@ def measure(size: str, dtype: str, length: int, options: argparse.Namespace) -> 
                     if repeat:
                         times[name].append(seconds)
     progress("")
-    flops = hardware.training_flops(
-        train.make_model(config).config, length, batch["masked_lm_ids"].shape[1], batch_size
+    flops = training_flops(
+        heads.make_model(config).config, length, batch["masked_lm_ids"].shape[1], batch_size
     )
     products = [name for name in sides if name.startswith("matrix product")]
     fastest = [min(times[name]) for name in products if name in times]

@@ -52,12 +52,12 @@ def from_hugging_face(model: str | epath.PathLike, output: str | epath.PathLike)
       the parts that the model has; the others are skipped, not initialised.
     """
     from bert_jax.huggingface import load, tensors
-    from bert_jax.models.bert import BertConfig
+    from bert_jax.models import architectures
     from bert_jax.runs import checkpoint
 
     loaded = load.read(model)
     checkpoint.save_params(output, loaded.params, loaded.config, loaded.tokenizer, loaded.step)
-    return tensors.parts_of(loaded.params, BertConfig(**loaded.config.model))
+    return tensors.parts_of(loaded.params, architectures.make_config(loaded.config.model))
 
 
 def _size(text: str) -> int:

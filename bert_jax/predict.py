@@ -104,8 +104,7 @@ class Predictor:
         import ml_collections
 
         from bert_jax import loading
-        from bert_jax.models import heads
-        from bert_jax.models.bert import BertConfig, BertModel
+        from bert_jax.models import architectures, heads
         from bert_jax.runs import workdir as workdirs
         from bert_jax.tasks import kinds
 
@@ -126,7 +125,7 @@ class Predictor:
             )
         if command == "fill-mask" and "mlm_transform" not in params:
             raise UserError(f"{model} has no MLM head: fill-mask needs a pretraining model")
-        config = BertConfig.of(self.loaded.config.model.to_dict(), arguments.dtype)
+        config = architectures.make_config(self.loaded.config.model, arguments.dtype)
         longest = config.max_position_embeddings
         wanted = arguments.max_seq_length or run.get("max_seq_length", longest)
         self.max_length = min(wanted, longest)
@@ -156,14 +155,15 @@ class Predictor:
             def apply(params: Any, *inputs: Any) -> Any:
                 return module.apply({"params": params}, *inputs)
         elif command == "fill-mask":
-            module = heads.BertForPreTraining(config)
+            module = heads.PretrainingModel(config)
             params = heads.with_zeros(params, module)
 
             def apply(params: Any, *inputs: Any) -> Any:
                 logits_BMV = module.apply({"params": params}, *inputs).mlm_logits_BMV
                 return jax.nn.softmax(logits_BMV[..., : config.vocab_size])
         else:
-            module, params = BertModel(config), params["bert"]
+            architecture = architectures.of(config)
+            module, params = architecture.encoder(config), params[architecture.prefix]
             pooling = arguments.pooling
 
             def apply(params: Any, ids_BL: Any, mask_BL: Any, types_BL: Any) -> Any:

@@ -62,8 +62,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1  # parts that parameters and moments are split into
     config.mesh.tensor = 1  # parts that heads, feed-forward width and vocabulary are split into
 
-    # The encoder: fields of bert_jax.models.bert.BertConfig.
+    # The encoder: a row of bert_jax.models.architectures, and the fields of its config class.
     config.model = ml_collections.ConfigDict()
+    config.model.architecture = "bert"
     config.model.vocab_size = 30_522  # must be the data set's
     config.model.hidden_size = 768
     config.model.num_hidden_layers = 12

@@ -10,6 +10,7 @@ import jax
 
 from bert_jax import config as config_lib
 from bert_jax.data import input_pipeline
+from bert_jax.models import heads
 from bert_jax.parallel import sharding
 from bert_jax.training import optimizer
 from bert_jax.training import step as train
@@ -41,9 +42,9 @@ def losses(config, axes) -> list[float]:
     count = axes[0] * axes[1] * axes[2]
     mesh = sharding.make_mesh(*axes, devices=jax.devices()[:count])
     data = input_pipeline.open_data(config.data_dir, "train", config)
-    model = train.make_model(config)
+    model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
+    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
     objective = train.pretraining_objective(model)
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
     step = train.make_train_step(

@@ -26,7 +26,7 @@ SIZES = {
 def make_pretrained(workdir):
     """A WORKDIR as pretraining leaves it; the parameters are random."""
     ids = np.zeros((1, 8), np.int32)
-    module = heads.BertForPreTraining(BertConfig(**SIZES))
+    module = heads.PretrainingModel(BertConfig(**SIZES))
     params = jax.device_get(module.init(jax.random.key(0), ids, ids, ids)["params"])
     config = ml_collections.ConfigDict({"model": dict(SIZES)})
     checkpoint.save_params(workdir, params, config, TOKENIZER, 3)

@@ -16,6 +16,7 @@ from benchmarks import finetuning, input_pipeline, peers, step_time
 from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.finetuning import inputs as finetune_inputs
+from bert_jax.models import heads
 from bert_jax.training import step as train
 
 torch = pytest.importorskip("torch")
@@ -128,8 +129,8 @@ def test_the_sides_of_step_time_have_one_loss(one_thread):
     config.model.update(vocab_size=100, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     batch = step_time.make_batch(config, 32)
     assert (batch["masked_lm_weights"].sum(1) == [5] * 9 + [2]).all()  # 15 % of 32, of 16
-    model = train.make_model(config)
-    params = train.init_params(model, jax.random.key(0))
+    model = heads.make_model(config)
+    params = heads.init_params(model, jax.random.key(0))
     objective = train.pretraining_objective(model)
     sums, weights = objective.sums(params, batch, None), objective.weights(batch)
     ours = float(sum(sums[name] / weights[name] for name in objective.losses))

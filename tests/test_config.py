@@ -8,7 +8,7 @@ import pytest
 
 from bert_jax import config as config_lib
 from bert_jax.cli import UserError
-from bert_jax.training import step as train
+from bert_jax.models import heads
 
 PARSE = dict(usage="usage: …", workdir="directory of the run")
 SIZES = {  # published parameter counts, millions (README of google-research/bert)
@@ -134,8 +134,8 @@ def test_every_recipe_has_a_name():
 @pytest.mark.parametrize("form", ["", "laptop"])
 def test_sizes_are_the_published_ones(size, form):
     config = config_lib.recipe(f"bert_{size}:{form}")
-    model = train.make_model(config)
-    shapes = jax.eval_shape(lambda key: train.init_params(model, key), jax.random.key(0))
+    model = heads.make_model(config)
+    shapes = jax.eval_shape(lambda key: heads.init_params(model, key), jax.random.key(0))
     encoder = sum(leaf.size for leaf in jax.tree.leaves(shapes["bert"]))
     padding = (model.config.padded_vocab_size - 30_522) * model.config.hidden_size
     head = sum(leaf.size for leaf in jax.tree.leaves(shapes)) - encoder

@@ -17,7 +17,8 @@ from bert_jax import loading
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning.settings import check_config
-from bert_jax.models.bert import BertConfig
+from bert_jax.models import architectures
+from bert_jax.models.architectures import EncoderConfig
 from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import kinds
 from bert_jax.tasks.base import Feature, Task
@@ -90,7 +91,7 @@ class Inputs:
     """
 
     loaded: workdirs.Loaded
-    model: BertConfig
+    model: EncoderConfig
     task: Task
     train: Split
     validation: Split
@@ -150,7 +151,7 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
       UserError: settings, model and data do not fit each other.
     """
     loaded = loading.load_parts(init)
-    model = BertConfig.of(loaded.config.model.to_dict(), config.dtype)
+    model = architectures.make_config(loaded.config.model, config.dtype)
     check_config(config, model)
     task = kinds.make_task(config, loaded.tokenizer)
     train_examples, validation_examples = (

@@ -7,11 +7,11 @@ import ml_collections
 from flax import traverse_util
 
 from bert_jax.cli import UserError
-from bert_jax.models.bert import BertConfig
+from bert_jax.models.architectures import EncoderConfig
 from bert_jax.training import optimizer
 
 
-def check_config(config: ml_collections.ConfigDict, model: BertConfig) -> None:
+def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> None:
     """Raises UserError for settings that cannot work, before anything is read or written."""
     for field in ("train_file", "validation_file"):
         if not config[field]:

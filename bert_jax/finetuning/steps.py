@@ -66,9 +66,9 @@ def make_steps(
       factors: of the learning rate, by parameter; no gradient is computed where it is 0.
     """
 
-    def apply(params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array:
+    def apply(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> jax.Array:
         arrays = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-        return module.apply({"params": params}, *arrays, keys_B=keys_B)
+        return module.apply({"params": params}, *arrays, dropout_keys_B=dropout_keys_B)
 
     objective = task_objective(task, apply, factors)
     predict = jax.jit(
@@ -86,13 +86,13 @@ def task_objective(task: Task, apply: Callable[..., jax.Array], factors: Any) ->
     """The task's loss.
 
     Args:
-      apply: (params, batch, keys_B) -> logits.
+      apply: (params, batch, dropout_keys_B) -> logits.
       factors: of the learning rate, by parameter; no gradient is computed where it is 0.
     """
 
-    def sums(params: Any, batch: Batch, keys_B: jax.Array | None) -> train.Scalars:
+    def sums(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> train.Scalars:
         params = jax.tree.map(lambda p, x: p if x else jax.lax.stop_gradient(p), params, factors)
-        return {"task_loss": task.loss_sum(apply(params, batch, keys_B), batch)}
+        return {"task_loss": task.loss_sum(apply(params, batch, dropout_keys_B), batch)}
 
     return train.Objective(
         losses=("task_loss",),

@@ -12,7 +12,7 @@ from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
 from bert_jax.huggingface import files, parity, tensors
 from bert_jax.huggingface.keys import PRETRAINING
-from bert_jax.models.bert import BertConfig
+from bert_jax.models import architectures
 from bert_jax.runs import telemetry
 from bert_jax.runs import workdir as workdirs
 
@@ -43,7 +43,7 @@ def write(
     """
     output = epath.Path(output)
     files.check_replaceable(output)
-    model = BertConfig(**loaded.config.model)
+    model = architectures.make_config(loaded.config.model)
     task = loaded.config.get("task", PRETRAINING)  # pretraining configs have no such field
     labels = tuple(loaded.config.get("labels", ()))
     head_class = tensors.class_of(loaded.params, model, task)

@@ -24,7 +24,9 @@ from etils import epath
 from bert_jax import __version__, files
 from bert_jax.cli import UserError, brief
 from bert_jax.huggingface.keys import PRETRAINING, TABLES
-from bert_jax.models.bert import ACTIVATIONS, COMPUTE_FIELDS, BertConfig
+from bert_jax.models import architectures
+from bert_jax.models.architectures import COMPUTE_FIELDS, EncoderConfig
+from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.runs import workdir as workdirs
 
 # Tasks of one class -> the problem_type by which transformers tells them apart.
@@ -56,14 +58,14 @@ class Description:
     """
 
     class_name: str
-    model: BertConfig
+    model: EncoderConfig
     task: str
     labels: tuple[str, ...]
 
 
 def config_json(
     class_name: str,
-    model: BertConfig,
+    model: EncoderConfig,
     dtype: str,
     pad_token_id: int,
     task: str,
@@ -108,14 +110,15 @@ def read_config(directory: epath.Path) -> Description:
     for field, expected in {"model_type": table.model_type, **table.settings}.items():
         if config.get(field, expected) != expected:
             problems.append(f"{field} is {config[field]!r}, only {expected!r} is known here")
-    # BertConfig's own defaults are transformers' too, but for the GELU's form.
+    config_class = architectures.named("bert").config_class
+    # Its own defaults are transformers' too, but for the GELU's form.
     sizes = {"hidden_act": "gelu"} | {
         field.name: config[field.name]
-        for field in dataclasses.fields(BertConfig)
+        for field in dataclasses.fields(config_class)
         if field.name in config and field.name not in COMPUTE_FIELDS
     }
     for name, value in sizes.items():
-        default = getattr(BertConfig, name)
+        default = getattr(config_class, name)
         kinds = (float, int) if isinstance(default, float) else type(default)
         if isinstance(value, bool) or not isinstance(value, kinds):
             problems.append(f"{name} is {value!r}, expected one like {default!r}")
@@ -136,7 +139,7 @@ def read_config(directory: epath.Path) -> Description:
         task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind, task)
     return Description(
         class_name=class_name,
-        model=BertConfig(**sizes),
+        model=config_class(**sizes),
         task=task,
         labels=tuple(names[key] for key in sorted(names, key=int)),
     )

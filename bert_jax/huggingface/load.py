@@ -1,13 +1,12 @@
 """Reads a Hugging Face directory, or a repository of the hub, as parameters of this project."""
 
-import dataclasses
-
 import ml_collections
 from etils import epath
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
 from bert_jax.huggingface import files, tensors
+from bert_jax.models import architectures
 from bert_jax.runs import workdir as workdirs
 
 
@@ -45,7 +44,7 @@ def read(source: str | epath.PathLike) -> workdirs.Loaded:
                 f"{source}: config.json names {len(labels)} labels, the head has {count}"
             )
     config = {
-        "model": dataclasses.asdict(described.model),
+        "model": architectures.fields_of(described.model),
         "task": described.task,
         "labels": list(labels),
         "imported_from": str(source),

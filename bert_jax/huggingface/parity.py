@@ -12,8 +12,8 @@ import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.huggingface.keys import PRETRAINING, HeadClass
-from bert_jax.models import heads
-from bert_jax.models.bert import BertConfig
+from bert_jax.models import architectures, heads
+from bert_jax.models.architectures import EncoderConfig
 from bert_jax.tasks import kinds
 from bert_jax.tasks.base import join
 
@@ -76,7 +76,7 @@ class ParityReport:
         return "; ".join([text, *self.problems])
 
 
-def inputs(model: BertConfig, tokenizer: Tokenizer) -> list[Batch]:
+def inputs(model: EncoderConfig, tokenizer: Tokenizer) -> list[Batch]:
     """Two batches: text and random ids with padding and two segments; random ids, full length."""
     rng = np.random.default_rng(0)
     longest = model.max_position_embeddings
@@ -108,12 +108,14 @@ def inputs(model: BertConfig, tokenizer: Tokenizer) -> list[Batch]:
     return batches
 
 
-def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dict[str, np.ndarray]:
+def flax_outputs(
+    params: Any, model: EncoderConfig, task: str, batch: Batch
+) -> dict[str, np.ndarray]:
     """Output name -> float32 array of our model, on every position, vocabulary unpadded.
 
     `params` may lack the pooler or a pretraining head: what hangs on it is left out.
     """
-    model = dataclasses.replace(
+    model = architectures.computed_as(
         model, dtype="float32", attention="xla", scan_layers=False, remat="none"
     )
     arguments = tuple(batch[name] for name in MODEL_INPUTS)
@@ -127,7 +129,7 @@ def flax_outputs(params: Any, model: BertConfig, task: str, batch: Batch) -> dic
         if task == "multiple_choice":  # the rows are the choices of one example
             arguments = tuple(x[None] for x in arguments)
         return {"logits": apply(kinds.make_module(task, model, num_labels), params)}
-    module = heads.BertForPreTraining(model)
+    module = heads.PretrainingModel(model)
     # Zeros stand in for the parts that are not there; nothing computed from them is returned.
     output = apply(module, heads.with_zeros(params, module))
     result = {"hidden": output.hidden_BLD}
@@ -191,7 +193,7 @@ def compare(
         return ParityReport(
             {}, (), f"{error.name} is not installed: pip install 'bert_jax[hf]' to compare", {}
         )
-    model = BertConfig(**loaded.config.model)
+    model = architectures.make_config(loaded.config.model)
     task = loaded.config.get("task", PRETRAINING)
     params, rounding = loaded.params, {}
     batches = inputs(model, loaded.tokenizer)

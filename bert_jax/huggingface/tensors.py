@@ -1,6 +1,5 @@
 """Parameters of this project as the arrays of a transformers class, and back, by `keys.TABLES`."""
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,14 +18,21 @@ from bert_jax.huggingface.keys import (
     HeadClass,
     KeyTable,
 )
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 
 Tensors = dict[str, np.ndarray]
 
 
 def table_of(model: Any) -> KeyTable:
-    """The names that transformers has for the encoder of a model config."""
-    return TABLES["bert"]
+    """The names that transformers has for the encoder of a model config.
+
+    Raises:
+      UserError: it has none.
+    """
+    name = architectures.of(model).name
+    if name not in TABLES:
+        raise UserError(f"transformers has no class for the architecture {name!r}")
+    return TABLES[name]
 
 
 def rows(model: Any) -> Iterator[tuple[str, str, str, str]]:
@@ -45,12 +51,12 @@ def rows(model: Any) -> Iterator[tuple[str, str, str, str]]:
 
 def shapes(model: Any, num_labels: int) -> dict[str, tuple[int, ...]]:
     """Hugging Face's key -> its shape there, over every part, read off our own modules."""
-    model = dataclasses.replace(model, scan_layers=False)
+    model = architectures.computed_as(model, scan_layers=False)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     modules = (
-        heads.BertForPreTraining(model),
-        heads.BertForTokenClassification(model, num_labels),
-        heads.BertForQuestionAnswering(model),
+        heads.PretrainingModel(model),
+        heads.TokenClassifier(model, num_labels),
+        heads.SpanClassifier(model),
     )
     ours: dict[str, tuple[int, ...]] = {}
     for module in modules:

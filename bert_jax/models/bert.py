@@ -2,36 +2,29 @@
 
 Shapes live in names: B batch, L sequence length, D hidden width, H heads, K head size,
 F feed-forward width, V vocabulary (padded), M masked positions, E examples packed into a row,
-R positions that a head reads: the last layer computes no others (`take_rows`), N parts that the
-batch is spread over.
+R positions that a head reads: the last layer computes no others (`gather_positions`), N shards of
+the batch.
 
-`keys_B` are dropout's keys, one an example (models/dropout.py); None turns dropout off.
+`dropout_keys_B` are one key per example (models/layers/dropout.py); None turns dropout off.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.cli import UserError
+from bert_jax.models.errors import ModelError
+from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of
 from bert_jax.models.layers.dropout import dropout
-from bert_jax.models.layers.gelu import exact_gelu, tanh_gelu
-from bert_jax.models.layers.layer_norm import normalize
+from bert_jax.models.layers.layer_norm import LayerNorm
+from bert_jax.models.layers.linear import dense, dot_general
+from bert_jax.models.layers.positions import gather_positions, per_shard
 from bert_jax.parallel.sharding import batch_parts, constrain
 
-# Google's BERT computes the tanh approximation of GELU; Hugging Face's "gelu" is the erf form.
-ACTIVATIONS = {
-    "gelu_pytorch_tanh": tanh_gelu,
-    "gelu": exact_gelu,
-    "relu": jax.nn.relu,
-}
-# Fields of BertConfig that say how the model is computed, and not what it computes.
-COMPUTE_FIELDS = ("dtype", "attention", "scan_layers", "remat")
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
@@ -46,7 +39,7 @@ class BertConfig:
     Defaults are BERT-base, uncased (paper, section 3).
 
     Attributes:
-      dtype: of the activations and matrix products ("float32" or "bfloat16"). Parameters, softmax,
+      dtype: of the activations and matmuls ("float32" or "bfloat16"). Parameters, softmax,
         LayerNorm statistics and losses are float32 always.
       scan_layers: run the layers as one compiled loop over stacked parameters: compiles faster,
         runs slower.
@@ -54,9 +47,9 @@ class BertConfig:
         inside the operations that use the bits; "threefry", JAX's own generator.
       attention: "xla", plain operations; "splash" or "fused", kernels for TPU, without and with
         dropout on the probabilities; "cudnn", for GPU; "auto": by device, length and dropout (see
-        models/attention.py).
-      remat: what the backward pass recomputes instead of storing: "none"; "dots", all but matrix
-        products; "full", each layer from its input.
+        models/layers/attention.py).
+      remat: what the backward pass recomputes instead of storing: "none"; "dots", all but
+        matmuls; "full", each layer from its input.
     """
 
     vocab_size: int = 30522
@@ -101,12 +94,7 @@ class BertConfig:
             if getattr(self, field) not in allowed:
                 problems.append(f"{field} {getattr(self, field)!r} is not one of {allowed}")
         if problems:
-            raise UserError("config.model: " + "; ".join(problems))
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any], dtype: str) -> "BertConfig":
-        """The model that `fields` describe, computed in `dtype` and else by the defaults."""
-        return cls(**{k: v for k, v in fields.items() if k not in COMPUTE_FIELDS}, dtype=dtype)
+            raise ModelError("config.model: " + "; ".join(problems))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -116,64 +104,6 @@ class BertConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-
-def take_rows(x_BLD: jax.Array, rows_BR: jax.Array | None) -> jax.Array:
-    """[B, R, D], the states at these positions; of all where none are given."""
-    if rows_BR is None:
-        return x_BLD
-    return jnp.take_along_axis(x_BLD, rows_BR[..., None], axis=1)
-
-
-def product(
-    x: jax.Array,
-    kernel: jax.Array,
-    dimension_numbers: Any,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> jax.Array:
-    """`jax.lax.dot_general` of [B, L, D] and a matrix; on a CPU, with B·L as one axis.
-
-    With two axes of rows, XLA for CPU brings the matrix's gradient into order by computing whatever
-    its operands come from once more, transposed: a fifth of a step. XLA for TPU lays out three axes
-    better than two: a tenth of a step, by its own estimate.
-    """
-    rows = x.shape[:-1]
-    if platform_of(jax.sharding.get_abstract_mesh()) == "cpu":
-        ((_, axes), batch_axes) = dimension_numbers
-        x, dimension_numbers = x.reshape(-1, x.shape[-1]), (((1,), axes), batch_axes)
-    y = jax.lax.dot_general(
-        x,
-        kernel,
-        dimension_numbers,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-    return y.reshape(*rows, -1)
-
-
-def dense(config: BertConfig, features: int, name: str) -> nn.Dense:
-    """A linear layer with the published initialisation: truncated normal, zero bias."""
-    return nn.Dense(
-        features,
-        dtype=config.dtype,
-        dot_general=product,
-        kernel_init=nn.initializers.truncated_normal(config.initializer_range),
-        name=name,
-    )
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016); see `normalize`."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        x = x.astype(self.config.dtype)
-        return normalize(x, scale_D, bias_D, self.config.layer_norm_eps)
 
 
 class Embeddings(nn.Module):
@@ -198,7 +128,7 @@ class Embeddings(nn.Module):
         self,
         input_ids_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None,
+        dropout_keys_B: jax.Array | None,
         position_ids_BL: jax.Array | None,
         tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
@@ -209,13 +139,15 @@ class Embeddings(nn.Module):
         if tables_NVD is None:
             tables_NVD = self.token_tables(len(input_ids_BL))
         x_BLD = (
-            of_each_part(functools.partial(jnp.take, axis=0), tables_NVD, input_ids_BL)
+            per_shard(functools.partial(jnp.take, axis=0), tables_NVD, input_ids_BL)
             + self.position_embeddings(positions)
             + self.token_type_embeddings(token_type_ids_BL)
         )
         x_BLD = constrain(x_BLD, "batch", None, None)
         x_BLD = self.layer_norm(x_BLD)
-        return dropout(x_BLD, keys_B, self.config.hidden_dropout_prob, 0, self.config.dropout_rng)
+        return dropout(
+            x_BLD, dropout_keys_B, self.config.hidden_dropout_prob, 0, self.config.dropout_rng
+        )
 
     def token_tables(self, batch: int) -> jax.Array:
         """The token embeddings [N, V, D], once for each of the N parts that a batch is spread over.
@@ -228,28 +160,15 @@ class Embeddings(nn.Module):
         tables_NVD = jnp.broadcast_to(table_VD, (parts, *table_VD.shape))
         return constrain(tables_NVD, "batch" if parts > 1 else None, "tensor", None)
 
-    def attend(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
+    def scores(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
         """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
 
-        def scores(table_VD: jax.Array, x_BMD: jax.Array) -> jax.Array:
+        def of_shard(table_VD: jax.Array, x_BMD: jax.Array) -> jax.Array:
             over_D = (((x_BMD.ndim - 1,), (1,)), ((), ()))
-            y_BMV = product(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
+            y_BMV = dot_general(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
             return y_BMV + bias_V
 
-        return of_each_part(scores, tables_NVD, x_BMD)
-
-
-def of_each_part(
-    function: Callable[[jax.Array, jax.Array], jax.Array], tables: jax.Array, x: jax.Array
-) -> jax.Array:
-    """`function` of each of N tables and the rows of `x` [B, …] that lie with it."""
-    parts = len(tables)
-    if parts == 1:
-        return function(tables[0], x)
-    x = x.reshape(parts, -1, *x.shape[1:])
-    x = constrain(x, "batch", *(None for _ in x.shape[1:]))
-    y = jax.vmap(function)(tables, x)
-    return y.reshape(-1, *y.shape[2:])
+        return per_shard(of_shard, tables_NVD, x_BMD)
 
 
 class SelfAttention(nn.Module):
@@ -266,7 +185,7 @@ class SelfAttention(nn.Module):
         self,
         x_BLD: jax.Array,
         attention_mask_BL: jax.Array,
-        keys_B: jax.Array | None,
+        dropout_keys_B: jax.Array | None,
         site: int | jax.Array,
         rows_BR: jax.Array | None = None,
     ) -> jax.Array:
@@ -278,8 +197,8 @@ class SelfAttention(nn.Module):
             )
             return constrain(x_BLHK, "batch", None, "tensor", None)
 
-        # Three products, not one fused: faster on CPU and TPU (no slicing of the result).
-        read_BLD = take_rows(x_BLD, rows_BR)
+        # Three matmuls, not one fused: faster on CPU and TPU (no slicing of the result).
+        read_BLD = gather_positions(x_BLD, rows_BR)
         q_BLHK, k_BLHK, v_BLHK = (
             project("query", read_BLD),
             project("key", x_BLD),
@@ -290,7 +209,7 @@ class SelfAttention(nn.Module):
             k_BLHK,
             v_BLHK,
             attention_mask_BL,
-            keys_B,
+            dropout_keys_B,
             # Initial parameters do not depend on it, and are made at a length that no kernel takes.
             implementation="xla" if self.is_initializing() else config.attention,
             packed=self.packed,
@@ -317,7 +236,7 @@ class Layer(nn.Module):
         x_BLD: jax.Array,
         index: int | jax.Array,
         attention_mask_BL: jax.Array,
-        keys_B: jax.Array | None,
+        dropout_keys_B: jax.Array | None,
         rows_BR: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         config = self.config
@@ -325,12 +244,14 @@ class Layer(nn.Module):
 
         def drop(y_BLD: jax.Array, site: int | jax.Array) -> jax.Array:
             rate, rng = config.hidden_dropout_prob, config.dropout_rng
-            return dropout(y_BLD, keys_B, rate, site, rng, rows_BR, length)
+            return dropout(y_BLD, dropout_keys_B, rate, site, rng, rows_BR, length)
 
         site = 3 * index + 1  # site 0 is the embeddings'
         attention = SelfAttention(config, self.packed, name="attention")
-        y_BLD = drop(attention(x_BLD, attention_mask_BL, keys_B, site, rows_BR), site + 1)
-        x_BLD = LayerNorm(config, name="attention_layer_norm")(take_rows(x_BLD, rows_BR) + y_BLD)
+        y_BLD = drop(attention(x_BLD, attention_mask_BL, dropout_keys_B, site, rows_BR), site + 1)
+        x_BLD = LayerNorm(config, name="attention_layer_norm")(
+            gather_positions(x_BLD, rows_BR) + y_BLD
+        )
         y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
         y_BLF = ACTIVATIONS[config.hidden_act](constrain(y_BLF, "batch", None, "tensor"))
         y_BLD = drop(dense(config, config.hidden_size, "output")(y_BLF), site + 2)
@@ -352,7 +273,7 @@ class Encoder(nn.Module):
         self,
         x_BLD: jax.Array,
         attention_mask_BL: jax.Array,
-        keys_B: jax.Array | None,
+        dropout_keys_B: jax.Array | None,
         packed: bool,
         rows_BR: jax.Array | None,
     ) -> jax.Array:
@@ -371,14 +292,18 @@ class Encoder(nn.Module):
             )
             indices = jnp.arange(config.num_hidden_layers)
             layers = scanned(config, packed, name="layers")
-            return take_rows(layers(x_BLD, indices, attention_mask_BL, keys_B)[0], rows_BR)
+            return gather_positions(
+                layers(x_BLD, indices, attention_mask_BL, dropout_keys_B)[0], rows_BR
+            )
         if platform_of(jax.sharding.get_abstract_mesh()) == "cpu":
             # Layers of one shape are traced once. XLA for TPU would leave kernels in calls.
             layer_class = nn.jit(layer_class)
         for i in range(config.num_hidden_layers):
             layer = layer_class(config, packed, name=f"layer_{i}")
             is_last = i == config.num_hidden_layers - 1
-            x_BLD, _ = layer(x_BLD, i, attention_mask_BL, keys_B, rows_BR if is_last else None)
+            x_BLD, _ = layer(
+                x_BLD, i, attention_mask_BL, dropout_keys_B, rows_BR if is_last else None
+            )
         return x_BLD
 
 
@@ -397,7 +322,7 @@ class BertModel(nn.Module):
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
         position_ids_BL: jax.Array | None = None,
         first_token_positions_BE: jax.Array | None = None,
         read_positions_BM: jax.Array | None = None,
@@ -410,7 +335,7 @@ class BertModel(nn.Module):
           attention_mask_BL: int[B, L], 1 for tokens and 0 for padding; packed, the number of the
             token's example in the row, from 1.
           token_type_ids_BL: int[B, L], 0 for segment A and 1 for segment B.
-          keys_B: one dropout key an example, or None for no dropout; packed, one a row.
+          dropout_keys_B: one dropout key an example, or None for no dropout; packed, one a row.
           position_ids_BL: int[B, L], given for packed rows: from 0 in every example.
           first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
           read_positions_BM: int[B, M], given where a head reads no other hidden states: these
@@ -420,10 +345,16 @@ class BertModel(nn.Module):
         packed = position_ids_BL is not None
         if not packed:
             first_token_positions_BE = jnp.zeros((input_ids_BL.shape[0], 1), jnp.int32)
-        inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B, position_ids_BL)
+        inputs = (
+            input_ids_BL,
+            attention_mask_BL,
+            token_type_ids_BL,
+            dropout_keys_B,
+            position_ids_BL,
+        )
         if read_positions_BM is None:
             x_BLD = self.encode(*inputs, token_tables_NVD=token_tables_NVD)
-            first_BED = take_rows(x_BLD, first_token_positions_BE)
+            first_BED = gather_positions(x_BLD, first_token_positions_BE)
         else:
             rows_BR = jnp.concatenate([first_token_positions_BE, read_positions_BM], axis=1)
             x_BRD = self.encode(*inputs, rows_BR, token_tables_NVD)
@@ -437,11 +368,11 @@ class BertModel(nn.Module):
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
         """The pooled [CLS] state alone, [B, D], for heads that read nothing else."""
         none_B0 = jnp.zeros((input_ids_BL.shape[0], 0), jnp.int32)
-        inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B)
+        inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B)
         return self(*inputs, read_positions_BM=none_B0)[1]
 
     def encode(
@@ -449,34 +380,44 @@ class BertModel(nn.Module):
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
         position_ids_BL: jax.Array | None = None,
         rows_BR: jax.Array | None = None,
         token_tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden states alone, for heads without use for the pooler; of all or R rows."""
         x_BLD = self.embeddings(
-            input_ids_BL, token_type_ids_BL, keys_B, position_ids_BL, token_tables_NVD
+            input_ids_BL, token_type_ids_BL, dropout_keys_B, position_ids_BL, token_tables_NVD
         )
         packed = position_ids_BL is not None
-        return self.encoder(x_BLD, attention_mask_BL, keys_B, packed, rows_BR)
+        return self.encoder(x_BLD, attention_mask_BL, dropout_keys_B, packed, rows_BR)
+
+    def token_tables(self, batch: int) -> jax.Array:
+        """See `Embeddings.token_tables`."""
+        return self.embeddings.token_tables(batch)
+
+    def token_scores(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
+        """See `Embeddings.scores`."""
+        return self.embeddings.scores(x_BMD, tables_NVD, bias_V)
 
 
-def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of an unrolled encoder -> of a scanned one: layer_0, layer_1, … -> layers[N]."""
-    encoder = params["bert"]["encoder"]
-    layers = [encoder[f"layer_{i}"] for i in range(len(encoder))]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
-    return {**params, "bert": {**params["bert"], "encoder": {"layers": stacked}}}
+def dropout_sites(config: BertConfig) -> int:
+    """How many dropouts there are: the embeddings' and, in each layer, three."""
+    return 3 * config.num_hidden_layers + 1
 
 
-def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `stack_layers`; parameters of an unrolled encoder are returned as they are."""
-    encoder = params["bert"]["encoder"]
-    if "layers" not in encoder:
-        return params
-    count = jax.tree.leaves(encoder["layers"])[0].shape[0]
-    unrolled = {
-        f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], encoder["layers"]) for i in range(count)
-    }
-    return {**params, "bert": {**params["bert"], "encoder": unrolled}}
+def multiplications(config: BertConfig, length: int, read: int) -> int:
+    """Multiplications in the matmuls of a forward pass, `read` of whose positions are read.
+
+    Args:
+      length: positions of a sequence.
+      read: positions at which the last layer gives its output.
+    """
+    width = config.hidden_size
+
+    def layer(rows: int) -> int:
+        projections = 2 * (length + rows) * width**2  # key and value; query and output
+        attention = 2 * rows * length * width  # scores, and the weighted sum of values
+        return projections + attention + 2 * rows * width * config.intermediate_size
+
+    return (config.num_hidden_layers - 1) * layer(length) + layer(read)

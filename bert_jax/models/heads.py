@@ -1,6 +1,7 @@
-"""What stands on the encoder: the pretraining heads and the fine-tuning heads.
+"""Task heads, on any encoder: those of pretraining and those of fine-tuning.
 
-Every model calls its encoder `bert`, so parameters move between heads by name.
+A module's parameters have the encoder's under its architecture's `prefix`, so they move between
+heads by name.
 Shapes: see `bert_jax/models/bert.py`; C is the number of classes.
 """
 
@@ -9,19 +10,31 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
-from bert_jax.models.bert import (
-    ACTIVATIONS,
-    BertConfig,
-    BertModel,
-    LayerNorm,
-    dense,
-    dropout,
-)
+from bert_jax.models import architectures
+from bert_jax.models.architectures import EncoderConfig
+from bert_jax.models.layers.activations import ACTIVATIONS
+from bert_jax.models.layers.dropout import dropout
+from bert_jax.models.layers.layer_norm import LayerNorm
+from bert_jax.models.layers.linear import dense
+from bert_jax.models.stacking import stack_layers
+
+
+def make_encoder(config: EncoderConfig) -> nn.Module:
+    """The encoder as a part of the module that is being called (see `architectures.Encoder`)."""
+    architecture = architectures.of(config)
+    return architecture.encoder(config, name=architecture.prefix)
+
+
+def _drop(config: EncoderConfig, x: jax.Array, dropout_keys_B: jax.Array | None) -> jax.Array:
+    """The dropout in front of a classifier, behind the encoder's."""
+    site = architectures.of(config).dropout_sites(config)
+    return dropout(x, dropout_keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
 
 
 class PretrainingOutput(NamedTuple):
-    """What BertForPreTraining computes.
+    """What PretrainingModel computes.
 
     mlm_logits_BMV: float32, -1e30 for the padding of the vocabulary.
     nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random"; packed, of each
@@ -36,61 +49,71 @@ class PretrainingOutput(NamedTuple):
     hidden_BLD: jax.Array
 
 
-class BertForPreTraining(nn.Module):
+class PretrainingModel(nn.Module):
     """Masked-language-model and next-sentence heads (paper, section 3.1)."""
 
-    config: BertConfig
+    config: EncoderConfig
 
-    def setup(self):
-        config = self.config
-        self.bert = BertModel(config)
-        self.mlm_transform = dense(config, config.hidden_size, None)
-        self.mlm_layer_norm = LayerNorm(config)
-        self.mlm_bias = self.param(
-            "mlm_bias", nn.initializers.zeros, (config.padded_vocab_size,), jnp.float32
-        )
-        self.nsp_classifier = dense(config, 2, None)
-
+    @nn.compact
     def __call__(
         self,
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
         masked_lm_positions_BM: jax.Array | None = None,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
         position_ids_BL: jax.Array | None = None,
         first_token_positions_BE: jax.Array | None = None,
     ) -> PretrainingOutput:
         """Scores the vocabulary at `masked_lm_positions_BM`, or at every position if None.
 
-        The other arguments are `BertModel`'s.
+        The other arguments are the encoder's (`architectures.Encoder`).
         """
         config = self.config
-        token_tables_NVD = self.bert.embeddings.token_tables(len(input_ids_BL))
-        hidden_BLD, pooled_BD = self.bert(
+        encoder = make_encoder(config)
+        tables_NVD = encoder.token_tables(len(input_ids_BL))
+        hidden_BLD, pooled_BD = encoder(
             input_ids_BL,
             attention_mask_BL,
             token_type_ids_BL,
-            keys_B,
+            dropout_keys_B,
             position_ids_BL,
             first_token_positions_BE,
             masked_lm_positions_BM,
-            token_tables_NVD,
+            tables_NVD,
         )
-        x_BMD = ACTIVATIONS[config.hidden_act](self.mlm_transform(hidden_BLD))
-        x_BMD = self.mlm_layer_norm(x_BMD)
-        bias_V = jnp.where(
-            jnp.arange(config.padded_vocab_size) < config.vocab_size, self.mlm_bias, -1e30
-        )
+        x_BMD = dense(config, config.hidden_size, "mlm_transform")(hidden_BLD)
+        x_BMD = ACTIVATIONS[config.hidden_act](x_BMD)
+        x_BMD = LayerNorm(config, name="mlm_layer_norm")(x_BMD)
+        rows = config.padded_vocab_size
+        bias_V = self.param("mlm_bias", nn.initializers.zeros, (rows,), jnp.float32)
+        bias_V = jnp.where(jnp.arange(rows) < config.vocab_size, bias_V, -1e30)
+        nsp_logits_B2 = dense(config, 2, "nsp_classifier")(pooled_BD)
         return PretrainingOutput(
-            mlm_logits_BMV=self.bert.embeddings.attend(x_BMD, token_tables_NVD, bias_V),
-            nsp_logits_B2=self.nsp_classifier(pooled_BD).astype(jnp.float32),
+            mlm_logits_BMV=encoder.token_scores(x_BMD, tables_NVD, bias_V),
+            nsp_logits_B2=nsp_logits_B2.astype(jnp.float32),
             pooled_BD=pooled_BD,
             hidden_BLD=hidden_BLD,
         )
 
 
-def with_zeros(params: Any, module: BertForPreTraining) -> Any:
+def make_model(config: ml_collections.ConfigDict) -> PretrainingModel:
+    """The pretraining model that `config.model` describes.
+
+    Raises:
+      ModelError: it describes none.
+    """
+    return PretrainingModel(architectures.make_config(config.model))
+
+
+def init_params(module: nn.Module, key: jax.Array) -> Any:
+    """Fresh parameters; the same numbers whether the layers are scanned or not."""
+    unrolled = module.clone(config=architectures.computed_as(module.config, scan_layers=False))
+    params = unrolled.init(key, *[jnp.zeros((1, 8), jnp.int32)] * 3)["params"]
+    return stack_layers(params) if getattr(module.config, "scan_layers", False) else params
+
+
+def with_zeros(params: Any, module: PretrainingModel) -> Any:
     """`params` with zeros for the parts they lack (a pooler, a head): for what needs the others."""
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     expected = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
@@ -108,10 +131,10 @@ def with_zeros(params: Any, module: BertForPreTraining) -> Any:
     return fill(params, expected)
 
 
-class BertForSequenceClassification(nn.Module):
+class SequenceClassifier(nn.Module):
     """A linear layer over the pooled [CLS] state (paper, section 4.1): logits float32[B, C]."""
 
-    config: BertConfig
+    config: EncoderConfig
     num_labels: int
 
     @nn.compact
@@ -120,21 +143,20 @@ class BertForSequenceClassification(nn.Module):
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        pooled_BD = BertModel(config, name="bert").pooled(
-            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        pooled_BD = make_encoder(config).pooled(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
-        site = 3 * config.num_hidden_layers + 1
-        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
+        pooled_BD = _drop(config, pooled_BD, dropout_keys_B)
         return dense(config, self.num_labels, "classifier")(pooled_BD).astype(jnp.float32)
 
 
-class BertForTokenClassification(nn.Module):
+class TokenClassifier(nn.Module):
     """A linear layer over every hidden state (paper, section 5.3): logits float32[B, L, C]."""
 
-    config: BertConfig
+    config: EncoderConfig
     num_labels: int
 
     @nn.compact
@@ -143,24 +165,23 @@ class BertForTokenClassification(nn.Module):
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        x_BLD = BertModel(config, name="bert").encode(
-            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        x_BLD = make_encoder(config).encode(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
-        site = 3 * config.num_hidden_layers + 1
-        x_BLD = dropout(x_BLD, keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
+        x_BLD = _drop(config, x_BLD, dropout_keys_B)
         return dense(config, self.num_labels, "classifier")(x_BLD).astype(jnp.float32)
 
 
-class BertForQuestionAnswering(nn.Module):
+class SpanClassifier(nn.Module):
     """Scores of every token as start and as end of the answer (paper, section 4.2).
 
     Returns logits float32[B, L, 2]: start, end.
     """
 
-    config: BertConfig
+    config: EncoderConfig
 
     @nn.compact
     def __call__(
@@ -168,21 +189,21 @@ class BertForQuestionAnswering(nn.Module):
         input_ids_BL: jax.Array,
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
-        x_BLD = BertModel(self.config, name="bert").encode(
-            input_ids_BL, attention_mask_BL, token_type_ids_BL, keys_B
+        x_BLD = make_encoder(self.config).encode(
+            input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
         return dense(self.config, 2, "span_classifier")(x_BLD).astype(jnp.float32)
 
 
-class BertForMultipleChoice(nn.Module):
+class MultipleChoice(nn.Module):
     """One score a choice over its pooled [CLS] state (paper, section 4.4); N is choices.
 
     Takes int[B, N, L], returns logits float32[B, N].
     """
 
-    config: BertConfig
+    config: EncoderConfig
 
     @nn.compact
     def __call__(
@@ -190,22 +211,23 @@ class BertForMultipleChoice(nn.Module):
         input_ids_BNL: jax.Array,
         attention_mask_BNL: jax.Array,
         token_type_ids_BNL: jax.Array,
-        keys_B: jax.Array | None = None,
+        dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
         batch, choices, length = input_ids_BNL.shape
-        if keys_B is not None:
+        if dropout_keys_B is not None:
             # One key a choice: each choice is a sequence of its own to the encoder.
-            keys_B = jax.vmap(lambda key: jax.random.split(key, choices))(keys_B).reshape(-1)
-        pooled_BD = BertModel(config, name="bert").pooled(
+            dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, choices))(
+                dropout_keys_B
+            ).reshape(-1)
+        pooled_BD = make_encoder(config).pooled(
             *(
                 x_BNL.reshape(batch * choices, length)
                 for x_BNL in (input_ids_BNL, attention_mask_BNL, token_type_ids_BNL)
             ),
-            keys_B,
+            dropout_keys_B,
         )
-        site = 3 * config.num_hidden_layers + 1
-        pooled_BD = dropout(pooled_BD, keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
+        pooled_BD = _drop(config, pooled_BD, dropout_keys_B)
         logits = dense(config, 1, "classifier")(pooled_BD).astype(jnp.float32)
         return logits.reshape(batch, choices)
 

@@ -1,11 +1,9 @@
-"""What accelerators can do, and how many FLOPs a training step of BERT needs."""
+"""What accelerators can do."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import jax
-
-from bert_jax.models.bert import BertConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,31 +90,3 @@ def peak_flops(device: jax.Device) -> float | None:
     """Dense bfloat16 FLOP/s of a JAX device; None for a chip that is not in the table."""
     chip = chip_of(device)
     return chip and chip.peak_flops * share_of_chip(device, chip)
-
-
-def training_flops(config: BertConfig, seq_length: int, predictions: int, batch_size: int) -> float:
-    """Model FLOPs of an optimizer step: what the mathematics needs, whatever the program does.
-
-    A multiplication and its addition are two FLOPs, the backward pass is twice the forward pass.
-    Matrix products alone are counted: not lookups, softmax, LayerNorm, activations, dropout, the
-    optimizer; nor what remat computes again, nor the padding of the vocabulary, nor what the last
-    layer would give at positions that no head reads.
-
-    Args:
-      config: sizes of the model.
-      seq_length: positions of a sequence, padding included.
-      predictions: positions of a sequence at which the vocabulary is scored.
-      batch_size: sequences of an optimizer step, over all devices.
-    """
-    width, length = config.hidden_size, seq_length
-
-    def layer(rows: int) -> int:
-        """Multiplications of a layer that gives its output at `rows` positions."""
-        projections = 2 * (length + rows) * width**2  # key and value; query and output
-        attention = 2 * rows * length * width  # scores, and the weighted sum of values
-        return projections + attention + 2 * rows * width * config.intermediate_size
-
-    layers = (config.num_hidden_layers - 1) * layer(length) + layer(min(predictions + 1, length))
-    mlm_head = predictions * (width**2 + width * config.vocab_size)
-    nsp_head = width**2 + 2 * width
-    return 3 * 2.0 * batch_size * (layers + mlm_head + nsp_head)

@@ -156,7 +156,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_parts(rows: int) -> int:
     """Over how many parts of the mesh a batch of so many rows is spread; 1 if it does not divide.
 
-    A single row is used to make parameters (`train.init_params`).
+    A single row is used to make parameters (`models.heads.init_params`).
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else _extent(mesh, BATCH_AXES)

@@ -22,6 +22,8 @@ from jax.experimental import topologies
 from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline, masking, packing, records
+from bert_jax.models import heads
+from bert_jax.models.flops import training_flops
 from bert_jax.parallel import hardware, sharding
 from bert_jax.planning import hlo
 from bert_jax.training import step as train
@@ -195,7 +197,7 @@ def lower_step(
 ) -> tuple[jax.stages.Lowered, train.TrainState, train.Batch]:
     """The step that pretraining runs in `phase`, ready to compile, and its arguments as shapes."""
     config = phase.config
-    model = train.make_model(config)
+    model = heads.make_model(config)
     state = phase.abstract_state(model, mesh)
     shapes = input_pipeline.batch_shapes(
         config.batch_size, max_seq_length, max_predictions_per_seq, config.packing
@@ -235,10 +237,8 @@ def make_plan(
         fits = bool(compiled.text)  # the compiler knows exactly
     elif available:
         fits = needed <= available
-    model = train.make_model(config).config
-    model_flops = hardware.training_flops(
-        model, max_seq_length, max_predictions_per_seq, config.batch_size
-    )
+    model = heads.make_model(config).config
+    model_flops = training_flops(model, max_seq_length, max_predictions_per_seq, config.batch_size)
     plan = Plan(
         hardware=hardware_name or f"this machine ({devices[0].device_kind})",
         device_kind=devices[0].device_kind,

@@ -5,11 +5,10 @@ step and the moments, which only going on needs.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,7 +20,7 @@ from etils import epath
 from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as tokenizer_lib
-from bert_jax.models.bert import stack_layers, unstack_layers
+from bert_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from bert_jax.parallel import distributed, sharding
 from bert_jax.runs import workdir as workdirs
 
@@ -111,12 +110,6 @@ def _set_damaged_aside(directory: epath.Path, start_from: str) -> None:
             f"checkpoint {step} is damaged: {reason}; kept as {directory.name}/{aside.name}; "
             f"{instead}"
         )
-
-
-def _map_params(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Applies `function` to every dictionary of model parameters in a state (moments too)."""
-    is_params = lambda x: isinstance(x, dict) and "bert" in x  # noqa: E731
-    return jax.tree.map(lambda x: function(x) if is_params(x) else x, tree, is_leaf=is_params)
 
 
 class CheckpointStore:
@@ -272,15 +265,13 @@ class CheckpointStore:
             )
         wanted = (state.params, _without_params(state))
         is_scanned, was_scanned = (
-            "layers" in params["bert"]["encoder"]
-            for params in (state.params, _metadata(directory / "params"))
+            is_stacked(params) for params in (state.params, _metadata(directory / "params"))
         )
         layout = jax.tree.map(lambda x: x.sharding, wanted)
         saved = sharding.abstract(wanted, layout)
         if is_scanned != was_scanned:
             to_saved, to_wanted = (
-                functools.partial(_map_params, stack_layers if scanned else unstack_layers)
-                for scanned in (was_scanned, is_scanned)
+                stack_layers if scanned else unstack_layers for scanned in (was_scanned, is_scanned)
             )
             shapes = jax.eval_shape(to_saved, wanted)
             mesh = jax.tree.leaves(layout)[0].mesh

@@ -13,7 +13,8 @@ from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.config import leaves
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.models.bert import COMPUTE_FIELDS, BertConfig
+from bert_jax.models import architectures
+from bert_jax.models.architectures import COMPUTE_FIELDS
 from bert_jax.parallel import distributed
 
 CONFIG_FILE = "config.json"
@@ -185,11 +186,10 @@ def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -
     program wrote it, has its default. Phases that have not begun by step `reached`, the last
     checkpoint's, may still change.
     """
-    defaults = dataclasses.asdict(BertConfig())
 
     def fixed(config: dict[str, Any]) -> dict[str, Any]:
         chosen = {field: config.get(field) for field in FIXED_FIELDS}
-        chosen["model"] = defaults | config["model"]
+        chosen["model"] = architectures.fields_of(architectures.make_config(config["model"]))
         identity = dict(chosen["identity"] or {})
         if "phases" in identity:
             identity["phases"] = {

@@ -25,12 +25,12 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Tokenizer], Task]] = {
 }
 # The same name -> (model config, number of labels) -> encoder and head.
 HEADS: dict[str, Callable[[Any, int], nn.Module]] = {
-    "multi_label_classification": heads.BertForSequenceClassification,
-    "multiple_choice": lambda model, num_labels: heads.BertForMultipleChoice(model),
-    "question_answering": lambda model, num_labels: heads.BertForQuestionAnswering(model),
-    "text_classification": heads.BertForSequenceClassification,
-    "text_regression": heads.BertForSequenceClassification,
-    "token_classification": heads.BertForTokenClassification,
+    "multi_label_classification": heads.SequenceClassifier,
+    "multiple_choice": lambda model, num_labels: heads.MultipleChoice(model),
+    "question_answering": lambda model, num_labels: heads.SpanClassifier(model),
+    "text_classification": heads.SequenceClassifier,
+    "text_regression": heads.SequenceClassifier,
+    "token_classification": heads.TokenClassifier,
 }
 
 
@@ -48,6 +48,6 @@ def make_task(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Task:
 def make_module(task: str, model: Any, num_labels: int) -> nn.Module:
     """The encoder of a model config with a task's head.
 
-    It is called with input ids, attention mask, segments and keys_B (None: no dropout).
+    It is called with input ids, attention mask, segments and dropout keys (None: no dropout).
     """
     return HEADS[task](model, num_labels)

@@ -16,6 +16,8 @@ from bert_jax import files
 from bert_jax.cli import Interrupted, UserError
 from bert_jax.data import input_pipeline
 from bert_jax.data.input_pipeline import PretrainingData
+from bert_jax.models import heads
+from bert_jax.models.flops import training_flops
 from bert_jax.parallel import distributed, hardware, sharding
 from bert_jax.runs import checkpoint, telemetry
 from bert_jax.training import phases
@@ -81,7 +83,7 @@ class _Run:
         self.store = checkpoint.CheckpointStore(workdir, config, tokenizer, identity)
         closing.callback(self.store.close)
         self.state = train.init_state(
-            lambda key: train.init_params(self.model, key),
+            lambda key: heads.init_params(self.model, key),
             self.phases[0].optimizer,
             self.mesh,
             config.seed,
@@ -112,7 +114,7 @@ class _Run:
         """
         config = self.config
         self.mesh = sharding.make_mesh(**config.mesh)
-        self.model = train.make_model(config)
+        self.model = heads.make_model(config)
         self.phases = phases.resolve(config)
         check_guard(config.guard)
         check_numbers(config)
@@ -213,7 +215,7 @@ class _Run:
         batch_size = phase.config.batch_size
         if phase.reset_moments and self.step == phase.start:
             self.state = train.reset_moments(self.state, phase.optimizer, self.mesh)
-        flops = hardware.training_flops(
+        flops = training_flops(
             self.model.config,
             data.max_seq_length,
             data.max_predictions_per_row,

@@ -11,7 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax.cli import UserError
-from bert_jax.models.heads import BertForPreTraining
+from bert_jax.models import heads
+from bert_jax.models.heads import PretrainingModel
 from bert_jax.parallel import sharding
 from bert_jax.training import optimizer
 from bert_jax.training import step as train
@@ -56,18 +57,18 @@ class Phase:
         own = name in _given(entries[self.number]) if entries else False
         return f"--config.phases[{self.number}].{name}" if own else f"--config.{name}"
 
-    def abstract_state(self, model: BertForPreTraining, mesh: Mesh) -> train.TrainState:
+    def abstract_state(self, model: PretrainingModel, mesh: Mesh) -> train.TrainState:
         """The state before the first step as shapes, laid out on the mesh."""
         # The key is made inside: outside, it would be an array on a device.
         state = jax.eval_shape(
             lambda: train.new_state(
-                train.init_params(model, jax.random.key(self.config.seed)), self.optimizer
+                heads.init_params(model, jax.random.key(self.config.seed)), self.optimizer
             )
         )
         return sharding.abstract(state, sharding.shardings_of(state, mesh))
 
     def make_train_step(
-        self, model: BertForPreTraining, mesh: Mesh, next_sentence: bool = True
+        self, model: PretrainingModel, mesh: Mesh, next_sentence: bool = True
     ) -> train.OnMesh:
         """The step that pretraining runs, and that the planner compiles."""
         return train.make_train_step(

@@ -14,13 +14,11 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from bert_jax.models.bert import BertConfig, stack_layers
-from bert_jax.models.heads import BertForPreTraining
+from bert_jax.models.heads import PretrainingModel
 from bert_jax.parallel import sharding
 from bert_jax.training.optimizer import apply_updates
 
@@ -54,7 +52,7 @@ class Objective:
 
     Attributes:
       losses: the metrics whose values add up to the loss.
-      sums: (params, batch, keys_B) -> numerators; keys_B are dropout keys, None for evaluation.
+      sums: (params, batch, dropout_keys_B) -> numerators; the keys are None for evaluation.
       weights: batch -> denominators, of the same names; depends on the batch alone.
     """
 
@@ -106,7 +104,7 @@ def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def pretraining_objective(
-    model: BertForPreTraining,
+    model: PretrainingModel,
     next_sentence: bool = True,
     mask_id: int | None = None,
     token_ranks_V: np.ndarray | None = None,
@@ -138,14 +136,14 @@ def pretraining_objective(
                 result[name] = inside * weights_BM
         return result
 
-    def sums(params: Any, batch: Batch, keys_B: jax.Array | None) -> Scalars:
+    def sums(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> Scalars:
         output = model.apply(
             {"params": params},
             batch["input_ids"],
             batch["attention_mask"],
             batch["token_type_ids"],
             batch["masked_lm_positions"],
-            keys_B,
+            dropout_keys_B,
             batch.get("position_ids"),
             batch.get("first_token_positions"),
         )
@@ -361,18 +359,18 @@ def _parts(
 ) -> tuple[Callable[..., tuple[Any, Scalars]], Callable[..., tuple[TrainState, Scalars]]]:
     """What a step consists of: gradients, and the update of the state by them."""
 
-    def loss_and_metrics(params: Any, batch: Batch, keys_B: jax.Array, weights: Scalars):
-        sums = objective.sums(params, batch, keys_B)
+    def loss_and_metrics(params: Any, batch: Batch, dropout_keys_B: jax.Array, weights: Scalars):
+        sums = objective.sums(params, batch, dropout_keys_B)
         means = {name: sums[name] / jnp.maximum(weights[name], 1.0) for name in sums}
         return sum(means[name] for name in objective.losses), means
 
     grad_fn = jax.grad(loss_and_metrics, has_aux=True)
 
-    def accumulated(params: Any, batch: Batch, keys_B: jax.Array, weights: Scalars):
+    def accumulated(params: Any, batch: Batch, dropout_keys_B: jax.Array, weights: Scalars):
         # Strided parts, so that each part is spread over all devices as the batch is.
         parts = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, accumulate_steps, *x.shape[1:]), 0, 1),
-            (batch, keys_B),
+            (batch, dropout_keys_B),
         )
 
         def add(total: Any, part: tuple[Batch, jax.Array]):
@@ -386,10 +384,10 @@ def _parts(
     def gradients(
         params: Any, step: jax.Array, batch: Batch, seed: jax.Array
     ) -> tuple[Any, Scalars]:
-        keys_B = dropout_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
+        dropout_keys_B = dropout_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
         weights = objective.weights(batch)
         fn = grad_fn if accumulate_steps == 1 else accumulated
-        return fn(params, batch, keys_B, weights)
+        return fn(params, batch, dropout_keys_B, weights)
 
     def update(state: TrainState, grads: Any, means: Scalars) -> tuple[TrainState, Scalars]:
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -471,16 +469,3 @@ def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, 
     if "mlm_loss" in means:
         result["mlm_perplexity"] = math.exp(min(means["mlm_loss"], 100.0))
     return result
-
-
-def make_model(config: ml_collections.ConfigDict) -> BertForPreTraining:
-    """The pretraining model that `config.model` describes."""
-    return BertForPreTraining(BertConfig(**config.model))
-
-
-def init_params(model: BertForPreTraining, key: jax.Array) -> Any:
-    """Fresh parameters; the same numbers whether the layers are scanned or not."""
-    unrolled = BertForPreTraining(dataclasses.replace(model.config, scan_layers=False))
-    ids = jnp.zeros((1, 8), jnp.int32)
-    params = unrolled.init(key, ids, ids, ids)["params"]
-    return stack_layers(params) if model.config.scan_layers else params

@@ -8,13 +8,14 @@ import jax
 from bert_jax import loading
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.models.bert import BertConfig, stack_layers
+from bert_jax.models.architectures import EncoderConfig
+from bert_jax.models.stacking import is_stacked, stack_layers
 from bert_jax.parallel import sharding
 from bert_jax.training.step import TrainState
 
 
 def warm_start(
-    state: TrainState, source: str, model: BertConfig, tokenizer: Tokenizer
+    state: TrainState, source: str, model: EncoderConfig, tokenizer: Tokenizer
 ) -> TrainState:
     """Replaces a fresh state's parameters by those of a workdir or a Hugging Face model.
 
@@ -32,7 +33,7 @@ def warm_start(
             f"init_from {source} has another vocabulary than the data: {moved:,} of "
             f"{tokenizer.vocab_size:,} ids stand for other tokens"
         )
-    if model.scan_layers:
+    if is_stacked(state.params):
         params = stack_layers(params)
     found = {sharding.path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(params)}
     fresh: list[str] = []

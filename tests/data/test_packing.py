@@ -9,6 +9,7 @@ from small_run import make_tokenizer
 
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline, packing, tokenizer
+from bert_jax.models import heads
 from bert_jax.parallel import sharding
 from bert_jax.planning import estimate
 from bert_jax.training import phases
@@ -191,9 +192,9 @@ def test_evaluation_reads_one_example_a_row(config):
 
 def loss_of(config, batch):
     """(loss, means) and gradients of a batch, with parameters that tell positions apart."""
-    model = train.make_model(config)
+    model = heads.make_model(config)
     objective = train.pretraining_objective(model)
-    params = train.init_params(model, jax.random.key(0))
+    params = heads.init_params(model, jax.random.key(0))
     params = jax.tree.map(lambda x: 3 * x, params)
 
     def loss(params):
@@ -230,8 +231,8 @@ def test_packed_equals_unpacked(config, changes):
 def test_examples_of_a_row_do_not_see_each_other(config):
     data = open_data(config)
     batch = data.read(0, data.num_rows)
-    model = train.make_model(config)
-    params = jax.tree.map(lambda x: 3 * x, train.init_params(model, jax.random.key(0)))
+    model = heads.make_model(config)
+    params = jax.tree.map(lambda x: 3 * x, heads.init_params(model, jax.random.key(0)))
     (row,) = np.flatnonzero(batch["attention_mask"].max(1) == 3)[:1]
     batch = {name: x[row : row + 1] for name, x in batch.items()}
     number = batch["attention_mask"][0]

@@ -244,7 +244,7 @@ def test_layerwise_learning_rates(config):
     # One's own come first.
     config.optimizer.learning_rate_rules = (("classifier/bias", 0.25), ("layer_1/output/", 0.75))
     model = BertConfig(**SIZES | {"num_hidden_layers": 2})
-    module = heads.BertForSequenceClassification(model, 2)
+    module = heads.SequenceClassifier(model, 2)
     ids = np.zeros((1, 8), np.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
     rules = settings.learning_rate_rules(config, 2, params)
@@ -332,7 +332,7 @@ def test_bad_rows(file, row, message, pretrained, config, tmp_path):
 def test_head_that_does_not_fit(pretrained, config, tmp_path):
     labels = ["a", "b", "c"]
     ids = np.zeros((1, 8), np.int32)
-    module = heads.BertForSequenceClassification(BertConfig(**SIZES), 3)
+    module = heads.SequenceClassifier(BertConfig(**SIZES), 3)
     params = jax.device_get(module.init(jax.random.key(0), ids, ids, ids)["params"])
     description = ml_collections.ConfigDict(
         {"model": dict(SIZES), "task": "text_classification", "labels": labels}

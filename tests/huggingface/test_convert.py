@@ -68,7 +68,7 @@ def loaded(module, **fields):
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "workdir"
     phases = [{"num_steps": 5, "data_dir": ""}, {"data_dir": "longer", "optimizer": {"b1": 0.5}}]
-    run = loaded(heads.BertForPreTraining(MODEL), data_dir="books", batch_size=8, phases=phases)
+    run = loaded(heads.PretrainingModel(MODEL), data_dir="books", batch_size=8, phases=phases)
     checkpoint.save_params(path, run.params, run.config, TOKENIZER, run.step)
     (path / "metrics.jsonl").write_text('{"step": 7, "mlm_loss": 2.5}\n')
     return path
@@ -195,7 +195,7 @@ def test_fine_tuned_heads_export(task, name, num_labels, tmp_path):
     shape = (1, 2, 8) if task == "multiple_choice" else (1, 8)
     params = random_params(kinds.make_module(task, MODEL, num_labels), shape)
     run = dataclasses.replace(
-        loaded(heads.BertForPreTraining(MODEL), task=task, labels=labels), params=params
+        loaded(heads.PretrainingModel(MODEL), task=task, labels=labels), params=params
     )
     report = export.write(run, "run", tmp_path / "hf")
     assert report.verified and report.largest < 1e-5 and set(report.differences) == {"logits"}
@@ -217,7 +217,7 @@ def test_pipelines(tmp_path):
         ("token_classification", "token-classification"),
     ):
         params = random_params(kinds.make_module(task, MODEL, 2))
-        run = loaded(heads.BertForPreTraining(MODEL), task=task, labels=["good", "bad"])
+        run = loaded(heads.PretrainingModel(MODEL), task=task, labels=["good", "bad"])
         export.write(dataclasses.replace(run, params=params), "run", tmp_path / task)
         answers = transformers.pipeline(pipeline, model=str(tmp_path / task))(["the capital"])[0]
         for answer in answers if isinstance(answers, list) else [answers]:
@@ -227,10 +227,10 @@ def test_pipelines(tmp_path):
 def test_parts_that_a_class_does_not_have_are_left_out(tmp_path, caplog):
     """Such as the pooler of a BertModel that a tagger was made from; transformers 5 wants none."""
     params = random_params(kinds.make_module("token_classification", MODEL, 2))
-    everything = random_params(heads.BertForPreTraining(MODEL))
+    everything = random_params(heads.PretrainingModel(MODEL))
     params["bert"]["pooler"] = everything["bert"]["pooler"]
     params |= {name: x for name, x in everything.items() if name != "bert"}
-    run = loaded(heads.BertForPreTraining(MODEL), task="token_classification", labels=["a", "b"])
+    run = loaded(heads.PretrainingModel(MODEL), task="token_classification", labels=["a", "b"])
     report = export.write(dataclasses.replace(run, params=params), "run", tmp_path / "hf")
     assert report.verified and report.passed
     assert "BertForTokenClassification has no pooler, no MLM head, no NSP head" in caplog.text
@@ -278,7 +278,7 @@ def test_remote_exports_end_with_the_weights(tmp_path):
 
 
 def test_partial_models_export_as_what_they_are(tmp_path):
-    run = loaded(heads.BertForPreTraining(MODEL))
+    run = loaded(heads.PretrainingModel(MODEL))
     for drop, name in (
         (["nsp_classifier", "pooler"], "BertForMaskedLM"),
         (["nsp_classifier", "mlm_transform", "mlm_layer_norm", "mlm_bias"], "BertModel"),
@@ -338,7 +338,7 @@ def test_a_difference_that_is_no_number_does_not_hold():
 
 
 def test_a_model_of_one_segment(tmp_path):
-    run = loaded(heads.BertForPreTraining(dataclasses.replace(MODEL, type_vocab_size=1)))
+    run = loaded(heads.PretrainingModel(dataclasses.replace(MODEL, type_vocab_size=1)))
     run.config.model["type_vocab_size"] = 1
     checkpoint.save_params(tmp_path / "run", run.params, run.config, TOKENIZER, run.step)
     report = convert.to_hugging_face(tmp_path / "run", tmp_path / "hf")

@@ -9,7 +9,8 @@ import transformers
 
 from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import heads
-from bert_jax.models.bert import BertConfig, BertModel, stack_layers, unstack_layers
+from bert_jax.models.bert import BertConfig, BertModel
+from bert_jax.models.stacking import stack_layers, unstack_layers
 from bert_jax.training import step as train
 
 torch = pytest.importorskip("torch")
@@ -38,7 +39,7 @@ def make_config(size, hidden_act="gelu_pytorch_tanh"):
 def random_params(config):
     """Weights of the usual scale; biases and LayerNorms random too, so that all of them matter."""
     ids = np.zeros((1, 8), np.int32)
-    module = heads.BertForPreTraining(config)
+    module = heads.PretrainingModel(config)
     shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
     rng = np.random.default_rng(0)
 
@@ -115,7 +116,7 @@ def torch_batch(batch):
 
 def ours(config, params, batch):
     """(loss, (outputs, all hidden states), gradients) of the objective, dropout off."""
-    module = heads.BertForPreTraining(config)
+    module = heads.PretrainingModel(config)
     objective = train.pretraining_objective(module)
     names = ("input_ids", "attention_mask", "token_type_ids", "masked_lm_positions")
 

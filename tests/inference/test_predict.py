@@ -51,7 +51,7 @@ TASKS = (
 def random_model(directory, task, labels, scale=0.3, seed=0):
     """(WORKDIR, its export), with random weights of that standard deviation."""
     model = BertConfig(**SIZES)
-    module = heads.BertForPreTraining(model)
+    module = heads.PretrainingModel(model)
     if task != "pretraining":
         module = kinds.make_module(task, model, len(labels))
     ids = np.zeros((1, 8), np.int32)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from bert_jax.cli import UserError
+from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
-from bert_jax.models.heads import BertForPreTraining
+from bert_jax.models.heads import PretrainingModel
 from bert_jax.models.layers import attention
 from bert_jax.models.layers.attention import attend
 from bert_jax.parallel import sharding
@@ -34,12 +35,12 @@ def inputs(length: int, packed: bool = False):
     return q, k, v, weights * (mask > 0)[..., None, None], mask
 
 
-def outputs(arguments, keys_B=None, attend=attend, **settings) -> dict[str, np.ndarray]:
+def outputs(arguments, dropout_keys_B=None, attend=attend, **settings) -> dict[str, np.ndarray]:
     """The real rows of the output, and gradients of q, k and v."""
     q, k, v, weights, mask = arguments
 
     def f(q, k, v):
-        y = attend(q, k, v, mask, keys_B, dropout_rate=0.3, site=5, **settings)
+        y = attend(q, k, v, mask, dropout_keys_B, dropout_rate=0.3, site=5, **settings)
         return jnp.sum(y * weights), y
 
     (_, y), gradients = jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
@@ -77,11 +78,11 @@ def test_softmax_is_jax_s():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("keys_B", [None, KEYS], ids=["no dropout", "dropout"])
-def test_fused_equals_xla(keys_B, packed):
+@pytest.mark.parametrize("dropout_keys_B", [None, KEYS], ids=["no dropout", "dropout"])
+def test_fused_equals_xla(dropout_keys_B, packed):
     arguments = inputs(32, packed)
-    plain = outputs(arguments, keys_B, packed=packed, implementation="xla")
-    assert_equal(outputs(arguments, keys_B, packed=packed, implementation="fused"), plain)
+    plain = outputs(arguments, dropout_keys_B, packed=packed, implementation="xla")
+    assert_equal(outputs(arguments, dropout_keys_B, packed=packed, implementation="fused"), plain)
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -132,7 +133,7 @@ def test_library_call_masks_as_xla_does(packed, monkeypatch):
     """cuDNN itself needs a GPU; JAX gives its other implementation the same arguments."""
     arguments = inputs(16, packed)
 
-    def library(q, k, v, mask, keys_B, dropout_rate, site, **settings):
+    def library(q, k, v, mask, dropout_keys_B, dropout_rate, site, **settings):
         return attention._library(q, k, v, mask, packed, "xla")
 
     assert_equal(
@@ -227,10 +228,10 @@ def test_model_with_fused_attention_equals_xla_s():
     rng = np.random.default_rng(0)
     ids = rng.integers(5, 100, (BATCH, 32))
     mask = inputs(32)[-1]
-    params = train.init_params(BertForPreTraining(config), jax.random.key(0))
+    params = heads.init_params(PretrainingModel(config), jax.random.key(0))
 
     def loss(params, implementation):
-        model = BertForPreTraining(dataclasses.replace(config, attention=implementation))
+        model = PretrainingModel(dataclasses.replace(config, attention=implementation))
         output = model.apply({"params": params}, ids, mask, ids % 2, ids[:, :4] % 16, KEYS)
         return -jax.nn.log_softmax(output.mlm_logits_BMV)[..., 7].mean()
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from bert_jax.cli import UserError
-from bert_jax.models.bert import ACTIVATIONS, BertConfig, BertModel, product
+from bert_jax.models.bert import BertConfig, BertModel
+from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.layer_norm import normalize
+from bert_jax.models.layers.linear import dot_general
 from bert_jax.parallel import sharding
 from bert_jax.training import step as train
 
@@ -88,18 +90,18 @@ def test_last_layer_computes_little_beyond_the_positions_read():
 
 
 def over(device_kind: str, platform: str) -> str:
-    """The jaxpr of `product` on a mesh of these devices."""
+    """The jaxpr of `dot_general` on a mesh of these devices."""
     device = jax.sharding.AbstractDevice(device_kind, 1, platform)
     mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=device)
     x, kernel = np.ones((2, 8, 4), np.float32), np.ones((4, 5), np.float32)
     with jax.sharding.use_abstract_mesh(mesh):
-        return str(jax.make_jaxpr(lambda x: product(x, kernel, (((2,), (0,)), ((), ()))))(x))
+        return str(jax.make_jaxpr(lambda x: dot_general(x, kernel, (((2,), (0,)), ((), ()))))(x))
 
 
 def test_products_on_a_cpu_are_of_two_matrices():
     x = np.random.default_rng(0).standard_normal((2, 8, 4)).astype(np.float32)
     kernel = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
-    found = product(x, kernel, (((2,), (1,)), ((), ())))
+    found = dot_general(x, kernel, (((2,), (1,)), ((), ())))
     np.testing.assert_allclose(found, x @ kernel.T, atol=1e-6)
     assert "f32[16,5] = dot_general" in over("cpu", "cpu")
     assert "f32[2,8,5] = dot_general" in over("TPU v5 lite", "tpu")

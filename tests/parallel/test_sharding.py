@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.cli import UserError
-from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.models import heads
+from bert_jax.models.heads import SequenceClassifier
 from bert_jax.parallel import sharding
 from bert_jax.training import optimizer
 from bert_jax.training import step as train
@@ -17,11 +18,11 @@ from configs import bert_tiny
 def state_shapes(scan_layers: bool):
     config = bert_tiny.get_config()
     config.model.scan_layers = scan_layers
-    model = train.make_model(config)
+    model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
 
     def init(key):
-        params = train.init_params(model, key)
+        params = heads.init_params(model, key)
         zero = jax.numpy.zeros([])
         return train.TrainState(zero, params, tx.init(params), zero)
 
@@ -36,7 +37,7 @@ def paths_of(tree):
 
 
 def test_every_rule_matches_something():
-    classifier = BertForSequenceClassification(train.make_model(bert_tiny.get_config()).config, 3)
+    classifier = SequenceClassifier(heads.make_model(bert_tiny.get_config()).config, 3)
     ids = jax.ShapeDtypeStruct((1, 8), "int32")
     shapes = jax.eval_shape(classifier.init, jax.random.key(0), ids, ids, ids)["params"]
     paths = [*paths_of(state_shapes(False).params), *paths_of(shapes)]

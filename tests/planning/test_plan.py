@@ -15,6 +15,7 @@ from small_run import LENGTH, PREDICTIONS, run_command
 from bert_jax import plan
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline
+from bert_jax.models import heads
 from bert_jax.parallel import hardware, sharding
 from bert_jax.planning import estimate
 from bert_jax.training import optimizer, phases
@@ -72,8 +73,8 @@ def test_collectives_and_memory_of_meshes(axes):
     result = json.loads(result.stdout)
     config = bert_tiny.get_config()
     config.model.vocab_size = 1024
-    model = train.make_model(config)
-    params = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+    model = heads.make_model(config)
+    params = jax.eval_shape(lambda: heads.init_params(model, jax.random.key(0)))
     whole = sum(4 * x.size for x in jax.tree.leaves(params))
     sent = {kind: figures["bytes"] for kind, figures in result["collectives"].items()}
     assert result["devices"] == 8
@@ -444,11 +445,11 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     mesh = sharding.make_mesh(**config.mesh)
     phase = first(config)
     lowered, shapes, _ = estimate.lower_step(phase, mesh, **LENGTHS)
-    model = train.make_model(config)
+    model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
 
     def fresh():
-        return train.init_state(lambda key: train.init_params(model, key), tx, mesh, config.seed)
+        return train.init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
 
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)  # noqa: E731
     assert layout(fresh()) == layout(shapes)

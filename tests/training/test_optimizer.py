@@ -8,9 +8,9 @@ import pytest
 import transformers
 
 from bert_jax.cli import UserError
+from bert_jax.models import heads
 from bert_jax.parallel import sharding
 from bert_jax.training import optimizer, phases
-from bert_jax.training import step as train
 from configs import bert_large_lamb, bert_tiny
 
 STEPS, WARMUP = 30, 5
@@ -173,8 +173,8 @@ def test_rules_set_decay_and_learning_rate_of_what_they_match(settings):
 
 
 def test_decay_leaves_biases_and_layer_norms_out():
-    model = train.make_model(bert_tiny.get_config())
-    shapes = jax.eval_shape(lambda key: train.init_params(model, key), jax.random.key(0))
+    model = heads.make_model(bert_tiny.get_config())
+    shapes = jax.eval_shape(lambda key: heads.init_params(model, key), jax.random.key(0))
     mask = jax.tree_util.tree_map_with_path(
         lambda path, _: optimizer.decays(sharding.path_of(path)), shapes
     )

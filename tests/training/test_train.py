@@ -17,7 +17,7 @@ import pytest
 from small_run import ROOT, make_data_dir, make_tokenizer, overrides
 
 from bert_jax.data import input_pipeline
-from bert_jax.models import bert
+from bert_jax.models import bert, heads
 from bert_jax.parallel import sharding
 from bert_jax.training import optimizer
 from bert_jax.training import step as train
@@ -31,9 +31,9 @@ def test_loss_on_one_batch_falls_to_near_zero(config):
     config.model.update(hidden_size=128, intermediate_size=512)
     data = input_pipeline.open_data(config.data_dir, "train", config)
     mesh = sharding.make_mesh()
-    model = train.make_model(config)
+    model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
     schedule = optimizer.make_schedule(config.optimizer, 200)
     step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, 0)
     batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
@@ -64,9 +64,9 @@ def make_step(config, max_loss_ratio=0.0):
     """A state, the step, and numpy batches by number."""
     mesh = sharding.make_mesh()
     data = input_pipeline.open_data(config.data_dir, "train", config)
-    model = train.make_model(config)
+    model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
     objective = train.pretraining_objective(model)
     step = train.make_train_step(objective, tx, schedule, mesh, 0, max_loss_ratio=max_loss_ratio)
@@ -89,7 +89,7 @@ def test_batch_with_an_infinite_loss_changes_nothing_but_the_position(config):
 
 
 def test_the_step_by_length_is_the_same_step(config):
-    mesh, model = sharding.make_mesh(), train.make_model(config)
+    mesh, model = sharding.make_mesh(), heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
     settings = (
         train.pretraining_objective(model),
@@ -103,7 +103,7 @@ def test_the_step_by_length_is_the_same_step(config):
     results = []
     by_length = train.StepByLength(*settings)
     for step in (train.make_train_step(*settings), by_length):
-        state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+        state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
         if step is by_length:  # of the second batch alone: the first is compiled when it comes
             arguments = by_length.gradient_arguments(state, batches[1])
             train.compile_together([(by_length.gradients, arguments)])
@@ -135,14 +135,14 @@ def test_programs_are_traced_one_at_a_time():
 
 
 def test_seeds_share_a_program_and_draw_differently(config):
-    mesh, model = sharding.make_mesh(), train.make_model(config)
+    mesh, model = sharding.make_mesh(), heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
     schedule = optimizer.make_schedule(config.optimizer, 20)
     data = input_pipeline.open_data(config.data_dir, "train", config)
     batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
     texts, losses = set(), set()
     for seed in (0, 1, 2**40 + 1):  # JAX takes the lower 32 bits of a seed
-        state = train.init_state(lambda key: train.init_params(model, key), tx, mesh, 0)
+        state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
         step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, seed)
         texts.add(step.lower(state, batch).as_text())
         losses.add(float(step(state, batch)[1]["loss"]))
@@ -166,8 +166,8 @@ def test_spike_is_measured_against_the_moving_average(config):
 
 def test_evaluation_tells_kinds_of_masks_and_frequencies_apart(config):
     tok, ranks = make_tokenizer(), np.arange(100)[::-1].copy()
-    model = train.make_model(config)
-    params = train.init_params(model, jax.random.key(0))
+    model = heads.make_model(config)
+    params = heads.init_params(model, jax.random.key(0))
     data = input_pipeline.open_data(config.data_dir, "train", config)
     batch = data.read(0, 16)
     rows, columns = np.nonzero(batch["masked_lm_weights"])
@@ -260,10 +260,10 @@ def test_dropout_s_draws_are_independent(rng):
 
 
 def test_bfloat16_stays_near_float32(config):
-    model = train.make_model(config)
+    model = heads.make_model(config)
     data = input_pipeline.open_data(config.data_dir, "train", config)
     batch = data.read(0, 16)
-    params = train.init_params(model, jax.random.key(0))
+    params = heads.init_params(model, jax.random.key(0))
     half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
     losses = []
     for m in (model, half):

@@ -103,7 +103,7 @@ def attend(
     k_BLHK: jax.Array,
     v_BLHK: jax.Array,
     attention_mask_BL: jax.Array,
-    keys_B: jax.Array | None = None,
+    dropout_keys_B: jax.Array | None = None,
     *,
     implementation: str = "auto",
     packed: bool = False,
@@ -115,7 +115,7 @@ def attend(
     """softmax(q·kᵀ / √K)·v, [B, L, H, K] in the inputs' dtype; softmax in float32.
 
     Args:
-      keys_B, dropout_rate, site, rng: of the dropout on the probabilities (models/dropout.py).
+      dropout_keys_B, dropout_rate, site, rng: of the dropout on the probabilities.
       implementation: one of `IMPLEMENTATIONS`.
       rows_BR: given, the queries are those of these positions alone, [B, R, H, K], and so is what
         comes out; by plain operations, since a kernel would save nothing.
@@ -126,7 +126,7 @@ def attend(
     _, length, heads, head_size = k_BLHK.shape
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape["tensor"]
-    drop = 0 if keys_B is None else dropout_lib.threshold(dropout_rate)
+    drop = 0 if dropout_keys_B is None else dropout_lib.threshold(dropout_rate)
     platform = platform_of(mesh)
     implementation = choose(
         implementation,
@@ -150,7 +150,7 @@ def attend(
         scores_BHLL = jnp.where(_allowed(attention_mask_BL, packed, rows_BR), scores_BHLL, -1e30)
         probs_BHLL = softmax(scores_BHLL).astype(q_BLHK.dtype)
         probs_BHLL = dropout_lib.dropout(
-            probs_BHLL, keys_B, dropout_rate, site, rng, rows_BR, length
+            probs_BHLL, dropout_keys_B, dropout_rate, site, rng, rows_BR, length
         )
         return jnp.einsum("BHQS,BSHK->BQHK", probs_BHLL, v_BLHK)
 
@@ -161,7 +161,7 @@ def attend(
     else:
         settings = _Settings(head_size, length, drop, packed, interpret)
         kernel = functools.partial(_fused, settings)
-        seeds_BH2 = _seeds(keys_B, site, q_BLHK.shape) if drop else None
+        seeds_BH2 = _seeds(dropout_keys_B, site, q_BLHK.shape) if drop else None
         arguments = (q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, seeds_BH2)
     if mesh.empty:
         return kernel(*arguments)
@@ -278,10 +278,10 @@ class _Settings:
         return 1 - self.drop / 2**16
 
 
-def _seeds(keys_B: jax.Array, site: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _seeds(dropout_keys_B: jax.Array, site: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """uint32[B, H, 2]: what an example and a head bring into the hash of a probability."""
     _, length, heads, _ = shape
-    words_B2 = jax.random.key_data(dropout_lib.fold_site(keys_B, site))
+    words_B2 = jax.random.key_data(dropout_lib.fold_site(dropout_keys_B, site))
     stride = jnp.uint32(dropout_lib.strides((heads, length, length))[0])
     first_BH = words_B2[:, :1] + jnp.arange(heads, dtype=jnp.uint32) * stride
     second_BH = jnp.broadcast_to(words_B2[:, 1:], first_BH.shape)

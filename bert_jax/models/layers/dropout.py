@@ -1,7 +1,7 @@
 """Dropout whose draws depend on (seed, step, example) alone.
 
-Keys are explicit, one an example (`keys_B`), so what an example draws depends neither on the mesh,
-nor on accumulation, nor on how layers are run. `keys_B=None` turns dropout off.
+Keys are explicit, one per example (`dropout_keys_B`), so what an example draws depends neither on
+the mesh, nor on accumulation, nor on how layers are run. `dropout_keys_B=None` turns dropout off.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 def dropout(
     x: jax.Array,
-    keys_B: jax.Array | None,
+    dropout_keys_B: jax.Array | None,
     rate: float,
     site: int | jax.Array,
     rng: str = "hash",
@@ -20,22 +20,24 @@ def dropout(
     """Zeroes elements of `x` [B, …, N] with probability `rate` and rescales the rest.
 
     Args:
-      keys_B: one key an example, or None for no dropout.
+      dropout_keys_B: one key an example, or None for no dropout.
       site: which dropout of the model this is; distinct sites draw independently.
       rng: see `BertConfig.dropout_rng`.
       rows_BR: given, `x` [B, …, R, N] holds these rows alone of an array with `length` of them,
         and what is dropped is what would be there.
     """
     drop = threshold(rate)
-    if keys_B is None or drop == 0:
+    if dropout_keys_B is None or drop == 0:
         return x
-    keys_B = fold_site(keys_B, site)
+    dropout_keys_B = fold_site(dropout_keys_B, site)
     shape = x.shape[1:] if rows_BR is None else (*x.shape[1:-2], length, x.shape[-1])
     if rng == "hash":
-        keep = _hashed_bits(keys_B, shape, rows_BR) >= jnp.uint32(drop << 16)
+        keep = _hashed_bits(dropout_keys_B, shape, rows_BR) >= jnp.uint32(drop << 16)
     else:
         half = -(-shape[-1] // 2)  # two draws a word, of which an odd number leaves one
-        words = jax.vmap(lambda key: jax.random.bits(key, (*shape[:-1], half), jnp.uint32))(keys_B)
+        words = jax.vmap(lambda key: jax.random.bits(key, (*shape[:-1], half), jnp.uint32))(
+            dropout_keys_B
+        )
         draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1, *shape[:-1], 2 * half)
         keep = draws[..., : shape[-1]] >= drop
         if rows_BR is not None:
@@ -48,19 +50,21 @@ def threshold(rate: float) -> int:
     return round(rate * 2**16)
 
 
-def fold_site(keys_B: jax.Array, site: int | jax.Array) -> jax.Array:
+def fold_site(dropout_keys_B: jax.Array, site: int | jax.Array) -> jax.Array:
     """The examples' keys for one dropout of the model."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
+    return jax.vmap(jax.random.fold_in, (0, None))(dropout_keys_B, site)
 
 
-def _hashed_bits(keys_B: jax.Array, shape: tuple[int, ...], rows_BR: jax.Array | None) -> jax.Array:
+def _hashed_bits(
+    dropout_keys_B: jax.Array, shape: tuple[int, ...], rows_BR: jax.Array | None
+) -> jax.Array:
     """uint32[B, *shape]: the position in `shape`, mixed with the example's key; or rows of that.
 
     The upper bits alone are good. Elementwise, so it runs inside the operation that uses the bits,
     no mask is stored, and the mesh does not matter. Threefry's bits are stored and reshaped: a
     quarter of BERT-base's step on TPU v5e.
     """
-    words_B2 = jax.random.key_data(keys_B)
+    words_B2 = jax.random.key_data(dropout_keys_B)
     first, second = (words_B2[:, i].reshape(-1, *(1 for _ in shape)) for i in (0, 1))
     drawn = shape if rows_BR is None else (*shape[:-2], rows_BR.shape[1], shape[-1])
     x = first

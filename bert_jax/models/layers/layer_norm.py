@@ -6,6 +6,7 @@ Shapes live in names, as in `bert_jax/models/bert.py`.
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -40,3 +41,16 @@ def _normalize_gradient(epsilon: float, saved: Any, dy: jax.Array) -> Any:
 
 
 normalize.defvjp(_normalize, _normalize_gradient)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016); see `normalize`."""
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        x = x.astype(self.config.dtype)
+        return normalize(x, scale_D, bias_D, self.config.layer_norm_eps)

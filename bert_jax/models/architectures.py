@@ -1,0 +1,188 @@
+"""The encoders there are, and what the rest of the project may ask of one.
+
+`config.model.architecture` names a row of `ARCHITECTURES`; all that is particular to an encoder is
+in its row, its module, and, if transformers has it too, its row of `TABLES` in
+bert_jax/huggingface/keys.py. Everything else speaks of "the encoder", by the two protocols below.
+Heads: models/heads.py.
+
+Shapes live in names, as in `bert_jax/models/bert.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from bert_jax.models import bert
+from bert_jax.models.errors import ModelError
+
+DEFAULT = "bert"  # of runs and checkpoints whose config names none
+# Fields that say how an encoder is computed, and not what it computes. A config class may lack
+# some, never `dtype`.
+COMPUTE_FIELDS = ("dtype", "attention", "scan_layers", "remat")
+
+
+class EncoderConfig(Protocol):
+    """What any encoder's config has, a frozen dataclass with defaults; names as Hugging Face's.
+
+    Fields besides these are its own. It raises `ModelError` for values that make no model.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    initializer_range: float
+    layer_norm_eps: float
+    dtype: str
+    dropout_rng: str
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table on the device; the surplus is never predicted or exported."""
+
+
+class Encoder(Protocol):
+    """A Linen module, made as `encoder(config, name=prefix)`; arguments as in `BertModel`.
+
+    Parameters that are stacked for `scan_layers` are called layer_0, layer_1, …; their names are
+    those that sharding.RULES and optimizer.NO_DECAY know.
+    """
+
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+        position_ids_BL: jax.Array | None = None,
+        first_token_positions_BE: jax.Array | None = None,
+        read_positions_BM: jax.Array | None = None,
+        token_tables_NVD: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(hidden states [B, L, D] or those read [B, M, D], pooled state [B, D] or [B, E, D])."""
+
+    def encode(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """The last hidden states alone, [B, L, D]."""
+
+    def pooled(
+        self,
+        input_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """The one state of a text alone, [B, D], that heads of whole texts read."""
+
+    def token_tables(self, batch: int) -> jax.Array:
+        """The token embeddings [N, V, D] as `__call__` and `token_scores` take them."""
+
+    def token_scores(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
+        """Scores of every token, the output matrix being the embeddings, float32[B, M, V]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A row of the table.
+
+    Attributes:
+      name: what `config.model.architecture` says.
+      config_class: see `EncoderConfig`; no other row has the same.
+      encoder: see `Encoder`.
+      prefix: the encoder's key in the parameters of a model with a head.
+      dropout_sites: config -> number of dropouts in the encoder; a head's is the next.
+      multiplications: (config, positions, positions read) -> those of the matmuls in a forward
+        pass over one sequence.
+      batch_fields: the arrays of a batch that the encoder is called with, in this order.
+    """
+
+    name: str
+    config_class: type
+    encoder: Callable[..., nn.Module]
+    prefix: str
+    dropout_sites: Callable[[Any], int]
+    multiplications: Callable[[Any, int, int], int]
+    batch_fields: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": Architecture(
+        name="bert",
+        config_class=bert.BertConfig,
+        encoder=bert.BertModel,
+        prefix="bert",
+        dropout_sites=bert.dropout_sites,
+        multiplications=bert.multiplications,
+    ),
+}
+
+
+def of(config: EncoderConfig) -> Architecture:
+    """The row that a config belongs to."""
+    for architecture in ARCHITECTURES.values():
+        if type(config) is architecture.config_class:
+            return architecture
+    raise ModelError(f"{type(config).__name__} is no encoder's config: see ARCHITECTURES")
+
+
+def named(name: str) -> Architecture:
+    """The row of that name.
+
+    Raises:
+      ModelError: there is none.
+    """
+    if name not in ARCHITECTURES:
+        raise ModelError(
+            f"config.model.architecture={name!r} is not one of {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+def make_config(
+    fields: Mapping[str, Any] | ml_collections.ConfigDict, dtype: str | None = None
+) -> Any:
+    """The encoder's config that `fields`, those of `config.model`, describe.
+
+    Fields that are not there have the class's defaults, `architecture` that of older runs.
+
+    Args:
+      dtype: given, the encoder is computed in it, and else by the defaults of COMPUTE_FIELDS,
+        whatever `fields` say: fine-tuning and prediction run on other machines than pretraining.
+
+    Raises:
+      ModelError: an unknown architecture or field, or values that make no model.
+    """
+    values = dict(fields)
+    architecture = named(values.pop("architecture", DEFAULT))
+    known = {field.name for field in dataclasses.fields(architecture.config_class)}
+    if unknown := sorted(values.keys() - known - set(COMPUTE_FIELDS)):
+        raise ModelError(
+            f"config.model has the field(s) {', '.join(unknown)}, which {architecture.name!r} has "
+            f"not; it has {', '.join(sorted(known))}"
+        )
+    if dtype is not None:
+        values = {name: x for name, x in values.items() if name not in COMPUTE_FIELDS}
+        values["dtype"] = dtype
+    return architecture.config_class(**{name: x for name, x in values.items() if name in known})
+
+
+def fields_of(config: EncoderConfig) -> dict[str, Any]:
+    """What `make_config` makes `config` of again: all its fields, and its architecture's name."""
+    return {"architecture": of(config).name, **dataclasses.asdict(config)}
+
+
+def computed_as(config: Any, **fields: Any) -> Any:
+    """`config` with some of COMPUTE_FIELDS changed; those that its class lacks are skipped."""
+    known = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: x for name, x in fields.items() if name in known})
