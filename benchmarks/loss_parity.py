@@ -25,9 +25,11 @@ if not __package__:
 from benchmarks import peers
 from bert_jax.cli import HelpFormatter, UserError, run
 from bert_jax.data import input_pipeline
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
+from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer
-from bert_jax.training import step as train
+from bert_jax.training.step import make_train_step
 from configs import bert_base, bert_mini, bert_tiny
 
 CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base}
@@ -70,9 +72,9 @@ def torch_losses(config, params, batches) -> list[float]:
 
 def our_losses(config, mesh, tx, state, batches) -> list[float]:
     """Losses of the step that `pretrain` runs."""
-    objective = train.pretraining_objective(heads.make_model(config))
+    objective = pretraining_objective(heads.make_model(config))
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
-    step_fn = train.make_train_step(objective, tx, schedule, mesh, config.seed)
+    step_fn = make_train_step(objective, tx, schedule, mesh, config.seed)
     losses = []
     for step, batch in enumerate(batches):
         on_device = input_pipeline.to_devices(batch, mesh, config.batch_size)
@@ -110,7 +112,7 @@ def main(argv) -> int:
     mesh = sharding.make_mesh()
     model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
+    state = init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
     params = jax.tree.map(np.array, jax.device_get(state.params))  # the step takes the memory over
     ours = our_losses(config, mesh, tx, state, batches)
     theirs = torch_losses(config, params, batches)

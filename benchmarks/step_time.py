@@ -48,8 +48,8 @@ from bert_jax.cli import UserError, run
 from bert_jax.models import heads
 from bert_jax.models.flops import training_flops
 from bert_jax.parallel import host_memory, sharding
+from bert_jax.runs.state import init_state
 from bert_jax.training import phases
-from bert_jax.training import step as train
 from configs import bert_base, bert_large, bert_mini, bert_tiny
 
 CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base, "large": bert_large}
@@ -120,7 +120,7 @@ def make_batch(config, length: int) -> dict[str, np.ndarray]:
 def our_side(config, batch: dict[str, np.ndarray]) -> Side:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     model, phase = heads.make_model(config), phases.resolve(config)[0]
-    state = train.init_state(
+    state = init_state(
         lambda key: heads.init_params(model, key), phase.optimizer, mesh, config.seed
     )
     step_fn = phase.make_train_step(model, mesh)

@@ -11,9 +11,11 @@ import jax
 from bert_jax import config as config_lib
 from bert_jax.data import input_pipeline
 from bert_jax.models import heads
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
+from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer
-from bert_jax.training import step as train
+from bert_jax.training.step import make_train_step
 
 QUICK = {
     "1x1x1": {},
@@ -44,12 +46,10 @@ def losses(config, axes) -> list[float]:
     data = input_pipeline.open_data(config.data_dir, "train", config)
     model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
-    objective = train.pretraining_objective(model)
+    state = init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
+    objective = pretraining_objective(model)
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
-    step = train.make_train_step(
-        objective, tx, schedule, mesh, config.seed, config.accumulate_steps
-    )
+    step = make_train_step(objective, tx, schedule, mesh, config.seed, config.accumulate_steps)
     values = []
     with data.batches(mesh, 0, config.num_steps) as batches:
         for batch in batches:

@@ -17,7 +17,7 @@ from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.finetuning import inputs as finetune_inputs
 from bert_jax.models import heads
-from bert_jax.training import step as train
+from bert_jax.objectives.mlm import pretraining_objective
 
 torch = pytest.importorskip("torch")
 
@@ -131,7 +131,7 @@ def test_the_sides_of_step_time_have_one_loss(one_thread):
     assert (batch["masked_lm_weights"].sum(1) == [5] * 9 + [2]).all()  # 15 % of 32, of 16
     model = heads.make_model(config)
     params = heads.init_params(model, jax.random.key(0))
-    objective = train.pretraining_objective(model)
+    objective = pretraining_objective(model)
     sums, weights = objective.sums(params, batch, None), objective.weights(batch)
     ours = float(sum(sums[name] / weights[name] for name in objective.losses))
     theirs = peers.pretraining_model(config, jax.tree.map(np.array, params))

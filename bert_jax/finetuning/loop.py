@@ -23,10 +23,10 @@ from bert_jax.huggingface import files as hf_files
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
+from bert_jax.runs.state import TrainState, init_state
 from bert_jax.tasks import kinds
 from bert_jax.tasks.base import Task
 from bert_jax.training import optimizer
-from bert_jax.training import step as train
 
 
 def finetune(
@@ -74,9 +74,7 @@ def finetune(
     # State: a checkpoint in workdir > the parameters of `init`, with a fresh head.
     # One row, cut short: parameters depend neither on its length nor on its content.
     ids = np.zeros((1, *np.shape(training.arrays[0]["input_ids"])[:-1], 8), np.int32)
-    state = train.init_state(
-        lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed
-    )
+    state = init_state(lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed)
     params, fresh = start_params(
         state.params, inputs.loaded, config.task, task.labels, config.new_head
     )
@@ -193,7 +191,7 @@ def describe(training: Split, validation: Split, fresh: Sequence[str]) -> str:
 
 def compile_steps(
     steps: Steps,
-    state: train.TrainState,
+    state: TrainState,
     training: Split,
     batches: Sequence[np.ndarray],
     validation: Split,

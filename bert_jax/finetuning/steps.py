@@ -11,9 +11,12 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax.data import batching
+from bert_jax.objectives.base import Objective, Scalars
 from bert_jax.parallel import sharding
+from bert_jax.parallel.programs import MeshJit, ShapeCache, compile_together, compiler_options
+from bert_jax.runs.state import TrainState
 from bert_jax.tasks.base import Batch, Task
-from bert_jax.training import step as train
+from bert_jax.training.step import StepByLength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Steps:
       predict: (params, batch) -> logits.
     """
 
-    train: train.StepByLength
-    predict: train.ByShape
+    train: StepByLength
+    predict: ShapeCache
     mesh: Mesh
 
     def place(self, batch: batching.Batch) -> Batch:
@@ -35,18 +38,18 @@ class Steps:
 
     def compile(
         self,
-        state: train.TrainState,
+        state: TrainState,
         train_batches: Iterable[batching.Batch],
         predict_batches: Iterable[batching.Batch],
     ) -> None:
         """Compiles the gradient and the prediction for batches of these shapes, side by side."""
-        calls: list[tuple[train.ByShape, tuple[Any, ...]]] = []
+        calls: list[tuple[ShapeCache, tuple[Any, ...]]] = []
         for batch in train_batches:
             arguments = self.train.gradient_arguments(state, self.place(batch))
             calls.append((self.train.gradients, arguments))
         for batch in predict_batches:
             calls.append((self.predict, (state.params, self.place(batch))))
-        train.compile_together(calls)
+        compile_together(calls)
 
 
 def make_steps(
@@ -73,16 +76,16 @@ def make_steps(
     objective = task_objective(task, apply, factors)
     predict = jax.jit(
         lambda params, batch: apply(params, batch, None),
-        compiler_options=train.compiler_options(mesh, by_length=True),
+        compiler_options=compiler_options(mesh, by_length=True),
     )
     return Steps(
-        train=train.StepByLength(objective, tx, schedule, mesh, config.seed),
-        predict=train.ByShape(train.OnMesh(predict, mesh)),
+        train=StepByLength(objective, tx, schedule, mesh, config.seed),
+        predict=ShapeCache(MeshJit(predict, mesh)),
         mesh=mesh,
     )
 
 
-def task_objective(task: Task, apply: Callable[..., jax.Array], factors: Any) -> train.Objective:
+def task_objective(task: Task, apply: Callable[..., jax.Array], factors: Any) -> Objective:
     """The task's loss.
 
     Args:
@@ -90,11 +93,11 @@ def task_objective(task: Task, apply: Callable[..., jax.Array], factors: Any) ->
       factors: of the learning rate, by parameter; no gradient is computed where it is 0.
     """
 
-    def sums(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> train.Scalars:
+    def sums(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> Scalars:
         params = jax.tree.map(lambda p, x: p if x else jax.lax.stop_gradient(p), params, factors)
         return {"task_loss": task.loss_sum(apply(params, batch, dropout_keys_B), batch)}
 
-    return train.Objective(
+    return Objective(
         losses=("task_loss",),
         sums=sums,
         weights=lambda batch: {"task_loss": task.loss_weight(batch)},

@@ -24,9 +24,11 @@ from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline, masking, packing, records
 from bert_jax.models import heads
 from bert_jax.models.flops import training_flops
+from bert_jax.objectives.base import Batch
 from bert_jax.parallel import hardware, sharding
+from bert_jax.parallel.programs import compiler_options
 from bert_jax.planning import hlo
-from bert_jax.training import step as train
+from bert_jax.runs.state import TrainState
 from bert_jax.training.phases import Phase
 
 LOG = logging.getLogger(__name__)
@@ -194,7 +196,7 @@ def refused_memory(message: str) -> dict[str, int]:
 
 def lower_step(
     phase: Phase, mesh: jax.sharding.Mesh, max_seq_length: int, max_predictions_per_seq: int
-) -> tuple[jax.stages.Lowered, train.TrainState, train.Batch]:
+) -> tuple[jax.stages.Lowered, TrainState, Batch]:
     """The step that pretraining runs in `phase`, ready to compile, and its arguments as shapes."""
     config = phase.config
     model = heads.make_model(config)
@@ -223,7 +225,7 @@ def make_plan(
     share = hardware.share_of_chip(devices[0], chip) if chip else 1.0
     lowered, state, batch = lower_step(phase, mesh, max_seq_length, max_predictions_per_seq)
     compiled = compile_step(
-        lowered, f"{hardware_name} {devices[0].device_kind}", train.compiler_options(mesh)
+        lowered, f"{hardware_name} {devices[0].device_kind}", compiler_options(mesh)
     )
 
     memory = _memory_by_kind(compiled, state, batch)
@@ -271,9 +273,7 @@ def make_plan(
     return dataclasses.replace(plan, **_throughput(plan, chip, share))
 
 
-def _memory_by_kind(
-    compiled: Compiled, state: train.TrainState, batch: train.Batch
-) -> dict[str, int]:
+def _memory_by_kind(compiled: Compiled, state: TrainState, batch: Batch) -> dict[str, int]:
     def per_device(tree: Any) -> int:
         return sum(
             math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

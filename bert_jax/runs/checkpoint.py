@@ -25,7 +25,7 @@ from bert_jax.parallel import distributed, sharding
 from bert_jax.runs import workdir as workdirs
 
 if TYPE_CHECKING:
-    from bert_jax.training.step import TrainState
+    from bert_jax.runs.state import TrainState
 
 BEST_FILE = "best.json"
 CHECKSUMS = "checksums.json"

@@ -18,12 +18,15 @@ from bert_jax.data import input_pipeline
 from bert_jax.data.input_pipeline import PretrainingData
 from bert_jax.models import heads
 from bert_jax.models.flops import training_flops
+from bert_jax.objectives.base import Batch, Scalars
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import distributed, hardware, sharding
+from bert_jax.parallel.programs import MeshJit, ShapeCache, compile_together
 from bert_jax.runs import checkpoint, telemetry
+from bert_jax.runs.state import init_state, reset_moments
 from bert_jax.training import phases
-from bert_jax.training import step as train
+from bert_jax.training.evaluation import evaluate, make_eval_step
 from bert_jax.training.phases import Phase
-from bert_jax.training.step import Scalars
 from bert_jax.training.warm_start import warm_start
 
 INCIDENTS_FILE = "incidents.jsonl"
@@ -48,8 +51,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLik
 class _Steps(NamedTuple):
     """A phase's programs, and the evaluated metrics that add up to the loss."""
 
-    training: train.OnMesh
-    evaluation: train.ByShape
+    training: MeshJit
+    evaluation: ShapeCache
     losses: tuple[str, ...]
 
 
@@ -82,7 +85,7 @@ class _Run:
         }
         self.store = checkpoint.CheckpointStore(workdir, config, tokenizer, identity)
         closing.callback(self.store.close)
-        self.state = train.init_state(
+        self.state = init_state(
             lambda key: heads.init_params(self.model, key),
             self.phases[0].optimizer,
             self.mesh,
@@ -161,12 +164,12 @@ class _Run:
           UserError: an optimizer's rule that matches nothing, or an attention that cannot be.
         """
         phase, data = self.phases[number], self.data[number]
-        objective = train.pretraining_objective(
+        objective = pretraining_objective(
             self.model, data.has_next_sentence_labels, data.tokenizer.mask_id, data.token_ranks_V
         )
         steps = _Steps(
             phase.make_train_step(self.model, self.mesh, data.has_next_sentence_labels),
-            train.ByShape(train.make_eval_step(objective, self.mesh)),
+            ShapeCache(make_eval_step(objective, self.mesh)),
             objective.losses,
         )
         state = phase.abstract_state(self.model, self.mesh)
@@ -214,7 +217,7 @@ class _Run:
         phase, data, config = self.phases[number], self.data[number], self.config
         batch_size = phase.config.batch_size
         if phase.reset_moments and self.step == phase.start:
-            self.state = train.reset_moments(self.state, phase.optimizer, self.mesh)
+            self.state = reset_moments(self.state, phase.optimizer, self.mesh)
         flops = training_flops(
             self.model.config,
             data.max_seq_length,
@@ -269,7 +272,7 @@ class _Run:
         if pending:
             self.report(*pending, phase, data, flops)
 
-    def compile(self, number: int, batch: train.Batch) -> jax.stages.Compiled:
+    def compile(self, number: int, batch: Batch) -> jax.stages.Compiled:
         """The compiled training step of a phase; its evaluation is compiled for the held-out sets.
 
         Raises:
@@ -280,14 +283,14 @@ class _Run:
         eval_batches = (
             next(self.eval_batches(number, data)) for data in self.eval_data[number].values()
         )
-        one_of_each = {train.ByShape.key(batch): batch for batch in eval_batches}
+        one_of_each = {ShapeCache.key(batch): batch for batch in eval_batches}
         advice = (
             "take a smaller config.batch_size or more config.accumulate_steps, set "
             "config.model.remat=dots (or full), or split the parameters with config.mesh.fsdp"
         )
         try:
             compiled = train_step.lower(self.state, batch).compile()
-            train.compile_together(
+            compile_together(
                 [(eval_step, (self.state.params, batch)) for batch in one_of_each.values()]
             )
         except jax.errors.JaxRuntimeError as error:
@@ -323,7 +326,7 @@ class _Run:
             if self.guard.rolls_back and self.store.latest_step is not None:
                 saved = self.store.restore(self.state)
                 if phase.reset_moments and int(saved.step) <= phase.start:
-                    saved = train.reset_moments(saved, phase.optimizer, self.mesh)
+                    saved = reset_moments(saved, phase.optimizer, self.mesh)
                 logging.warning(
                     f"rolled back to the parameters of step {int(saved.step):,}; the batches since "
                     "then are left out"
@@ -346,7 +349,7 @@ class _Run:
             shown = {name: self.last[name] for name in names if name in self.last}
             self.progress.update(step, shown | {"sequences/s": speed["sequences_per_second"]})
 
-    def eval_batches(self, number: int, data: PretrainingData) -> Iterator[train.Batch]:
+    def eval_batches(self, number: int, data: PretrainingData) -> Iterator[Batch]:
         """Batches as large as the parts that a step works off: what fits there fits here."""
         parts = self.phases[number].config.accumulate_steps
         return data.eval_batches(self.mesh, self.config.eval_batches, parts)
@@ -357,7 +360,7 @@ class _Run:
         self.last = {}
         for prefix, data in self.eval_data[number].items():
             batches = self.eval_batches(number, data)
-            results = train.evaluate(eval_step, self.state.params, batches, losses)
+            results = evaluate(eval_step, self.state.params, batches, losses)
             self.last |= {f"{prefix}{name}": value for name, value in results.items()}
         self.writer.write(self.step, self.last)
         names = ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy")

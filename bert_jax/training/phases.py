@@ -13,9 +13,12 @@ from jax.sharding import Mesh
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.heads import PretrainingModel
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
+from bert_jax.parallel.programs import MeshJit
+from bert_jax.runs.state import TrainState, new_state
 from bert_jax.training import optimizer
-from bert_jax.training import step as train
+from bert_jax.training.step import make_train_step
 
 FIELDS = (
     "num_steps",
@@ -57,11 +60,11 @@ class Phase:
         own = name in _given(entries[self.number]) if entries else False
         return f"--config.phases[{self.number}].{name}" if own else f"--config.{name}"
 
-    def abstract_state(self, model: PretrainingModel, mesh: Mesh) -> train.TrainState:
+    def abstract_state(self, model: PretrainingModel, mesh: Mesh) -> TrainState:
         """The state before the first step as shapes, laid out on the mesh."""
         # The key is made inside: outside, it would be an array on a device.
         state = jax.eval_shape(
-            lambda: train.new_state(
+            lambda: new_state(
                 heads.init_params(model, jax.random.key(self.config.seed)), self.optimizer
             )
         )
@@ -69,10 +72,10 @@ class Phase:
 
     def make_train_step(
         self, model: PretrainingModel, mesh: Mesh, next_sentence: bool = True
-    ) -> train.OnMesh:
+    ) -> MeshJit:
         """The step that pretraining runs, and that the planner compiles."""
-        return train.make_train_step(
-            train.pretraining_objective(model, next_sentence),
+        return make_train_step(
+            pretraining_objective(model, next_sentence),
             self.optimizer,
             self.schedule,
             mesh,

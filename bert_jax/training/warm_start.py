@@ -11,7 +11,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.architectures import EncoderConfig
 from bert_jax.models.stacking import is_stacked, stack_layers
 from bert_jax.parallel import sharding
-from bert_jax.training.step import TrainState
+from bert_jax.runs.state import TrainState
 
 
 def warm_start(

@@ -10,10 +10,10 @@ from small_run import make_tokenizer
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline, packing, tokenizer
 from bert_jax.models import heads
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
 from bert_jax.planning import estimate
 from bert_jax.training import phases
-from bert_jax.training import step as train
 from data_prep.build import build
 from data_prep.options import BuildOptions
 
@@ -193,7 +193,7 @@ def test_evaluation_reads_one_example_a_row(config):
 def loss_of(config, batch):
     """(loss, means) and gradients of a batch, with parameters that tell positions apart."""
     model = heads.make_model(config)
-    objective = train.pretraining_objective(model)
+    objective = pretraining_objective(model)
     params = heads.init_params(model, jax.random.key(0))
     params = jax.tree.map(lambda x: 3 * x, params)
 

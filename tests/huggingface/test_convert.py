@@ -21,7 +21,7 @@ from bert_jax.data import tokenizer
 from bert_jax.huggingface import export, keys, parity
 from bert_jax.huggingface import files as hf_files
 from bert_jax.huggingface import tensors as hf_tensors
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
@@ -43,7 +43,7 @@ MODEL = BertConfig(**SIZES)
 
 
 def parts_of(read):
-    return hf_tensors.parts_of(read.params, BertConfig(**read.config.model))
+    return hf_tensors.parts_of(read.params, architectures.make_config(read.config.model))
 
 
 def head_class(name):
@@ -165,7 +165,7 @@ def test_import_of_transformers_models(name, file_format, tmp_path):
     without_pooler = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering")
     assert ("pooler" in has) == (name not in without_pooler)
     # Outputs agree, and each tensor comes back bit for bit.
-    gelu = BertConfig(**read.config.model)
+    gelu = architectures.make_config(read.config.model)
     batch = parity.inputs(MODEL, TOKENIZER)[0]
     ours = parity.flax_outputs(read.params, gelu, read.config.task, batch)
     differences = parity.differences([ours], [parity.torch_outputs(model, head_class(name), batch)])

@@ -11,7 +11,7 @@ from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig, BertModel
 from bert_jax.models.stacking import stack_layers, unstack_layers
-from bert_jax.training import step as train
+from bert_jax.objectives.mlm import pretraining_objective
 
 torch = pytest.importorskip("torch")
 
@@ -117,7 +117,7 @@ def torch_batch(batch):
 def ours(config, params, batch):
     """(loss, (outputs, all hidden states), gradients) of the objective, dropout off."""
     module = heads.PretrainingModel(config)
-    objective = train.pretraining_objective(module)
+    objective = pretraining_objective(module)
     names = ("input_ids", "attention_mask", "token_type_ids", "masked_lm_positions")
 
     def loss(params):

@@ -13,7 +13,7 @@ import transformers
 
 from bert_jax import convert, loading, predict
 from bert_jax.huggingface import keys, parity
-from bert_jax.models.bert import BertConfig
+from bert_jax.models import architectures
 
 torch = pytest.importorskip("torch")
 load_file = pytest.importorskip("safetensors.torch").load_file
@@ -52,7 +52,7 @@ def test_every_tensor_comes_back_bit_for_bit(exported):
 def test_hidden_states(exported):
     read = loading.load_parts(SOURCE)
     model = transformers.BertModel.from_pretrained(SOURCE, attn_implementation="eager").eval()
-    sizes = BertConfig(**read.config.model)
+    sizes = architectures.make_config(read.config.model)
     for batch in parity.inputs(sizes, read.tokenizer):
         ours = parity.flax_outputs(read.params, sizes, "pretraining", batch)
         theirs = parity.torch_outputs(model, keys.BERT.head_class("BertModel"), batch)

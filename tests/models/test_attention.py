@@ -16,11 +16,11 @@ from bert_jax.models.bert import BertConfig
 from bert_jax.models.heads import PretrainingModel
 from bert_jax.models.layers import attention
 from bert_jax.models.layers.attention import attend
+from bert_jax.models.layers.dropout import dropout_keys
 from bert_jax.parallel import sharding
-from bert_jax.training import step as train
 
 BATCH, HEADS, SIZE = 3, 4, 8
-KEYS = train.dropout_keys(0, np.int32(3), BATCH)
+KEYS = dropout_keys(0, np.int32(3), BATCH)
 
 
 def inputs(length: int, packed: bool = False):

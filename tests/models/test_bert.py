@@ -10,14 +10,13 @@ import pytest
 from bert_jax.cli import UserError
 from bert_jax.models.bert import BertConfig, BertModel
 from bert_jax.models.layers.activations import ACTIVATIONS
-from bert_jax.models.layers.dropout import dropout
+from bert_jax.models.layers.dropout import dropout, dropout_keys
 from bert_jax.models.layers.layer_norm import normalize
 from bert_jax.models.layers.linear import dot_general
 from bert_jax.parallel import sharding
-from bert_jax.training import step as train
 
 BATCH, LENGTH = 3, 16
-KEYS = train.dropout_keys(0, np.int32(3), BATCH)
+KEYS = dropout_keys(0, np.int32(3), BATCH)
 ROWS = np.array([[0, 3, 9, 3], [0, 15, 1, 2], [0, 8, 9, 10]])
 CONFIG = BertConfig(
     vocab_size=100,

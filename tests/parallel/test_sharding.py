@@ -10,8 +10,8 @@ from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.heads import SequenceClassifier
 from bert_jax.parallel import sharding
+from bert_jax.runs.state import TrainState
 from bert_jax.training import optimizer
-from bert_jax.training import step as train
 from configs import bert_tiny
 
 
@@ -24,7 +24,7 @@ def state_shapes(scan_layers: bool):
     def init(key):
         params = heads.init_params(model, key)
         zero = jax.numpy.zeros([])
-        return train.TrainState(zero, params, tx.init(params), zero)
+        return TrainState(zero, params, tx.init(params), zero)
 
     return jax.eval_shape(init, jax.random.key(0))
 

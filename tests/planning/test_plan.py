@@ -16,10 +16,12 @@ from bert_jax import plan
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline
 from bert_jax.models import heads
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import hardware, sharding
 from bert_jax.planning import estimate
+from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer, phases
-from bert_jax.training import step as train
+from bert_jax.training.step import make_train_step
 from configs import bert_tiny
 
 LENGTHS = {"max_seq_length": 32, "max_predictions_per_seq": 5}
@@ -449,15 +451,15 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     tx = optimizer.make_optimizer(config.optimizer)
 
     def fresh():
-        return train.init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
+        return init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
 
     layout = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)  # noqa: E731
     assert layout(fresh()) == layout(shapes)
     data = input_pipeline.open_data(config.data_dir, "train", config)
     with data.batches(mesh, 0, 1) as batches:
         batch = next(iter(batches))
-    objective = train.pretraining_objective(model)
-    step = train.make_train_step(objective, tx, phase.schedule, mesh, config.seed)
+    objective = pretraining_objective(model)
+    step = make_train_step(objective, tx, phase.schedule, mesh, config.seed)
     _, trained = step(fresh(), batch)
     _, planned = lowered.compile()(fresh(), batch, *step.constants)
     assert jax.device_get(planned) == jax.device_get(trained)

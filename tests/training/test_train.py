@@ -17,10 +17,16 @@ import pytest
 from small_run import ROOT, make_data_dir, make_tokenizer, overrides
 
 from bert_jax.data import input_pipeline
-from bert_jax.models import bert, heads
+from bert_jax.models import heads
+from bert_jax.models.layers.dropout import dropout, dropout_keys
+from bert_jax.objectives import mlm
+from bert_jax.objectives.base import cross_entropy, is_right
+from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
+from bert_jax.parallel.programs import ShapeCache, compile_together
+from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer
-from bert_jax.training import step as train
+from bert_jax.training.step import StepByLength, make_train_step
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
@@ -33,9 +39,9 @@ def test_loss_on_one_batch_falls_to_near_zero(config):
     mesh = sharding.make_mesh()
     model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
+    state = init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
     schedule = optimizer.make_schedule(config.optimizer, 200)
-    step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, 0)
+    step = make_train_step(pretraining_objective(model), tx, schedule, mesh, 0)
     batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
     losses = []
     for _ in range(50):
@@ -53,11 +59,11 @@ def test_cross_entropy_is_optaxs():
     weights = jnp.arange(12.0).reshape(4, 3)
     both = [
         jax.value_and_grad(lambda x, f=f: jnp.sum(f(x, labels) * weights))(logits)
-        for f in (train.cross_entropy, optax.softmax_cross_entropy_with_integer_labels)
+        for f in (cross_entropy, optax.softmax_cross_entropy_with_integer_labels)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
-    assert (train.is_right(logits, labels) == (logits.argmax(-1) == labels)).all()
-    assert train.is_right(logits, labels)[0, 0]
+    assert (is_right(logits, labels) == (logits.argmax(-1) == labels)).all()
+    assert is_right(logits, labels)[0, 0]
 
 
 def make_step(config, max_loss_ratio=0.0):
@@ -66,10 +72,10 @@ def make_step(config, max_loss_ratio=0.0):
     data = input_pipeline.open_data(config.data_dir, "train", config)
     model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
-    state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
+    state = init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
-    objective = train.pretraining_objective(model)
-    step = train.make_train_step(objective, tx, schedule, mesh, 0, max_loss_ratio=max_loss_ratio)
+    objective = pretraining_objective(model)
+    step = make_train_step(objective, tx, schedule, mesh, 0, max_loss_ratio=max_loss_ratio)
     return state, step, lambda n: data.read(16 * n, 16 * n + 16)
 
 
@@ -92,7 +98,7 @@ def test_the_step_by_length_is_the_same_step(config):
     mesh, model = sharding.make_mesh(), heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
     settings = (
-        train.pretraining_objective(model),
+        pretraining_objective(model),
         tx,
         optimizer.make_schedule(config.optimizer, 20),
         mesh,
@@ -101,12 +107,12 @@ def test_the_step_by_length_is_the_same_step(config):
     data = input_pipeline.open_data(config.data_dir, "train", config)
     batches = [input_pipeline.to_devices(data.read(0, size), mesh, size) for size in (16, 8)]
     results = []
-    by_length = train.StepByLength(*settings)
-    for step in (train.make_train_step(*settings), by_length):
-        state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
+    by_length = StepByLength(*settings)
+    for step in (make_train_step(*settings), by_length):
+        state = init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
         if step is by_length:  # of the second batch alone: the first is compiled when it comes
             arguments = by_length.gradient_arguments(state, batches[1])
-            train.compile_together([(by_length.gradients, arguments)])
+            compile_together([(by_length.gradients, arguments)])
         for batch in (*batches, *batches):
             state, values = step(state, batch)
         results.append((state, values))
@@ -127,11 +133,11 @@ def test_programs_are_traced_one_at_a_time():
             tracing -= 1
             return types.SimpleNamespace(compile=lambda: len(batch["x"]))
 
-    by_shape = train.ByShape(Function())
+    by_shape = ShapeCache(Function())
     batches = [{"x": np.zeros(i)} for i in range(1, 9)]
-    train.compile_together([(by_shape, (batch,)) for batch in batches])
+    compile_together([(by_shape, (batch,)) for batch in batches])
     assert most == 1
-    assert [by_shape.programs[train.ByShape.key(batch)] for batch in batches] == [*range(1, 9)]
+    assert [by_shape.programs[ShapeCache.key(batch)] for batch in batches] == [*range(1, 9)]
 
 
 def test_seeds_share_a_program_and_draw_differently(config):
@@ -142,8 +148,8 @@ def test_seeds_share_a_program_and_draw_differently(config):
     batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
     texts, losses = set(), set()
     for seed in (0, 1, 2**40 + 1):  # JAX takes the lower 32 bits of a seed
-        state = train.init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
-        step = train.make_train_step(train.pretraining_objective(model), tx, schedule, mesh, seed)
+        state = init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
+        step = make_train_step(pretraining_objective(model), tx, schedule, mesh, seed)
         texts.add(step.lower(state, batch).as_text())
         losses.add(float(step(state, batch)[1]["loss"]))
     assert len(texts) == 1 and len(losses) == 2
@@ -176,13 +182,13 @@ def test_evaluation_tells_kinds_of_masks_and_frequencies_apart(config):
     assert len(rows) > 20 and (batch["input_ids"][rows, positions] == tok.mask_id).all()
     batch["input_ids"][rows[:7], positions[:7]] = labels[:7]
     batch["input_ids"][rows[7:10], positions[7:10]] = (labels[7:10] - 4) % 95 + 5
-    train.FREQUENCY_BANDS, bands = (20, 60), train.FREQUENCY_BANDS
+    mlm.FREQUENCY_BANDS, bands = (20, 60), mlm.FREQUENCY_BANDS
     try:
-        objective = train.pretraining_objective(model, True, tok.mask_id, ranks)
+        objective = pretraining_objective(model, True, tok.mask_id, ranks)
         weights = jax.device_get(objective.weights(batch))
         sums = jax.device_get(objective.sums(params, batch, None))
     finally:
-        train.FREQUENCY_BANDS = bands
+        mlm.FREQUENCY_BANDS = bands
     assert weights["mlm_accuracy_kept"] == 7 and weights["mlm_accuracy_random"] == 3
     assert weights["mlm_accuracy_mask"] == len(rows) - 10
     kinds = [f"mlm_accuracy_{kind}" for kind in ("mask", "random", "kept")]
@@ -225,27 +231,25 @@ def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, varia
 @pytest.mark.parametrize("rng", ["threefry", "hash"])
 def test_dropout_drops_at_its_rate_and_keeps_the_mean(rng):
     x = np.ones((64, 33, 40), np.float32)
-    keys = train.dropout_keys(0, np.int32(3), 64)
-    y = np.asarray(bert.dropout(x, keys, 0.1, site=5, rng=rng))
+    keys = dropout_keys(0, np.int32(3), 64)
+    y = np.asarray(dropout(x, keys, 0.1, site=5, rng=rng))
     dropped = (y == 0).mean()
     assert abs(dropped - 0.1) < 4 * np.sqrt(0.09 / x.size)  # four standard errors
     assert np.unique(y).size == 2 and y.max() == pytest.approx(1 / 0.9, rel=1e-4)
     for other in (
-        bert.dropout(x, keys, 0.1, site=6, rng=rng),
-        bert.dropout(x, train.dropout_keys(0, np.int32(4), 64), 0.1, site=5, rng=rng),
-        bert.dropout(x, train.dropout_keys(1, np.int32(3), 64), 0.1, site=5, rng=rng),
+        dropout(x, keys, 0.1, site=6, rng=rng),
+        dropout(x, dropout_keys(0, np.int32(4), 64), 0.1, site=5, rng=rng),
+        dropout(x, dropout_keys(1, np.int32(3), 64), 0.1, site=5, rng=rng),
     ):
         agree = (np.asarray(other) == y).mean()
         assert abs(agree - 0.82) < 0.01  # independent draws agree with 0.9² + 0.1²
-    np.testing.assert_array_equal(bert.dropout(x, None, 0.1, site=5, rng=rng), x)
+    np.testing.assert_array_equal(dropout(x, None, 0.1, site=5, rng=rng), x)
 
 
 @pytest.mark.parametrize("rng", ["threefry", "hash"])
 def test_dropout_s_draws_are_independent(rng):
-    keys = train.dropout_keys(0, np.int32(3), 64)
-    dropped = (
-        np.asarray(bert.dropout(np.ones((64, 12, 128, 128), np.float32), keys, 0.1, 5, rng)) == 0
-    )
+    keys = dropout_keys(0, np.int32(3), 64)
+    dropped = np.asarray(dropout(np.ones((64, 12, 128, 128), np.float32), keys, 0.1, 5, rng)) == 0
     x = (dropped - 0.1) / 0.3  # mean 0, variance 1
     pairs = {f"{lag} along axis 3": x[..., lag:] * x[..., :-lag] for lag in (1, 2, 3, 13, 55)}
     for axis in (0, 1, 2):
@@ -267,7 +271,7 @@ def test_bfloat16_stays_near_float32(config):
     half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
     losses = []
     for m in (model, half):
-        objective = train.pretraining_objective(m)
+        objective = pretraining_objective(m)
         sums = objective.sums(params, batch, None)
         weights = objective.weights(batch)
         losses.append(sum(float(sums[n] / weights[n]) for n in objective.losses))

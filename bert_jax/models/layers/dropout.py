@@ -8,6 +8,12 @@ import jax
 import jax.numpy as jnp
 
 
+def dropout_keys(seed: int | jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+    """One key per example of the global batch, a function of (seed, step, row) alone."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch_size))
+
+
 def dropout(
     x: jax.Array,
     dropout_keys_B: jax.Array | None,

@@ -1,0 +1,67 @@
+"""What is minimised: sums over the global batch, and the loss that they are made of.
+
+B is the global batch, V the padded vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Batch = dict[str, jax.Array]
+Scalars = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised, as sums: a metric is Σ numerators / Σ weights over the global batch.
+
+    Dividing sums, instead of averaging each device's or microbatch's own mean, weighs every masked
+    token alike however the batch is split.
+
+    Attributes:
+      losses: the metrics whose values add up to the loss.
+      sums: (params, batch, dropout_keys_B) -> numerators; the keys are None for evaluation.
+      weights: batch -> denominators, of the same names; depends on the batch alone.
+    """
+
+    losses: tuple[str, ...]
+    sums: Callable[[Any, Batch, jax.Array | None], Scalars]
+    weights: Callable[[Batch], Scalars]
+
+
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits) at `labels`, float32[…], of float32[…, V] and int[…].
+
+    The backward pass computes the probabilities anew from the logits, in one pass over them, and
+    keeps no array of their size.
+    """
+    return _cross_entropy(logits, labels)[0]
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return normaliser - at_labels(logits, labels), (logits, labels, normaliser)
+
+
+def _cross_entropy_gradient(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    logits, labels, normaliser = saved
+    probabilities = jnp.exp(logits - normaliser[..., None])
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return (probabilities - is_label) * gradient[..., None], None
+
+
+cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
+
+
+def at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The logit of each label."""
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+
+def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether no logit is above the label's. The maximum is the loss's own: cheaper than argmax."""
+    return at_labels(logits, labels) >= logits.max(axis=-1)

@@ -1,0 +1,62 @@
+"""The state of a training run: all that a checkpoint holds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bert_jax.parallel import sharding
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a checkpoint holds, and nothing random.
+
+    Attributes:
+      step: int32, batches taken, which is the position in the data.
+      params: float32.
+      opt_state: moments, laid out as the parameters.
+      loss_average: float32, moving average of the loss, 0 before the first step; what a spike is
+        measured against.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    loss_average: jax.Array
+
+
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros([], jnp.float32)
+    return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero)
+
+
+def init_state(
+    init_params: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+) -> TrainState:
+    """A fresh state, born sharded: no device ever holds more than its part."""
+
+    def init(key: jax.Array) -> TrainState:
+        return new_state(init_params(key), optimizer)
+
+    key = jax.random.key(seed)
+    shardings = sharding.shardings_of(jax.eval_shape(init, key), mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(init, out_shardings=shardings)(key)
+
+
+def reset_moments(
+    state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """`state` with the optimizer's moments empty, as before its first step."""
+    shardings = sharding.shardings_of(state.opt_state, mesh)
+    with jax.set_mesh(mesh):
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(state.params)
+    return state.replace(opt_state=opt_state)
