@@ -18,11 +18,11 @@ if not __package__:
 
 from bert_jax import config as config_lib
 from bert_jax.cli import UserError, run
-from bert_jax.planning import estimate
+from bert_jax.planning import compiled, lengths
 from bert_jax.training import phases
 
 
-def draw(plans: Sequence[estimate.Plan], title: str, path: str) -> None:
+def draw(plans: Sequence[compiled.Plan], title: str, path: str) -> None:
     try:
         import matplotlib
 
@@ -58,15 +58,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--plot", default="", help="file to draw to, e.g. scaling.png")
     flags, rest = parser.parse_known_args(argv)
     config = config_lib.parse(rest, __doc__)[0]
-    lengths = estimate.lengths_of(config, flags.max_seq_length)
-    plans: list[estimate.Plan] = []
+    sizes = lengths.lengths_of(config, flags.max_seq_length)
+    plans: list[compiled.Plan] = []
     print("| slice | chips | step, ms | of it collectives | sent a device, MB | efficiency |")
     print("|---|---|---|---|---|---|")
     for topology in flags.topologies.split(","):
-        devices = estimate.open_devices(topology)
+        devices = compiled.open_devices(topology)
         config.batch_size = flags.batch_per_chip * len(devices)
         phase = phases.resolve(config)[0]
-        result = estimate.make_plan(phase, devices, **lengths, hardware_name=topology)
+        result = compiled.make_plan(phase, devices, **sizes, hardware_name=topology)
         if not result.step_seconds:
             raise UserError(f"batch_per_chip={flags.batch_per_chip} does not fit {topology}")
         plans.append(result)

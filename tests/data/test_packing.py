@@ -12,7 +12,7 @@ from bert_jax.data import input_pipeline, packing, tokenizer
 from bert_jax.models import heads
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
-from bert_jax.planning import estimate
+from bert_jax.planning import compiled, lengths
 from bert_jax.training import phases
 from data_prep.build import build
 from data_prep.options import BuildOptions
@@ -111,15 +111,15 @@ def test_first_fit(length, most):
     num_tokens = np.maximum(num_tokens, 3)
     num_tokens[5, 70:] = 0  # the last group is smaller
     rows = packing.first_fit(num_tokens, length, most)
-    for lengths, row in zip(num_tokens, rows, strict=True):
-        assert ((row >= 0) == (lengths > 0)).all()
+    for of_group, row in zip(num_tokens, rows, strict=True):
+        assert ((row >= 0) == (of_group > 0)).all()
         members = [np.flatnonzero(row == r) for r in range(row.max() + 1)]
-        assert sum(map(len, members)) == (lengths > 0).sum()
+        assert sum(map(len, members)) == (of_group > 0).sum()
         assert max(map(len, members)) <= most
-        assert max(lengths[m].sum() for m in members) <= length
-        real = [int(n) for n in lengths if n]
+        assert max(of_group[m].sum() for m in members) <= length
+        real = [int(n) for n in of_group if n]
         assert {tuple(m.tolist()) for m in members} == naive_first_fit(real, length, most)
-        longest = [m[lengths[m].argmax()] for m in members]
+        longest = [m[of_group[m].argmax()] for m in members]
         assert longest == sorted(longest)
 
 
@@ -177,8 +177,8 @@ def test_the_position_alone_decides(config):
 
 def test_batch_shapes_are_those_of_batches(config):
     batch = open_data(config).read(0, 7)
-    lengths = estimate.lengths_of(config)
-    shapes = input_pipeline.batch_shapes(7, *lengths.values(), MOST)
+    sizes = lengths.lengths_of(config)
+    shapes = input_pipeline.batch_shapes(7, *sizes.values(), MOST)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         k: (v.shape, v.dtype) for k, v in shapes.items()
     }
@@ -265,7 +265,7 @@ def test_the_planned_step_is_the_one_that_trains(config):
     """Packed, its shapes come from the lengths and the config alone."""
     mesh = sharding.make_mesh(**config.mesh)
     (phase,) = phases.resolve(config)
-    lowered, state, shapes = estimate.lower_step(phase, mesh, **estimate.lengths_of(config))
+    lowered, state, shapes = compiled.lower_step(phase, mesh, **lengths.lengths_of(config))
     batch = open_data(config).read(0, config.batch_size)
     assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in batch.items()}
     assert jax.tree.leaves(state)[0].shape == ()

@@ -18,7 +18,7 @@ from bert_jax.data import input_pipeline
 from bert_jax.models import heads
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import hardware, sharding
-from bert_jax.planning import estimate
+from bert_jax.planning import compiled, lengths, report, sweep
 from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer, phases
 from bert_jax.training.step import make_train_step
@@ -94,12 +94,12 @@ def test_collectives_and_memory_of_meshes(axes):
 
 def test_a_program_is_compiled_once(config, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    once = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    once = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: pytest.fail("compiled again"))
-    assert estimate.make_plan(first(config), jax.devices(), **LENGTHS) == once
+    assert compiled.make_plan(first(config), jax.devices(), **LENGTHS) == once
     config.model.hidden_dropout_prob = 0.2
     with pytest.raises(pytest.fail.Exception, match="compiled again"):
-        estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+        compiled.make_plan(first(config), jax.devices(), **LENGTHS)
 
 
 @pytest.fixture
@@ -111,29 +111,29 @@ def slow_chip(monkeypatch):
 
 
 def test_times_and_hours_follow_from_the_chip(config, slow_chip):
-    result = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    result = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
     assert result.estimate == "roofline" and result.fits
     assert result.step_seconds == pytest.approx(result.flops / 1e9, rel=0.01)
     assert result.utilisation == pytest.approx(result.model_flops / result.flops, rel=0.01)
     assert result.sequences_per_second == pytest.approx(16 / result.step_seconds)
     assert result.tokens_per_second == pytest.approx(16 * 32 / result.step_seconds)
     assert result.hours == pytest.approx(config.num_steps * result.step_seconds / 3600)
-    assert "1 chips" in plan.describe(result) and "roofline" in plan.describe(result)
+    assert "1 chips" in report.describe(result) and "roofline" in report.describe(result)
 
 
 def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch):
     config.batch_size = 512
-    roomy = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    roomy = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
     activations = roomy.memory["activations and gradients"]
     # Room for a little more than half of the activations.
     small = roomy.memory_needed - activations + int(0.6 * activations)
     monkeypatch.setattr(hardware, "CHIPS", (dataclasses.replace(slow_chip, memory_bytes=small),))
-    result = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    result = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
     assert result.fits is False
-    assert "DOES NOT FIT" in plan.describe(result)
-    fields = plan.what_would_fit(first(config), result, jax.devices(), **LENGTHS)
+    assert "DOES NOT FIT" in report.describe(result)
+    fields = sweep.what_would_fit(first(config), result, jax.devices(), **LENGTHS)
     assert any(flags.startswith("--config.accumulate_steps=") for flags in fields)
-    shown = plan.describe(dataclasses.replace(result, would_fit=fields))
+    shown = report.describe(dataclasses.replace(result, would_fit=fields))
     assert fields[0] in shown
 
 
@@ -144,26 +144,26 @@ def test_what_would_fit_leaves_out_what_cannot_be_laid_out(config, monkeypatch):
         return values["remat"] == "full"
 
     fake_plans(monkeypatch, seconds=lambda v: 1, fits=fits)
-    names = [field.name for field in dataclasses.fields(estimate.Plan)]
+    names = [field.name for field in dataclasses.fields(compiled.Plan)]
     large = dataclasses.replace(
-        estimate.Plan(**dict.fromkeys(names)),
+        compiled.Plan(**dict.fromkeys(names)),
         mesh={"data": 64, "fsdp": 1},
         settings={"batch_size": 64, "accumulate_steps": 1, "remat": "none"},
         memory={"parameters": 10, "optimizer state": 20},
         memory_needed=100,
         memory_available=50,
     )
-    fitting = plan.what_would_fit(first(config), large, jax.devices(), **LENGTHS)
+    fitting = sweep.what_would_fit(first(config), large, jax.devices(), **LENGTHS)
     assert fitting == ["--config.model.remat=full"]
 
 
 def test_this_machine_s_memory_is_what_jax_may_take_of_it(config, slow_chip, monkeypatch):
     limited = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1024})
     monkeypatch.setattr(jax, "local_devices", lambda: [limited])
-    here = estimate.make_plan(first(config), jax.devices(), **LENGTHS)
+    here = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
     assert (here.memory_available, here.fits) == (1024, False)
     # Hardware that is not here has what its data sheet says.
-    there = estimate.make_plan(first(config), jax.devices(), **LENGTHS, hardware_name="slow:1")
+    there = compiled.make_plan(first(config), jax.devices(), **LENGTHS, hardware_name="slow:1")
     assert (there.memory_available, there.fits) == (2**30, True)
 
 
@@ -181,14 +181,14 @@ def fake_plans(monkeypatch, seconds, fits) -> list[dict]:
         calls.append(values)
         if config.mesh.fsdp == 3:
             raise UserError("does not divide")
-        names = [field.name for field in dataclasses.fields(estimate.Plan)]
-        blank = estimate.Plan(**dict.fromkeys(names))
+        names = [field.name for field in dataclasses.fields(compiled.Plan)]
+        blank = compiled.Plan(**dict.fromkeys(names))
         speed = config.batch_size / seconds(values)
         return dataclasses.replace(
             blank, fits=fits(values), sequences_per_second=speed, memory_needed=0
         )
 
-    monkeypatch.setattr(estimate, "make_plan", make_plan)
+    monkeypatch.setattr(compiled, "make_plan", make_plan)
     return calls
 
 
@@ -198,8 +198,8 @@ def test_sweep_finds_the_fastest_that_fits_without_trying_the_hopeless(config, m
         seconds=lambda v: v["batch_size"] + {"none": 10, "dots": 20, "full": 30}[v["remat"]],
         fits=lambda v: v["batch_size"] * {"none": 3, "dots": 2, "full": 1}[v["remat"]] <= 100,
     )
-    grid = plan.parse_grid("remat=full:none:dots,fsdp=1:3,batch_size=16:32:64:128:256", devices=1)
-    tried = plan.sweep(first(config), grid, jax.devices())
+    grid = sweep.parse_grid("remat=full:none:dots,fsdp=1:3,batch_size=16:32:64:128:256", devices=1)
+    tried = sweep.sweep(first(config), grid, jax.devices())
     # 64 fits with full remat alone; 32 fits as it is, and has less overhead than 64 with remat.
     assert tried[0][0] == {"fsdp": 1, "batch_size": 32, "remat": "none"}
     assert tried[0][1].fits and tried[-1][1].fits is False
@@ -227,7 +227,7 @@ def test_flags_for_a_phase_go_to_what_the_phase_sets_itself(config, monkeypatch)
     first, second = phases.resolve(config)
     grid = {"batch_size": [8], "fsdp": [1]}
     for phase, name in ((first, "batch_size"), (second, "phases[1].batch_size")):
-        text = plan.describe_sweep(phase, plan.sweep(phase, grid, jax.devices()))
+        text = report.describe_sweep(phase, sweep.sweep(phase, grid, jax.devices()))
         words = shlex.split(text)
         assert f"--config.{name}=8" in words and text.endswith("none fits")
     assert [call["batch_size"] for call in calls] == [8, 8]
@@ -261,8 +261,8 @@ def test_flags_for_a_phase_go_to_what_the_phase_sets_itself(config, monkeypatch)
             "has 2 numbers, but the run has 1 phase",
         ),
         (["--max_predictions_per_seq=20,76,76"], "has 3 numbers, but the run has 2 phase"),
-        (["--max_seq_length=128,"], "--max_seq_length=128,: expected a number, or one a phase"),
-        (["--max_seq_length=-1"], "expected a number, or one a phase"),
+        (["--max_seq_length=128,"], "--max_seq_length=128,: expected a number, or one per phase"),
+        (["--max_seq_length=-1"], "expected a number, or one per phase"),
         (["--config.modle=1"], "no field"),
     ],
 )
@@ -274,33 +274,33 @@ def test_mistakes_are_named(flags, message):
 def test_missing_libtpu_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, which is not installed: pip install"):
-        estimate.open_devices("v5e:16x16")
+        compiled.open_devices("v5e:16x16")
 
 
 def test_lengths_come_from_flags_data_or_publication(config):
-    assert estimate.lengths_of(config, 0, 0) == {
+    assert lengths.lengths_of(config, 0, 0) == {
         "max_seq_length": LENGTH,
         "max_predictions_per_seq": PREDICTIONS,
     }
-    assert estimate.lengths_of(config, 16, 0)["max_predictions_per_seq"] == PREDICTIONS
+    assert lengths.lengths_of(config, 16, 0)["max_predictions_per_seq"] == PREDICTIONS
     config.data_dir, config.model.max_position_embeddings = "", 512
-    assert list(estimate.lengths_of(config, 0, 0).values()) == [128, 20]
-    assert list(estimate.lengths_of(config, 512, 0).values()) == [512, 77]
-    assert list(estimate.lengths_of(config, 512, 80).values()) == [512, 80]
+    assert list(lengths.lengths_of(config, 0, 0).values()) == [128, 20]
+    assert list(lengths.lengths_of(config, 512, 0).values()) == [512, 77]
+    assert list(lengths.lengths_of(config, 512, 80).values()) == [512, 80]
 
 
 def planned_lengths(monkeypatch) -> list[tuple[int, int]]:
     """Replaces make_plan by one that compiles nothing; returns the lengths it is called with."""
     calls = []
-    names = [field.name for field in dataclasses.fields(estimate.Plan)]
-    blank = estimate.Plan(**dict.fromkeys(names))
+    names = [field.name for field in dataclasses.fields(compiled.Plan)]
+    blank = compiled.Plan(**dict.fromkeys(names))
 
     def make_plan(phase, devices, max_seq_length, max_predictions_per_seq, hardware_name):
         calls.append((max_seq_length, max_predictions_per_seq))
         return blank
 
-    monkeypatch.setattr(estimate, "make_plan", make_plan)
-    monkeypatch.setattr(plan, "describe", lambda plan: "")
+    monkeypatch.setattr(compiled, "make_plan", make_plan)
+    monkeypatch.setattr(report, "describe", lambda plan: "")
     return calls
 
 
@@ -331,7 +331,7 @@ def test_each_phase_has_its_length(data_dir, flags, lengths, assumed, capsys, mo
     lines = [line for line in capsys.readouterr().out.splitlines() if "assumed" in line]
     assert len(lines) == bool(assumed)
     if assumed:
-        assert f"assumed: 128 tokens a sequence {assumed}" in lines[0]
+        assert f"assumed: 128 tokens per sequence {assumed}" in lines[0]
         assert "set it by --max_seq_length=LENGTH,LENGTH or max_seq_length in" in lines[0]
     plan.main(["--config=configs/bert_tiny.py", "--json", *flags])
     assert json.loads(capsys.readouterr().out)["assumed"] == "".join(lines)
@@ -360,8 +360,8 @@ backend_config={"cost_estimate":{"flops":"67108864","transcendentals":"262144"}}
 }
 """
     chip = hardware.Chip("chip", ("cpu",), 1e14, 2**30, bandwidth, 1e9, clock_hz=1.5e9)
-    compiled = estimate.Compiled(text, {})
-    result = estimate._traffic(compiled, sharding.make_mesh(), chip, 1.0, 0.0)
+    program = compiled.Compiled(text, {})
+    result = compiled._traffic(program, sharding.make_mesh(), chip, 1.0, 0.0)
     assert result["flops"] == 2 * 2 * 512**2 * 64
     assert result["kernel_seconds"] == pytest.approx(expected)
     assert result["compiler_seconds"] == pytest.approx(3000 / 1.5e9 + expected)
@@ -369,14 +369,14 @@ backend_config={"cost_estimate":{"flops":"67108864","transcendentals":"262144"}}
 
 def test_memory_that_the_compiler_refuses_is_read_from_its_message():
     message = "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G"
-    assert estimate.refused_memory(message) == {"needed": int(20.5 * 2**30)}
+    assert compiled.refused_memory(message) == {"needed": int(20.5 * 2**30)}
     message = (
         "Ran out of memory on HBM, the total memory required for HLO temporaries (198.5G) exceeds "
         "available HBM (15.75G)."
     )
-    assert estimate.refused_memory(message) == {"temp": int(198.5 * 2**30)}
+    assert compiled.refused_memory(message) == {"temp": int(198.5 * 2**30)}
     with pytest.raises(UserError, match="refuses the step: INTERNAL"):
-        estimate.refused_memory("INTERNAL: something else")
+        compiled.refused_memory("INTERNAL: something else")
 
 
 @pytest.mark.slow
@@ -446,7 +446,7 @@ def test_a_tpu_slice_that_is_too_small():
 def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     mesh = sharding.make_mesh(**config.mesh)
     phase = first(config)
-    lowered, shapes, _ = estimate.lower_step(phase, mesh, **LENGTHS)
+    lowered, shapes, _ = compiled.lower_step(phase, mesh, **LENGTHS)
     model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
 
@@ -501,7 +501,7 @@ def test_launch_file_s_data_may_be_out_of_reach_in_any_phase(
     path.write_text(text + '"phases[1].data_dir" = "/nowhere/data_512"\n')
     plan.main([f"--launch={path}", f"--config.data_dir={data_dir}"])
     assert calls == [(LENGTH, PREDICTIONS), (128, 20)]
-    assert "128 tokens a sequence in phase 2, " in capsys.readouterr().out
+    assert "128 tokens per sequence in phase 2, " in capsys.readouterr().out
     plan.main([f"--launch={path}", "--max_seq_length=128,512"])  # neither can be read
     assert calls[2:] == [(128, 20), (512, 77)]
 

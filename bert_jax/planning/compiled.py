@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 from etils import epath
 from jax.experimental import topologies
 
 from bert_jax import files
 from bert_jax.cli import UserError
-from bert_jax.data import input_pipeline, masking, packing, records
+from bert_jax.data import input_pipeline
 from bert_jax.models import heads
 from bert_jax.models.flops import training_flops
 from bert_jax.objectives.base import Batch
@@ -33,7 +32,6 @@ from bert_jax.training.phases import Phase
 
 LOG = logging.getLogger(__name__)
 CACHE_VERSION = 1  # to be raised when what is cached changes
-ASSUMED_LENGTH = 128  # tokens, where nothing says how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,35 +365,3 @@ def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[st
         "hours": hours,
         "chip_hours": hours * plan.chips,
     }
-
-
-def lengths_of(
-    config: ml_collections.ConfigDict, max_seq_length: int = 0, max_predictions_per_seq: int = 0
-) -> dict[str, int]:
-    """Length and predictions of a row: given, else of the data, of the config, or as built.
-
-    With packing a row has its examples' predictions together.
-    """
-    masked_lm_prob = 0.15
-    if config.data_dir and (config.packing or not (max_seq_length and max_predictions_per_seq)):
-        arguments = records.Manifest.read(config.data_dir).arguments
-        max_seq_length = max_seq_length or arguments["max_seq_length"]
-        masked_lm_prob = arguments["masked_lm_prob"]
-        if max_seq_length == arguments["max_seq_length"]:
-            of_data = arguments["max_predictions_per_seq"]
-            max_predictions_per_seq = max_predictions_per_seq or of_data
-    max_seq_length = max_seq_length or config.get("max_seq_length", 0) or ASSUMED_LENGTH
-    if max_seq_length > config.model.max_position_embeddings:
-        raise UserError(
-            f"--max_seq_length={max_seq_length} is beyond config.model.max_position_embeddings="
-            f"{config.model.max_position_embeddings}: raise that, or shorten the sequences"
-        )
-    max_predictions_per_seq = max_predictions_per_seq or masking.default_max_predictions(
-        max_seq_length, masked_lm_prob
-    )
-    lengths = {
-        "max_seq_length": max_seq_length,
-        "max_predictions_per_seq": max_predictions_per_seq,
-    }
-    arguments = {**lengths, "masked_lm_prob": masked_lm_prob}
-    return lengths | {"max_predictions_per_seq": packing.max_predictions(arguments, config.packing)}
