@@ -110,7 +110,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise DamagedError(f"{path} is not a JSON object: restore a copy, or make it again")
-    if value.pop(CHECKSUM, None) not in (None, _checksum(value)):
+    checksum = value.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(value):
         raise DamagedError(
             f"{path} is damaged: its contents do not match the field {CHECKSUM!r} in it. Restore a "
             "copy; where the file was edited on purpose, remove that field"

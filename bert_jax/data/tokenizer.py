@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -13,20 +13,32 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError, brief
+from bert_jax.data import tokenizer_files
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CONTINUATION_PREFIX = "##"
-_MAX_WORD = 100  # a longer word is [UNK]
-_SPECIAL = re.compile(r"\[.+\]|<.+>").fullmatch  # also [unused0] and <S>
-# What a tokenizer.json has to say, beside the flags of its normalizer, to give the same ids.
-_BERT_PARTS = (
-    ("model", "type", "WordPiece"),
-    ("model", "unk_token", "[UNK]"),
-    ("model", "continuing_subword_prefix", CONTINUATION_PREFIX),
-    ("model", "max_input_chars_per_word", _MAX_WORD),
-    ("normalizer", "type", "BertNormalizer"),
-    ("pre_tokenizer", "type", "BertPreTokenizer"),
-)
+SPECIAL_TOKENS = tuple(tokenizer_files.NAMED.values())
+CONTINUATION_PREFIX = tokenizer_files.CONTINUATION_PREFIX
+MAX_WORD_LENGTH = tokenizer_files.MAX_WORD_LENGTH
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in the text before it is cut into words, such as a mark of entities.
+
+    Attributes:
+      special: never masked nor drawn at random, as [CLS] is.
+      normalized: looked for in the text after lowercasing, not before.
+      lstrip, rstrip: takes the blanks before or after it along.
+      single_word: not within a word.
+      in_vocabulary: it is a piece of the WordPiece model too.
+    """
+
+    content: str
+    special: bool = True
+    normalized: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    in_vocabulary: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,42 +46,75 @@ class Tokenizer:
     """A BERT WordPiece tokenizer.
 
     Attributes:
-      vocab: the tokens; the index is the id.
+      vocab: the tokens; the index is the id. "" is an id that no text comes to.
       lowercase: whether text is lowercased first ("uncased").
       strip_accents: whether accents are dropped first; None: as text is lowercased.
+      added: tokens beside WordPiece's own, and SPECIAL_TOKENS of other flags than theirs. Those
+        that are not `in_vocabulary` come last in `vocab`.
+      max_word_length: a longer word is [UNK].
     """
 
     vocab: tuple[str, ...]
     lowercase: bool = True
     strip_accents: bool | None = None
+    added: tuple[AddedToken, ...] = ()
+    max_word_length: int = MAX_WORD_LENGTH
+
+    def __post_init__(self):
+        alone = {token.content for token in self.added if not token.in_vocabulary}
+        if alone and alone != {*self.vocab[-len(alone) :]}:
+            raise ValueError(f"{alone} are not the last tokens: they are no pieces of the model")
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
-        return {token: i for i, token in enumerate(self.vocab)}
+        return {token: i for i, token in enumerate(self.vocab) if token}
+
+    @functools.cached_property
+    def model_size(self) -> int:
+        """Ids of the WordPiece model; the others are added tokens alone."""
+        return len(self.vocab) - sum(not token.in_vocabulary for token in self.added)
 
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
         """The Rust tokenizer; adds no special tokens (templates are the caller's business)."""
-        backend = tokenizers.Tokenizer(
-            tokenizers.models.WordPiece(
-                self.ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD
-            )
-        )
-        backend.normalizer = tokenizers.normalizers.BertNormalizer(
-            lowercase=self.lowercase, strip_accents=self.strip_accents
-        )
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        backend.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUATION_PREFIX)
-        backend.add_special_tokens([t for t in SPECIAL_TOKENS if t in self.ids])
+        backend = self._bare()
+        own = {token.content for token in self.added}
+        backend.add_special_tokens([t for t in SPECIAL_TOKENS if t in self.ids and t not in own])
+        self._add(backend, self.added)
         return backend
 
     @functools.cached_property
+    def text_backend(self) -> tokenizers.Tokenizer:
+        """The same for text of others: "[MASK]" written out there is three pieces, no mask."""
+        backend = self._bare()
+        self._add(backend, [t for t in self.added if t.content not in SPECIAL_TOKENS])
+        return backend
+
+    def _bare(self) -> tokenizers.Tokenizer:
+        model = {token: i for i, token in enumerate(self.vocab[: self.model_size])}
+        return tokenizer_files.wordpiece(
+            model, self.lowercase, self.strip_accents, self.max_word_length
+        )
+
+    def _add(self, backend: tokenizers.Tokenizer, added: Iterable[AddedToken]) -> None:
+        flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
+        backend.add_tokens(
+            [
+                tokenizers.AddedToken(token.content, **{x: getattr(token, x) for x in flags})
+                for token in sorted(added, key=lambda token: self.ids[token.content])
+            ]
+        )
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary and the flags: equal means the same token ids."""
+        """SHA-256 over vocabulary, flags and added tokens: equal means the same token ids."""
         flags = [self.lowercase]
         if self.strip_accents is not None:
             flags.append(self.strip_accents)
-        text = json.dumps([*flags, *self.vocab], ensure_ascii=False)
+        further: list[Any] = [dataclasses.astuple(token) for token in self.added]
+        if self.max_word_length != MAX_WORD_LENGTH:
+            further.append(self.max_word_length)
+        text = json.dumps([*flags, *self.vocab, *further], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -98,13 +143,17 @@ class Tokenizer:
 
     @functools.cached_property
     def is_special_V(self) -> np.ndarray:
-        """bool[V]: true for the special tokens, which are never masked nor drawn at random."""
-        return np.isin(np.arange(self.vocab_size), [self.ids[t] for t in SPECIAL_TOKENS])
+        """bool[V]: what is never masked nor drawn at random: special tokens and unused ids."""
+        special = {*SPECIAL_TOKENS, "", *(token.content for token in self.added if token.special)}
+        return np.array([token in special for token in self.vocab])
 
     @functools.cached_property
     def is_continuation_V(self) -> np.ndarray:
         """bool[V]: true for the '##' pieces, which belong to the word before them."""
-        return np.array([t.startswith(CONTINUATION_PREFIX) for t in self.vocab])
+        pieces = self.vocab[: self.model_size]
+        is_continuation_V = np.zeros(self.vocab_size, bool)
+        is_continuation_V[: len(pieces)] = [t.startswith(CONTINUATION_PREFIX) for t in pieces]
+        return is_continuation_V
 
     def encode(self, text: str) -> list[int]:
         """'unaffable' -> [id('una'), id('##ffa'), id('##ble')], without [CLS] and [SEP]."""
@@ -118,104 +167,53 @@ class Tokenizer:
 def load(source: str | epath.PathLike) -> Tokenizer:
     """Loads a tokenizer from a directory, a `vocab.txt` file or a Hugging Face hub name.
 
-    A directory holds `vocab.txt` or `tokenizer.json`, and says in `tokenizer_config.json`
-    (`do_lower_case`, `strip_accents`) what is done to text first; so does the directory of a
-    vocabulary file. A vocabulary that nothing is said of is taken for what its name or its
-    directory's has in it, "cased" or "uncased"; else for cased if a whole word in it has a capital.
+    A directory holds `tokenizer.json` or `vocab.txt`; `tokenizer_config.json` says what is done to
+    text first (`do_lower_case`, `strip_accents`); tokens may be added in any of the files that
+    Hugging Face writes. A vocabulary file is read with the other files of its directory. Where
+    nothing is said of case, a vocabulary is taken for what its name or its directory's has in it,
+    "cased" or "uncased"; else for cased if a whole word in it has a capital.
 
     Raises:
-      UserError: nothing there, no vocabulary in it, one without BERT's special tokens, or a
-        tokenizer that would give other ids than this one.
+      UserError: nothing there, no vocabulary in it, one without BERT's special tokens, files that
+        contradict each other, or a tokenizer that would give other ids than this one.
     """
     path = epath.Path(source)
+    vocabulary = None
     if path.is_file():
-        vocab, config = _read_vocab(path), _read_json(path.parent / "tokenizer_config.json")
-        _check_alike(source, vocab, {}, config)
-        lowercase = config.get("do_lower_case")
-        if lowercase is None:
-            lowercase = _looks_uncased(path, vocab)
-        return _checked(Tokenizer(vocab, lowercase, config.get("strip_accents")), source)
-    if not path.is_dir():
+        if path.name != "tokenizer.json":
+            if path.suffix == ".json":
+                raise UserError(f"{source} is not a vocabulary file: give its directory")
+            vocabulary = path
+        path = path.parent
+    elif not path.is_dir():
         path = _download(str(source))
-    backend = _read_json(path / "tokenizer.json")
-    config = _read_json(path / "tokenizer_config.json")
-    if backend:
-        _check_parts(source, backend)
-    normalizer = backend.get("normalizer") or {}
-    lowercase = config.get("do_lower_case", normalizer.get("lowercase", True))
-    strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
-    if (path / "vocab.txt").exists():
-        vocab = _read_vocab(path / "vocab.txt")
-    elif backend:
-        vocab = tuple(sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].get))
-    else:
+    read = tokenizer_files.read(path, vocabulary)
+    tokenizer = _make(read)
+    if text := tokenizer_files.difference(tokenizer.backend, read.reading):
         raise UserError(
-            f"{source} has no vocabulary: expected vocab.txt or tokenizer.json in it "
-            "(make one with: python -m data_prep.vocab --input=… --output=DIR)"
+            f"{source} is not a tokenizer that this project computes: {text} (here, and as its "
+            "files are read elsewhere)"
         )
-    if not backend and not config:
-        lowercase = _looks_uncased(path / "vocab.txt", vocab)
-    _check_alike(source, vocab, backend, config)
-    return _checked(Tokenizer(vocab, lowercase, strip_accents), source)
+    return tokenizer
 
 
-def _looks_uncased(path: epath.Path, vocab: Sequence[str]) -> bool:
-    """By the names of the file and its directory, else by capitals in whole words."""
-    path = files.absolute(path)  # the name of the directory that "vocab.txt" is in
-    for name in (path.name.lower(), path.parent.name.lower()):
-        if "cased" in name:
-            return "uncased" in name
-    words = (t for t in vocab if not t.startswith(CONTINUATION_PREFIX) and not _SPECIAL(t))
-    return all(word == word.lower() for word in words)
-
-
-def _check_parts(source: str | epath.PathLike, backend: dict) -> None:
-    """Raises UserError if a tokenizer.json has another part than BERT's."""
-    for part, name, expected in _BERT_PARTS:
-        found = (backend.get(part) or {}).get(name)
-        if part == "model" and name == "type" and found is None:
-            continue  # not written by tokenizers of 2020; the other lines tell its kind
-        if found != expected:
-            raise UserError(
-                f"{source} is not a tokenizer that this project computes: in its tokenizer.json "
-                f"the {part}'s {name} is {found!r}, not {expected!r}"
-            )
-
-
-def _check_alike(
-    source: str | epath.PathLike, vocab: Sequence[str], backend: dict, config: dict
-) -> None:
-    """Raises UserError if a tokenizer.json or tokenizer_config.json asks for more than WordPiece.
-
-    Read without it, text would become other ids than those the model was trained on.
-    """
-    problems = []
-    name = config.get("tokenizer_class", "")
-    if "Japanese" in name:
-        problems.append(f"it is a {name}, which splits text into words by a dictionary")
-    normalizer = backend.get("normalizer") or {}
-    if not config.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)):
-        problems.append("it does not part Chinese characters (tokenize_chinese_chars is false)")
-    entries = [*backend.get("added_tokens", ()), *config.get("added_tokens_decoder", {}).values()]
-    added = sorted({entry["content"] for entry in entries} - set(vocab))
-    if added:
-        shown = ", ".join(map(repr, added[:5])) + (", …" if len(added) > 5 else "")
-        problems.append(f"it has {len(added)} token(s) beside its vocabulary ({shown})")
-    if problems:
-        raise UserError(
-            f"{source} is not a tokenizer that this project computes: {'; '.join(problems)}"
+def _make(read: tokenizer_files.Source) -> Tokenizer:
+    """The tokenizer that `read` describes."""
+    vocab = [""] * (max([*read.ids.values(), *read.added]) + 1)
+    for token, i in read.ids.items():
+        vocab[i] = token
+    added = []
+    for i, token in sorted(read.added.items()):
+        vocab[i] = token.content
+        kept = AddedToken(
+            *(token.content, token.special, token.normalized, token.lstrip, token.rstrip),
+            *(token.single_word, token.content in read.ids),
         )
-
-
-def _read_json(path: epath.Path) -> dict:
-    return files.read_json(path) if path.exists() else {}
-
-
-def _read_vocab(path: epath.Path) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text().rstrip("\n").split("\n"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a vocabulary: it is not UTF-8 text ({error})") from None
+        if kept != AddedToken(token.content) or token.content not in SPECIAL_TOKENS:
+            added.append(kept)
+    return Tokenizer(
+        tuple(vocab), read.lowercase, read.strip_accents, tuple(added), read.max_word_length
+    )
 
 
 def _download(name: str) -> epath.Path:
@@ -231,24 +229,15 @@ def _download(name: str) -> epath.Path:
     try:
         return epath.Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=["vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+                name, allow_patterns=[*tokenizer_files.FILES, "config.json"]
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(f"{explanation} ({brief(error)})") from None
 
 
-def _checked(tokenizer: Tokenizer, source: str | epath.PathLike) -> Tokenizer:
-    missing = [t for t in SPECIAL_TOKENS if t not in tokenizer.ids]
-    if missing:
-        raise UserError(f"{source} is not a BERT vocabulary: it has no {', '.join(missing)}")
-    if len(tokenizer.ids) != len(tokenizer.vocab):
-        raise UserError(f"{source} is not a BERT vocabulary: some tokens are listed twice")
-    return tokenizer
-
-
 def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length: int = 512):
-    """Writes `tokenizer.json`, `tokenizer_config.json` and `vocab.txt`.
+    """Writes `tokenizer.json`, `tokenizer_config.json` and `vocab.txt` (and `added_tokens.json`).
 
     transformers v5 reads the casing from `tokenizer_config.json` alone, v4 from `tokenizer.json`,
     and other tools from `vocab.txt`, so all three are written.
@@ -259,10 +248,21 @@ def save(tokenizer: Tokenizer, directory: str | epath.PathLike, model_max_length
     backend.post_processor = tokenizers.processors.BertProcessing(
         ("[SEP]", tokenizer.sep_id), ("[CLS]", tokenizer.cls_id)
     )
-    files.write_whole(directory / "vocab.txt", "\n".join(tokenizer.vocab) + "\n")
+    pieces, others = (
+        tokenizer.vocab[: tokenizer.model_size],
+        tokenizer.vocab[tokenizer.model_size :],
+    )
+    files.write_whole(directory / "vocab.txt", "\n".join(pieces) + "\n")
+    if others:
+        indices = {token: tokenizer.ids[token] for token in others}
+        files.write_whole(directory / "added_tokens.json", json.dumps(indices, indent=2) + "\n")
+    else:
+        (directory / "added_tokens.json").unlink(missing_ok=True)
     files.write_whole(directory / "tokenizer.json", backend.to_str(pretty=True))
+    is_bert = tokenizer.max_word_length == MAX_WORD_LENGTH
     config = {
-        "tokenizer_class": "BertTokenizer",
+        # A BertTokenizer of transformers has BERT's length of words.
+        "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
         "do_lower_case": tokenizer.lowercase,
         "strip_accents": tokenizer.strip_accents,
         "model_max_length": model_max_length,

@@ -175,14 +175,18 @@ def test_unusable_tokenizers_are_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
     assert "it has no [MASK]" in message(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.SPECIAL_TOKENS, "a", "a"]))
-    assert "listed twice" in message(tmp_path)
+    assert "'a' is listed twice, in the lines 6 and 7" in message(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\ufeff[PAD]\n")
+    assert "byte order mark" in message(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in message(tmp_path)
     (tmp_path / "vocab.txt").unlink()
+    (tmp_path / "other.json").write_text("{}")
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
     assert "the model's type is 'BPE', not 'WordPiece'" in message(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     assert "tokenizer.json is not JSON" in message(tmp_path)
+    assert "give its directory" in message(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,6 @@ def test_unusable_tokenizers_are_named(tmp_path):
         ("model", {"type": "BPE"}, "model's type is 'BPE'"),
         ("model", {"unk_token": "<unk>"}, "unk_token is '<unk>'"),
         ("model", {"continuing_subword_prefix": ""}, "prefix is '', not '##'"),
-        ("model", {"max_input_chars_per_word": 200}, "is 200, not 100"),
     ],
 )
 @pytest.mark.parametrize("with_vocabulary", [True, False])
@@ -228,7 +231,8 @@ def test_a_tokenizer_json_of_2020_does_not_name_its_model(tmp_path):
     [
         ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "a dictionary"),
         ("tokenizer_config.json", {"tokenize_chinese_chars": False}, "Chinese characters"),
-        ("tokenizer.json", {"added_tokens": [{"id": 90, "content": "[E1]"}]}, r"1 token.*\[E1\]"),
+        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "not a BertTokenizer"),
+        ("tokenizer_config.json", {"cls_token": "<s>"}, r"cls_token is '<s>', not '\[CLS\]'"),
     ],
 )
 def test_tokenizers_that_do_more_are_refused(name, change, message, tmp_path):
