@@ -76,6 +76,8 @@ setup(
             *PLOT,
             "google-crc32c>=1.6",
             "hypothesis>=6.100",
+            "import-linter>=2.5",
+            "mypy>=1.18",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
