@@ -4,7 +4,7 @@
         --config.data_dir=gs://BUCKET/data_128 '--config.phases[1].data_dir=gs://BUCKET/data_512'
 
 The published run took four days on 4 Cloud TPUs (16 chips); its MLM loss on held-out text ended
-near 1.4 nats a masked token. `:laptop` keeps the model and shortens the run to something that a
+near 1.4 nats per masked token. `:laptop` keeps the model and shortens the run to something that a
 laptop can try:
 
     python -m bert_jax.pretrain --config=configs/bert_base.py:laptop --workdir=runs/base \\
@@ -21,30 +21,30 @@ from bert_jax.config import phase
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The recipe; `arg` is "" as published or "laptop"."""
     if arg not in ("", "laptop"):
-        raise ValueError(f"unknown form {arg!r}: this config has the form :laptop alone")
+        raise ValueError(f"unknown preset {arg!r}: the one there is is :laptop")
     config = ml_collections.ConfigDict()
 
     # Data: a directory made by data_prep.build; its sequence length is the run's.
     config.data_dir = ""
     config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
     config.extra_eval_data_dirs = ""  # further ones, with commas; metrics eval_NAME_… by directory
-    config.batch_size = 256  # sequences an optimizer step, over all devices
-    # Pairs put one behind the other into a sequence, this many at most (8, say); 0: one a sequence.
+    config.batch_size = 256  # sequences per optimizer step, over all devices
+    # Pairs packed one behind the other into a sequence, this many at most (8, say); 0: one each.
     config.packing = 0
-    config.accumulate_steps = 1  # parts that a batch is worked off in, to save memory
+    config.accumulate_steps = 1  # microbatches of an optimizer step, to save memory
     config.seed = 0  # of parameters, dropout, and the order of the data
 
     # Length, and what happens on the way (all in optimizer steps).
     config.num_steps = 1_000_000
     # 90 % with sequences of 128 tokens, then 512 for the positions (paper, appendix A.2), under one
-    # schedule. The second phase needs data of its own; without, it goes on with data_dir.
+    # schedule. The second phase needs data of its own; without, it continues with data_dir.
     config.phases = (phase(num_steps=900_000), phase(data_dir=""))
     config.log_every = 100
     config.eval_every = 10_000  # 0 turns evaluation off
     config.eval_batches = 0  # batches an evaluation reads; 0 takes the whole split
     config.checkpoint_every = 5_000
     config.keep_checkpoints = 3  # the newest that are kept
-    config.keep_best = True  # parameters of the best evaluation (least eval_loss) in WORKDIR/best
+    config.keep_best = True  # parameters of the best evaluation (lowest eval_loss) in WORKDIR/best
     config.init_from = ""  # WORKDIR[/checkpoints/STEP], WORKDIR/best or Hugging Face model
 
     config.profile_steps = ()  # (first, last): a trace of these steps in WORKDIR/profile
@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.guard.action = "skip"  # or "rollback": back to the last checkpoint's parameters
     config.guard.max_incidents = 10  # batches; one more ends the run
 
-    # Devices: data × fsdp × tensor = number of devices; -1 fills up.
+    # Devices: data × fsdp × tensor = number of devices; -1 is inferred.
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # copies of the model, each with its part of the batch
     config.mesh.fsdp = 1  # parts that parameters and moments are split into

@@ -5,9 +5,10 @@
 
 The two phases, batches and learning rates are those of NVIDIA's recipe (DeepLearningExamples,
 BERT for PyTorch), which trains on 8 to 128 A100 or H100 in hours and ends at a loss of about 1.27
-in the second phase. A batch of 65,536 is worked off in parts: `accumulate_steps` for the memory at
-hand, here for 64 devices of 80 GB. `:laptop` tries optimizer and phases on a small scale, with
-BERT-large's width and two layers. bert_base.py explains every field.
+in the second phase. Gradients of a batch of 65,536 are accumulated over microbatches:
+`accumulate_steps` for the memory at hand, here for 64 devices of 80 GB. `:laptop` tries optimizer
+and phases on a small scale, with BERT-large's width and two layers. bert_base.py explains every
+field.
 """
 
 import ml_collections

@@ -50,7 +50,7 @@ def test_overrides_are_applied():
         (["--config=finetune/sst2", "--workdir=/w"], "config for another command"),
         (["--config=quickstart:laptop", "--workdir=/w"], "has no presets"),
         (["--config=configs/bert_mini.py"], "missing --workdir"),
-        (["--config=configs/bert_mini.py:phone", "--workdir=/w"], "unknown form 'phone'"),
+        (["--config=configs/bert_mini.py:phone", "--workdir=/w"], "unknown preset 'phone'"),
         (
             ["--config=configs/bert_mini.py", "--workdir=/w", "--config.bach_size=3"],
             "no field 'bach_size'; did you mean --config.batch_size",

@@ -16,9 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models import capture
 from bert_jax.models.errors import ModelError
 from bert_jax.models.layers.activations import ACTIVATIONS
-from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of
+from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of, probabilities
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.layer_norm import LayerNorm
 from bert_jax.models.layers.linear import dense, dot_general
@@ -150,7 +151,7 @@ class Embeddings(nn.Module):
         )
 
     def token_tables(self, batch: int) -> jax.Array:
-        """The token embeddings [N, V, D], once for each of the N parts that a batch is spread over.
+        """The token embeddings [N, V, D], once for each of the N shards of a batch.
 
         Reading the same tables for the lookup and for the output product has each device add up
         its gradients of both before the devices add theirs: one reduction of V × D, not two.
@@ -204,14 +205,21 @@ class SelfAttention(nn.Module):
             project("key", x_BLD),
             project("value", x_BLD),
         )
+        implementation = config.attention
+        if self.is_initializing():
+            # Parameters do not depend on it, and are made at a length that no kernel takes.
+            implementation = "xla"
+        elif capture.wants(self, capture.ATTENTIONS):
+            probs_BHLL = probabilities(q_BLHK, k_BLHK, attention_mask_BL, self.packed)
+            self.sow(capture.ATTENTIONS, "probabilities", probs_BHLL)
+            implementation = "xla"
         y_BLHK = attend(
             q_BLHK,
             k_BLHK,
             v_BLHK,
             attention_mask_BL,
             dropout_keys_B,
-            # Initial parameters do not depend on it, and are made at a length that no kernel takes.
-            implementation="xla" if self.is_initializing() else config.attention,
+            implementation=implementation,
             packed=self.packed,
             dropout_rate=config.attention_probs_dropout_prob,
             site=site,
@@ -263,7 +271,7 @@ class Encoder(nn.Module):
     """`num_hidden_layers` layers, unrolled or as one scanned loop.
 
     Given `rows_BR`, it gives the hidden states [B, R, D] at these positions alone, and an unrolled
-    last layer computes no others: of its products, keys' and values' are left whole.
+    last layer computes no others: of its matmuls, only keys' and values' stay whole.
     """
 
     config: BertConfig
@@ -298,12 +306,17 @@ class Encoder(nn.Module):
         if platform_of(jax.sharding.get_abstract_mesh()) == "cpu":
             # Layers of one shape are traced once. XLA for TPU would leave kernels in calls.
             layer_class = nn.jit(layer_class)
+        states = [x_BLD]
         for i in range(config.num_hidden_layers):
             layer = layer_class(config, packed, name=f"layer_{i}")
             is_last = i == config.num_hidden_layers - 1
             x_BLD, _ = layer(
                 x_BLD, i, attention_mask_BL, dropout_keys_B, rows_BR if is_last else None
             )
+            states.append(x_BLD)
+        if capture.wants(self, capture.HIDDEN_STATES):
+            for state_BLD in states:
+                self.sow(capture.HIDDEN_STATES, "states", state_BLD)
         return x_BLD
 
 
@@ -335,7 +348,7 @@ class BertModel(nn.Module):
           attention_mask_BL: int[B, L], 1 for tokens and 0 for padding; packed, the number of the
             token's example in the row, from 1.
           token_type_ids_BL: int[B, L], 0 for segment A and 1 for segment B.
-          dropout_keys_B: one dropout key an example, or None for no dropout; packed, one a row.
+          dropout_keys_B: one dropout key per example, or None for no dropout; packed, per row.
           position_ids_BL: int[B, L], given for packed rows: from 0 in every example.
           first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
           read_positions_BM: int[B, M], given where a head reads no other hidden states: these

@@ -198,7 +198,7 @@ class SpanClassifier(nn.Module):
 
 
 class MultipleChoice(nn.Module):
-    """One score a choice over its pooled [CLS] state (paper, section 4.4); N is choices.
+    """One score per choice over its pooled [CLS] state (paper, section 4.4); N is choices.
 
     Takes int[B, N, L], returns logits float32[B, N].
     """
@@ -216,7 +216,7 @@ class MultipleChoice(nn.Module):
         config = self.config
         batch, choices, length = input_ids_BNL.shape
         if dropout_keys_B is not None:
-            # One key a choice: each choice is a sequence of its own to the encoder.
+            # One key per choice: each is a sequence of its own to the encoder.
             dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, choices))(
                 dropout_keys_B
             ).reshape(-1)
@@ -233,7 +233,7 @@ class MultipleChoice(nn.Module):
 
 
 def pool(hidden_BLD: jax.Array, attention_mask_BL: jax.Array, pooling: str) -> jax.Array:
-    """One vector a text, float32[B, D]: "cls" its first state, "mean" or "max" over its tokens."""
+    """float32[B, D], a vector per text: "cls" its first state, "mean" or "max" over its tokens."""
     hidden_BLD = hidden_BLD.astype(jnp.float32)
     mask_BL1 = attention_mask_BL[..., None] > 0
     if pooling == "cls":

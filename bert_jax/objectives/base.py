@@ -36,7 +36,7 @@ class Objective:
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits) at `labels`, float32[…], of float32[…, V] and int[…].
 
-    The backward pass computes the probabilities anew from the logits, in one pass over them, and
+    The backward pass recomputes the probabilities from the logits, in one pass over them, and
     keeps no array of their size.
     """
     return _cross_entropy(logits, labels)[0]

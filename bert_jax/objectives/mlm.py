@@ -27,7 +27,7 @@ def pretraining_objective(
 
     Args:
       next_sentence: whether the examples have next-sentence labels.
-      mask_id: given (for evaluation), MLM accuracy is also told apart by what stood at the
+      mask_id: given (for evaluation), MLM accuracy is also broken down by what stood at the
         position: [MASK], a random token, or the token itself (mlm_accuracy_mask, _random, _kept).
       token_ranks_V: given (for evaluation), also by how frequent the token is: its rank in the
         training data, from 0 (mlm_accuracy_rank_1_100, …).

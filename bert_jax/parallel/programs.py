@@ -17,7 +17,7 @@ class MeshJit:
 
     Attributes:
       constants: further arguments of every call. Written into the program, one that differs would
-        make another program of it, to be compiled anew.
+        make another program of it, to be recompiled.
     """
 
     function: Callable[..., Any]
@@ -84,7 +84,7 @@ def compiler_options(mesh: Mesh, by_length: bool = False) -> dict[str, Any]:
             options["xla_backend_optimization_level"] = 1
         return options
     if platform == "tpu" and mesh.shape["fsdp"] > 1:
-        # No windowed einsums, which gather parameters piece by piece between small products: whole,
+        # No windowed einsums, which gather parameters piece by piece between small matmuls: whole,
         # they arrive while the layer before computes (docs/performance.md).
         return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
     return {}

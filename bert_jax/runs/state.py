@@ -41,7 +41,7 @@ def init_state(
     mesh: Mesh,
     seed: int,
 ) -> TrainState:
-    """A fresh state, born sharded: no device ever holds more than its part."""
+    """A fresh state, born sharded: no device ever holds more than its shard."""
 
     def init(key: jax.Array) -> TrainState:
         return new_state(init_params(key), optimizer)

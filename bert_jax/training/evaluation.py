@@ -24,7 +24,7 @@ def make_eval_step(objective: Objective, mesh: Mesh) -> MeshJit:
 def evaluate(eval_step: Callable, params: Any, batches: Any, losses: tuple[str, ...]) -> dict:
     """Metrics over all of `batches` as Python floats, `loss` included.
 
-    A metric without anything to count, such as that of pairs in text without them, is left out.
+    A metric without anything to count, such as that of pairs in text without them, is skipped.
     """
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """Learning-rate schedules, and the optimizers as optax chains.
 
-A chain turns gradients into the direction of the update; the step multiplies it by the learning
-rate, which depends on the step alone. So moments can be kept or dropped, and a schedule restarted,
+A chain turns gradients into updates; the step multiplies them by the learning rate, which depends
+on the step alone. So moments can be kept or dropped, and a schedule restarted,
 without one touching the other.
 """
 
@@ -231,7 +231,7 @@ def make_optimizer(
       field: where `config` stands in the whole config, for messages.
 
     Returns:
-      gradients -> directions, to be multiplied by minus the learning rate (see `apply_updates`).
+      gradients -> updates, to be multiplied by minus the learning rate (see `apply_updates`).
 
     Raises:
       UserError: an unknown optimizer, a negative norm, or rules that are none.
@@ -252,6 +252,6 @@ def make_optimizer(
     )
 
 
-def apply_updates(params: Any, directions: Any, learning_rate: jax.Array) -> Any:
-    """Parameters after a step against `directions`."""
-    return jax.tree.map(lambda p, u: p - learning_rate * u, params, directions)
+def apply_updates(params: Any, updates: Any, learning_rate: jax.Array) -> Any:
+    """Parameters after a step against `updates`."""
+    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)

@@ -29,15 +29,15 @@ def make_train_step(
     accumulate_steps: int = 1,
     max_loss_ratio: float = 0.0,
 ) -> MeshJit:
-    """The jitted step (state, batch) -> (state, metrics); it takes the state's memory over.
+    """The jitted step (state, batch) -> (state, metrics); it donates the state's buffers.
 
     A batch whose loss or gradient is not finite, or whose loss is a spike, leaves parameters and
     moments as they were; the step is counted, and the metric `accepted` is 0.
 
     Args:
-      optimizer: gradients -> directions (bert_jax.training.optimizer).
+      optimizer: gradients -> updates (bert_jax.training.optimizer).
       schedule: step -> learning rate.
-      accumulate_steps: the batch is worked off in that many parts, one after the other, to the same
+      accumulate_steps: the gradient is accumulated over that many microbatches, to the same
         result with less memory.
       max_loss_ratio: a loss above this multiple of its moving average is a spike; 0 for no limit.
     """
@@ -135,9 +135,9 @@ def _parts(
         return fn(params, batch, dropout_keys_B, weights)
 
     def update(state: TrainState, grads: Any, means: Scalars) -> tuple[TrainState, Scalars]:
-        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         learning_rate = schedule(state.step)
-        params = apply_updates(state.params, directions, learning_rate)
+        params = apply_updates(state.params, updates, learning_rate)
 
         loss = sum(means[name] for name in objective.losses)
         norm = optax.tree.norm(grads)

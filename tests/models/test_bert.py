@@ -1,4 +1,4 @@
-"""The shortcuts change nothing: rows alone, products of matrices, gradients written out."""
+"""The shortcuts change nothing: rows alone, matmuls, gradients written out."""
 
 import dataclasses
 
@@ -97,7 +97,7 @@ def over(device_kind: str, platform: str) -> str:
         return str(jax.make_jaxpr(lambda x: dot_general(x, kernel, (((2,), (0,)), ((), ()))))(x))
 
 
-def test_products_on_a_cpu_are_of_two_matrices():
+def test_matmuls_on_a_cpu_are_of_two_matrices():
     x = np.random.default_rng(0).standard_normal((2, 8, 4)).astype(np.float32)
     kernel = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     found = dot_general(x, kernel, (((2,), (1,)), ((), ())))

@@ -9,7 +9,7 @@ from bert_jax.models.flops import training_flops
 from bert_jax.models.heads import PretrainingModel
 
 LENGTH, PREDICTIONS, BATCH = 128, 20, 2
-# Wide enough for its matrix products to outweigh elementwise work, as in any real model.
+# Wide enough for its matmuls to outweigh elementwise work, as in any real model.
 MODEL = BertConfig(
     vocab_size=1024,
     hidden_size=512,

@@ -148,7 +148,7 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     config.update(num_steps=8, eval_every=2, checkpoint_every=4)
     losses = iter([3.0, 1.0, 2.0, 1.0])
     evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
-    monkeypatch.setattr(loop.train, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     loop.train_and_evaluate(config, workdir)
     assert json.loads((workdir / "best" / "best.json").read_text()) == {
         "step": 4,
@@ -168,7 +168,7 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
 
 def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monkeypatch):
     config.update(num_steps=4, eval_every=2, checkpoint_every=4)
-    monkeypatch.setattr(loop.train, "evaluate", lambda *args: {"loss": 1.0, "mlm_loss": 0.0})
+    monkeypatch.setattr(loop, "evaluate", lambda *args: {"loss": 1.0, "mlm_loss": 0.0})
     (tmp_path / "best").mkdir(parents=True)
     line = {"step": 2, "loss": 1.0, "phase_start": 0}
     (tmp_path / "best" / "best.json").write_text(json.dumps(line))
@@ -181,7 +181,7 @@ def test_best_parameters_of_steps_that_were_lost_make_room(config, tmp_path, mon
     config.update(num_steps=6, eval_every=2, checkpoint_every=4)
     losses = iter([3.0, 2.0, 1.0])
     evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
-    monkeypatch.setattr(loop.train, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     loop.train_and_evaluate(config, tmp_path)
     assert checkpoint.load(tmp_path / "best").step == 6
     shutil.rmtree(tmp_path / "checkpoints" / "6")

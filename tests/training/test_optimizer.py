@@ -47,8 +47,8 @@ def run(settings):
     schedule = optimizer.make_schedule(settings, STEPS)
     state = tx.init(params)
     for step in range(STEPS):
-        directions, state = tx.update(jax.grad(loss_fn)(params, x, y), state, params)
-        params = optimizer.apply_updates(params, directions, schedule(step))
+        updates, state = tx.update(jax.grad(loss_fn)(params, x, y), state, params)
+        params = optimizer.apply_updates(params, updates, schedule(step))
     return params
 
 
@@ -161,10 +161,10 @@ def test_rules_set_decay_and_learning_rate_of_what_they_match(settings):
     # One step, by hand: half the learning rate on the bias (the first match), and its decay.
     tx = optimizer.make_optimizer(settings)
     grads = jax.grad(loss_fn)(start, x, y)
-    directions, _ = tx.update(grads, tx.init(start), start)
+    updates, _ = tx.update(grads, tx.init(start), start)
     sign = np.sign(grads["dense"]["bias"])  # Adam's first step
     expected = 0.5 * (sign + 0.1 * start["dense"]["bias"])
-    np.testing.assert_allclose(directions["dense"]["bias"], expected, rtol=1e-4)
+    np.testing.assert_allclose(updates["dense"]["bias"], expected, rtol=1e-4)
     assert not np.allclose(ruled["layer_norm"]["scale"], plain["layer_norm"]["scale"])
     for rules in ((("dense/bia$", 0.5),), (("dense", 0.5), ("dense/bias", 0.1))):
         settings.learning_rate_rules = rules  # mistyped; never reached

@@ -56,7 +56,7 @@ def choose(
       UserError: the one asked for cannot do this.
     """
     tiled = length % LANES == 0
-    hindrances = {
+    unsupported = {
         "splash": {
             "runs on TPUs alone (and, to be tested, slowly on CPUs)": "gpu" in platform,
             "needs config.mesh.tensor to divide the heads": not heads,
@@ -84,15 +84,15 @@ def choose(
             ),
         },
     }
-    possible = {name: not any(reasons.values()) for name, reasons in hindrances.items()}
+    possible = {name: not any(reasons.values()) for name, reasons in unsupported.items()}
     if implementation == "auto":
         wanted = {"tpu": ("splash", "fused") if length >= KERNEL_LENGTH else (), "gpu": ("cudnn",)}
         return next((name for name in wanted.get(platform, ()) if possible[name]), "xla")
     if implementation != "xla" and not possible[implementation]:
-        reason = next(text for text, holds in hindrances[implementation].items() if holds)
+        reason = next(text for text, holds in unsupported[implementation].items() if holds)
         raise UserError(
             f"config.model.attention={implementation} {reason}; here: {platform}, length {length}, "
-            f"{heads} heads of {head_size} a device, {jnp.dtype(dtype).name}. "
+            f"{heads} heads of {head_size} per device, {jnp.dtype(dtype).name}. "
             "config.model.attention=auto takes what fits"
         )
     return implementation
@@ -144,11 +144,8 @@ def attend(
         return _library(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, "cudnn")
     q_BLHK = q_BLHK * head_size**-0.5
     if implementation == "xla":
-        scores_BHLL = jnp.einsum(
-            "BQHK,BSHK->BHQS", q_BLHK, k_BLHK, preferred_element_type=jnp.float32
-        )
-        scores_BHLL = jnp.where(_allowed(attention_mask_BL, packed, rows_BR), scores_BHLL, -1e30)
-        probs_BHLL = softmax(scores_BHLL).astype(q_BLHK.dtype)
+        allowed = _allowed(attention_mask_BL, packed, rows_BR)
+        probs_BHLL = _probabilities(q_BLHK, k_BLHK, allowed).astype(q_BLHK.dtype)
         probs_BHLL = dropout_lib.dropout(
             probs_BHLL, dropout_keys_B, dropout_rate, site, rng, rows_BR, length
         )
@@ -173,9 +170,23 @@ def attend(
     )(*arguments)
 
 
+def probabilities(
+    q_BLHK: jax.Array, k_BLHK: jax.Array, attention_mask_BL: jax.Array, packed: bool = False
+) -> jax.Array:
+    """softmax(q·kᵀ / √K), float32[B, H, L, L], before dropout."""
+    scaled_BLHK = q_BLHK * q_BLHK.shape[-1] ** -0.5
+    return _probabilities(scaled_BLHK, k_BLHK, _allowed(attention_mask_BL, packed))
+
+
+def _probabilities(q_BLHK: jax.Array, k_BLHK: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Of a `q` that is scaled."""
+    scores_BHLL = jnp.einsum("BQHK,BSHK->BHQS", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
+    return softmax(jnp.where(allowed, scores_BHLL, -1e30))
+
+
 @jax.custom_jvp
 def softmax(x: jax.Array) -> jax.Array:
-    """Over the last axis. One division a row, where `jax.nn.softmax` divides every element."""
+    """Over the last axis. One division per row, where `jax.nn.softmax` divides every element."""
     unnormalized = jnp.exp(x - x.max(-1, keepdims=True))
     return unnormalized * (1 / unnormalized.sum(-1, keepdims=True))
 
@@ -319,7 +330,7 @@ def _fused_forward(settings, q_BLD, k_BLD, v_BLD, mask_B1L, seeds):
         settings,
         _forward_kernel,
         "forward",
-        products=2,
+        matmuls=2,
         blocks=(block, groups, heads),
         inputs=(q_BLD, k_BLD, v_BLD, mask_B1L),
         seeds=seeds,
@@ -337,7 +348,7 @@ def _fused_backward(settings, residuals, dy_BLD):
         settings,
         _backward_kernel,
         "backward",
-        products=5,
+        matmuls=5,
         blocks=_blocks(settings, q_BLD.shape[-1]),
         inputs=(q_BLD, k_BLD, v_BLD, mask_B1L, y_BLD, lse_BGHL, dy_BLD),
         seeds=seeds,
@@ -360,7 +371,7 @@ def _blocks(settings: _Settings, width: int) -> tuple[int, int, int]:
     return block, width // block, block // settings.head_size
 
 
-def _call(settings, kernel, direction, *, products, blocks, inputs, seeds, outputs):
+def _call(settings, kernel, direction, *, matmuls, blocks, inputs, seeds, outputs):
     """Runs `kernel` once for each example and block of heads."""
     block, groups, heads = blocks
     batch, length, width = inputs[0].shape
@@ -385,7 +396,7 @@ def _call(settings, kernel, direction, *, products, blocks, inputs, seeds, outpu
         name=f"fused_attention_{direction}" + ("_dropout" if settings.drop else ""),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         cost_estimate=pl.CostEstimate(
-            flops=2 * products * scores * settings.head_size,
+            flops=2 * matmuls * scores * settings.head_size,
             transcendentals=scores,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
         ),
@@ -394,7 +405,7 @@ def _call(settings, kernel, direction, *, products, blocks, inputs, seeds, outpu
 
 
 # Inside the kernels scores lie as [S, Q]: sums over keys then run along sublanes, which is cheap,
-# and of all products' operands none of the size of the scores needs transposing.
+# and no matmul's operand of the size of the scores needs transposing.
 
 
 def _forward_kernel(settings, heads, seeds, q_ref, k_ref, v_ref, mask_ref, y_ref, lse_ref):
@@ -410,7 +421,7 @@ def _forward_kernel(settings, heads, seeds, q_ref, k_ref, v_ref, mask_ref, y_ref
         lse_ref[head : head + 1, :] = top_1Q + jnp.log(sum_1Q)
         if settings.drop:
             weights_SQ = jnp.where(_kept(settings, heads, head, seeds), weights_SQ, 0.0)
-        y_KQ = _product(v_WS[rows], weights_SQ.astype(v_WS.dtype))
+        y_KQ = _matmul(v_WS[rows], weights_SQ.astype(v_WS.dtype))
         y_WQ.append(y_KQ / (sum_1Q * settings.kept))
     y_ref[...] = jnp.concatenate(y_WQ).T.astype(y_ref.dtype)
 
@@ -430,17 +441,17 @@ def _backward_kernel(
     dk_ref,
     dv_ref,
 ):
-    """Gradients of q, k and v [L, W]; probabilities and bits are computed again."""
+    """Gradients of q, k and v [L, W]; probabilities and bits are recomputed."""
     size, dtype = settings.head_size, q_ref.dtype
     q_WQ, k_WS, dy_WQ = q_ref[...].T, k_ref[...].T, dy_ref[...].T
-    products_WQ = y_ref[...].T.astype(jnp.float32) * dy_WQ.astype(jnp.float32)
+    y_dy_WQ = y_ref[...].T.astype(jnp.float32) * dy_WQ.astype(jnp.float32)
     dq_WQ, dk_WS, dv_WS = [], [], []
     for head in range(heads):
         rows = slice(head * size, (head + 1) * size)
         scores_SQ = _scores(settings, head, q_ref, k_ref, mask_ref)
         probs_SQ = jnp.exp(scores_SQ - lse_ref[head : head + 1, :])
-        dprobs_SQ = _product(v_ref[...], _of_head(settings, head, dy_ref), transposed=True)
-        delta_1Q = products_WQ[rows].sum(0, keepdims=True)
+        dprobs_SQ = _matmul(v_ref[...], _of_head(settings, head, dy_ref), transposed=True)
+        delta_1Q = y_dy_WQ[rows].sum(0, keepdims=True)
         if settings.drop:
             kept_SQ = _kept(settings, heads, head, seeds)
             dropped_SQ = jnp.where(kept_SQ, probs_SQ, 0.0)
@@ -450,21 +461,21 @@ def _backward_kernel(
         else:
             dropped_SQ = probs_SQ
         dscores_SQ = (probs_SQ * (dprobs_SQ - delta_1Q)).astype(dtype)
-        dv_WS.append(_product(dy_WQ[rows], dropped_SQ.astype(dtype), transposed=True))
-        dk_WS.append(_product(q_WQ[rows], dscores_SQ, transposed=True))
-        dq_WQ.append(_product(k_WS[rows], dscores_SQ))
+        dv_WS.append(_matmul(dy_WQ[rows], dropped_SQ.astype(dtype), transposed=True))
+        dk_WS.append(_matmul(q_WQ[rows], dscores_SQ, transposed=True))
+        dq_WQ.append(_matmul(k_WS[rows], dscores_SQ))
     for ref, parts in ((dq_ref, dq_WQ), (dk_ref, dk_WS), (dv_ref, dv_WS)):
         ref[...] = (jnp.concatenate(parts).T / settings.kept).astype(dtype)
 
 
-def _product(x: jax.Array, y: jax.Array, transposed: bool = False) -> jax.Array:
+def _matmul(x: jax.Array, y: jax.Array, transposed: bool = False) -> jax.Array:
     """x·y, or x·yᵀ, in float32."""
     contracted = ((1,), (1 if transposed else 0,))
     return jax.lax.dot_general(x, y, (contracted, ((), ())), preferred_element_type=jnp.float32)
 
 
 def _of_head(settings: _Settings, head: int, x_ref) -> jax.Array:
-    """The block [L, W] with zeros for the other heads: a product over W is then over one head."""
+    """The block [L, W] with zeros for the other heads: a matmul over W is then over one head."""
     x = x_ref[...]
     lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
     inside = (lane >= head * settings.head_size) & (lane < (head + 1) * settings.head_size)
@@ -473,7 +484,7 @@ def _of_head(settings: _Settings, head: int, x_ref) -> jax.Array:
 
 def _scores(settings: _Settings, head: int, q_ref, k_ref, mask_ref) -> jax.Array:
     """float32[S, Q], -1e30 where a query may not attend."""
-    scores_SQ = _product(k_ref[...], _of_head(settings, head, q_ref), transposed=True)
+    scores_SQ = _matmul(k_ref[...], _of_head(settings, head, q_ref), transposed=True)
     mask_1Q = mask_ref[...].astype(jnp.float32)
     mask_S1 = jnp.broadcast_to(mask_1Q, (8, settings.length)).T[:, :1]
     if settings.packed:

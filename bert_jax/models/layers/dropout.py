@@ -26,7 +26,7 @@ def dropout(
     """Zeroes elements of `x` [B, …, N] with probability `rate` and rescales the rest.
 
     Args:
-      dropout_keys_B: one key an example, or None for no dropout.
+      dropout_keys_B: one key per example, or None for no dropout.
       site: which dropout of the model this is; distinct sites draw independently.
       rng: see `BertConfig.dropout_rng`.
       rows_BR: given, `x` [B, …, R, N] holds these rows alone of an array with `length` of them,
@@ -52,7 +52,7 @@ def dropout(
 
 
 def threshold(rate: float) -> int:
-    """How many of 65,536 draws drop: sixteen random bits an element halve threefry's work."""
+    """How many of 65,536 draws drop: sixteen random bits per element halve threefry's work."""
     return round(rate * 2**16)
 
 

@@ -18,8 +18,8 @@ def dot_general(
     """`jax.lax.dot_general` of [B, L, D] and a matrix; on a CPU, with B·L as one axis.
 
     With two axes of rows, XLA for CPU brings the matrix's gradient into order by computing whatever
-    its operands come from once more, transposed: a fifth of a step. XLA for TPU lays out three axes
-    better than two: a tenth of a step, by its own estimate.
+    its operands come from once more, transposed: a fifth of the step time. XLA for TPU lays out
+    three axes better than two: a tenth of the step time, by its own estimate.
     """
     rows = x.shape[:-1]
     if platform_of(jax.sharding.get_abstract_mesh()) == "cpu":
