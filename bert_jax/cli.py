@@ -2,9 +2,11 @@
 
 import argparse
 import ast
+import functools
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
@@ -62,6 +64,50 @@ def commands(package: pathlib.Path) -> list[str]:
     return [f"usage: python -m {package.name}.COMMAND --help", "", *lines]
 
 
+@functools.cache
+def use_patient_buckets() -> None:
+    """Has gs:// read and written by `bert_jax.buckets`, which the first such path imports."""
+    import fsspec  # a tenth of a second, which runs without a bucket need not wait
+
+    needs = "paths on gs:// need gcsfs: pip install 'bert_jax[gcs]'"
+    for protocol in ("gs", "gcs"):
+        fsspec.register_implementation(protocol, "bert_jax.buckets.Buckets", True, needs)
+
+
+def _buckets_in(texts: Iterable[str]) -> set[str]:
+    """The names in all that begins with gs://."""
+    return {name for text in texts for name in re.findall(r"gs://([^/\s,:;)]+)", text)}
+
+
+def _with_flags(message: str, argv: Sequence[str]) -> str:
+    """A message about a bucket, with the flags that name this bucket: '… (--workdir=gs://b/run)'."""
+    buckets = _buckets_in([message])
+    flags = [argument for argument in argv if _buckets_in([argument]) & buckets]
+    return message if not flags or "--" in message else f"{message} ({', '.join(flags)})"
+
+
+def _foreseen(error: BaseException | None, argv: Sequence[str]) -> str:
+    """The message about a mistake of the user's that reached another library; "" if it is none.
+
+    Those are a `UserError` that it wrapped, and what a store answers to TensorStore and the like:
+    401, 403 or 404.
+    """
+    answers = {
+        r"\b40[13]\b|permission.?denied|forbidden": "no permission",
+        r"\b404\b|not.?found": "nothing there",
+    }
+    while error is not None:
+        text = brief(error)
+        if isinstance(error, UserError) or (isinstance(error, ImportError) and "gs://" in text):
+            return str(error)
+        for bucket in sorted(_buckets_in([text, *argv])):
+            for pattern, meaning in answers.items():
+                if bucket in text and re.search(pattern, text, re.IGNORECASE):
+                    return f"gs://{bucket}: {meaning} ({text})"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ""
+
+
 def _discard_stdout() -> None:
     """Whoever read standard output is gone: what is still written to it goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,10 +128,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     if jax := sys.modules.get("jax"):  # imported before, by a benchmark: it has read it already
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if any("gs://" in argument for argument in argv):
+        use_patient_buckets()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # What fails there comes as an exception too, and is not logged with a traceback at each try.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         code = main(argv)
     except SystemExit as ended:  # argparse: --help, or a flag that there is not
@@ -93,19 +143,21 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_with_flags(str(error), argv)}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except BrokenPipeError:  # whoever read the output has enough, as in `… | head`
         _discard_stdout()
         code = 0
-    except OSError as error:
-        if debug:
-            raise
-        print(f"error: {brief(error)} (--debug shows where)", file=sys.stderr)
-        code = 1
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        message = _foreseen(error, argv)
+        if debug or not (message or isinstance(error, OSError)):
+            raise
+        text = _with_flags(message, argv) if message else f"{brief(error)} (--debug shows where)"
+        print(f"error: {text}", file=sys.stderr)
+        code = EXIT_USER_ERROR if message else 1
     except KeyboardInterrupt:
         code = 130
     try:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, use_patient_buckets
 
 LOCK_FILE = ".lock"  # in a directory that a process is writing to
 CHECKSUM = "checksum"  # of a JSON file, over all its other fields
@@ -22,7 +22,11 @@ class DamagedError(UserError):
 
 def is_remote(path: str | epath.PathLike) -> bool:
     """Whether a path is of a store such as gs://, and not of this machine's file system."""
-    return "://" in str(path)
+    if "://" not in str(path):
+        return False
+    if str(path).startswith("gs://"):
+        use_patient_buckets()
+    return True
 
 
 def absolute(path: str | epath.PathLike) -> epath.Path:
@@ -141,7 +145,8 @@ def write_whole(path: str | epath.PathLike, content: str | bytes) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     target = epath.Path(path)
-    if is_stream(target):
+    # An object of a store is there whole or not at all, and renaming it would be three requests.
+    if is_remote(target) or is_stream(target):
         target.write_bytes(content)
         return
     if os.path.islink(target):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 # XLA's CPU collectives deadlock when virtual devices outnumber the thread pool (2 cores).
 os.environ["NPROC"] = "16"
@@ -13,11 +14,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir(), "bert_jax_tests"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import bucket_server as bucket_servers
 import pytest
-from etils import epath
 from small_finetune import make_pretrained
 from small_run import LENGTH, VOCAB_SIZE, make_data_dir
 
+from bert_jax.cli import use_patient_buckets
 from configs import bert_tiny
 
 
@@ -63,29 +65,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory) -> Iterator[bucket_servers.Server]:
+    """A real server of the Cloud Storage API on this machine."""
+    if reason := bucket_servers.missing():
+        pytest.skip(reason)
+    server = bucket_servers.Server(tmp_path_factory.mktemp("bucket") / "server.log")
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """What gs:// leads to: a store in memory where, as in any, no directory is empty."""
-    memory = pytest.importorskip("fsspec.implementations.memory")
-
-    class Bucket(memory.MemoryFileSystem):
-        store, pseudo_dirs, root_marker, cachable = {}, [""], "", False
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return path.removeprefix("gs://").rstrip("/")
-
-        def mkdir(self, *arguments, **keywords):
-            pass
-
-        makedirs = mkdir
-
-    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
-    system = Bucket()
-    backend = type(epath.Path("gs://bucket")._backend)
-    fs = backend.fs
-    monkeypatch.setattr(
-        backend, "fs", lambda self, path: system if "gs://" in str(path) else fs(self, path)
-    )
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return system
+def bucket(bucket_server, monkeypatch) -> bucket_servers.Server:
+    """The server with its bucket empty: what gs://bucket leads to in this process, and below it."""
+    for name, value in bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    use_patient_buckets()
+    bucket_server.delete()
+    bucket_server.requests.clear()
+    return bucket_server

@@ -155,8 +155,8 @@ def test_same_bytes_with_beam(tmp_path, options, built):
 
 def test_same_bytes_in_a_bucket(options, built, bucket):
     assert shas(build(options, "gs://bucket/data", workers=1)) == shas(built[1])
-    assert "bucket/data/dataset.json" in bucket.store
-    assert not any(".build" in path for path in bucket.store)
+    assert "data/dataset.json" in bucket.names()
+    assert not any(".build" in name for name in bucket.names())
 
 
 def test_same_bytes_from_many_small_units(tmp_path, options, monkeypatch):
