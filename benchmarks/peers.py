@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax.huggingface import files as hf_files
+from bert_jax.huggingface import config_json
 from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import heads
 
@@ -50,7 +50,7 @@ def pretraining_model(
     """BertForPreTraining with our parameters, in training mode, attention by torch's sdpa."""
     model_config = heads.make_model(config).config
     tensors = hf_tensors.to_tensors(params, model_config)
-    description = hf_files.config_json(
+    description = config_json.make(
         "BertForPreTraining", model_config, "float32", pad_token_id=0, task="pretraining"
     )
     model = transformers.BertForPreTraining(transformers.BertConfig(**description))

@@ -23,14 +23,15 @@ def to_hugging_face(
     output: str | epath.PathLike,
     dtype: str = "float32",
     max_shard_size: int = 5 * 10**9,
+    license_name: str = "",
+    languages: Sequence[str] = (),
 ) -> "ParityReport":
     """Exports a checkpoint as a Hugging Face directory, compared with transformers.
 
     Args:
       checkpoint: WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best.
       output: the directory to write; an earlier export there is replaced.
-      dtype: of the stored weights, "float32" or "bfloat16".
-      max_shard_size: bytes above which the weights are split over files.
+      dtype, max_shard_size, license_name, languages: see `huggingface.export.write`.
 
     Raises:
       UserError: nothing to export; `output` holds something else; or transformers computes
@@ -42,20 +43,31 @@ def to_hugging_face(
 
     hf_files.check_replaceable(epath.Path(output))
     loaded = checkpoint_lib.load(checkpoint)
-    return export.write(loaded, checkpoint, output, dtype, max_shard_size)
+    return export.write(loaded, checkpoint, output, dtype, max_shard_size, license_name, languages)
 
 
-def from_hugging_face(model: str | epath.PathLike, output: str | epath.PathLike) -> tuple[str, ...]:
+def from_hugging_face(
+    model: str | epath.PathLike, output: str | epath.PathLike, ignore_unexpected: bool = False
+) -> tuple[str, ...]:
     """Imports a Hugging Face directory, or a model of the hub, as a WORKDIR of parameters.
+
+    Args:
+      model: a directory of transformers, of sentence-transformers or of google-research/bert, or a
+        name on the hub.
+      ignore_unexpected: skip arrays of heads that are not known here.
 
     Returns:
       the parts that the model has; the others are skipped, not initialised.
+
+    Raises:
+      UserError: nothing to read, or a model that this project does not compute; or `output` holds a
+        run already.
     """
     from bert_jax.huggingface import load, tensors
     from bert_jax.models import architectures
     from bert_jax.runs import checkpoint
 
-    loaded = load.read(model)
+    loaded = load.read(model, ignore_unexpected)
     checkpoint.save_params(output, loaded.params, loaded.config, loaded.tokenizer, loaded.step)
     return tensors.parts_of(loaded.params, architectures.make_config(loaded.config.model))
 
@@ -89,35 +101,45 @@ def _parser() -> argparse.ArgumentParser:
     to.add_argument(
         "--push_to_hub", default="", metavar="REPO", help="upload it to that repository of the hub"
     )
+    to.add_argument(
+        "--public",
+        action="store_true",
+        help="a new repository can be read by all, not by you alone",
+    )
+    to.add_argument("--license", default="", help='of the model card, such as "apache-2.0"')
+    to.add_argument("--language", default="", help='of the model card, such as "en" or "en,de"')
     back = commands.add_parser("from-hf", help="import a Hugging Face model as a WORKDIR")
     back.add_argument("--model", required=True, help="directory or hub name")
     back.add_argument("--output", required=True, help="WORKDIR to write")
+    back.add_argument(
+        "--ignore_unexpected", action="store_true", help="skip arrays of heads not known here"
+    )
     return parser
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    repository = arguments.push_to_hub
+    repository, output = arguments.push_to_hub, arguments.output
     client = None
     if repository:  # before the export, which takes minutes for a large model
-        if files.is_remote(arguments.output):
-            raise UserError(f"--push_to_hub needs a local --output, not {arguments.output}")
+        if files.is_remote(output):
+            raise UserError(f"--push_to_hub needs a local --output, not {output}")
         client = hub.client(repository)
-    report = to_hugging_face(
-        arguments.checkpoint, arguments.output, arguments.dtype, arguments.max_shard_size
-    )
-    print(report)
-    print(f"wrote {arguments.output}")
+    languages = arguments.language.replace(" ", "").split(",") if arguments.language else ()
+    facts = (arguments.dtype, arguments.max_shard_size, arguments.license, languages)
+    report = to_hugging_face(arguments.checkpoint, output, *facts)
+    print(f"{report}\nwrote {output}")
     if client:
         if not report.verified:
             raise UserError(
-                f"{arguments.output} was not compared with transformers, so it is not "
-                "uploaded: pip install 'bert_jax[hf]'"
+                f"{output} was not compared with transformers, so it is not uploaded: "
+                "pip install 'bert_jax[hf]'"
             )
-        print(f"uploaded to {hub.push(client, arguments.output, repository)}")
+        print(f"uploading {', '.join(sorted(path.name for path in epath.Path(output).iterdir()))}")
+        print(f"uploaded to {hub.push(client, output, repository, arguments.public)}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    parts = from_hugging_face(arguments.model, arguments.output)
+    parts = from_hugging_face(arguments.model, arguments.output, arguments.ignore_unexpected)
     every = [*dict.fromkeys(part for table in keys.TABLES.values() for part in table.parts)]
     absent = ", ".join(part for part in every if part not in parts)
     print(f"read {', '.join(parts)}; not in {arguments.model}: {absent}")

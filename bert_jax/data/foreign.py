@@ -1,5 +1,6 @@
 """JSON that others wrote: read once, its shape checked against a TypedDict before it is used."""
 
+import json
 import os
 import reprlib
 import types
@@ -30,6 +31,20 @@ def read_json(path: epath.Path, shape: type[Shape]) -> Shape:
         return typing.cast(Shape, {})
     check_regular(path, MAX_BYTES)
     return checked(files.read_json(path), shape, path)
+
+
+def read_list(path: epath.Path) -> list[dict[str, Any]]:
+    """The objects in a JSON file that is a list of them.
+
+    Raises:
+      UserError: as `read_json`.
+    """
+    check_regular(path, MAX_BYTES)
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    return checked(value, list[dict[str, Any]], path, "the file")
 
 
 def checked(value: Any, shape: type[Shape], where: str | epath.PathLike, field: str = "") -> Shape:
@@ -71,7 +86,10 @@ def _problems(value: Any, shape: Any, where: str) -> Iterator[str]:
         return
     origin, arguments = typing.get_origin(shape), typing.get_args(shape)
     if origin in (types.UnionType, typing.Union):
-        if not any(not list(_problems(value, kind, where)) for kind in arguments):
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        if value is not None and len(kinds) == 1:
+            yield from _problems(value, kinds[0], where)
+        elif not any(not list(_problems(value, kind, where)) for kind in arguments):
             yield f"{where!r} is {_shown(value)}, expected {_names(shape)}"
         return
     if origin in (list, dict):

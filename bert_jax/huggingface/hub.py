@@ -25,14 +25,19 @@ def client(repository: str) -> Any:
     return huggingface_hub.HfApi()
 
 
-def push(hub_client: Any, directory: str | epath.PathLike, repository: str) -> str:
-    """Uploads an export to a repository of the hub, made (public) if there is none; its address.
+def push(
+    hub_client: Any, directory: str | epath.PathLike, repository: str, public: bool = False
+) -> str:
+    """Uploads an export to a repository of the hub; its address.
+
+    Args:
+      public: a repository that is made here can be read by all; otherwise by its owner alone.
 
     Raises:
       UserError: the hub refused, or could not be reached.
     """
     try:
-        hub_client.create_repo(repository, exist_ok=True)
+        hub_client.create_repo(repository, private=not public, exist_ok=True)
         hub_client.upload_folder(
             repo_id=repository,
             folder_path=str(directory),

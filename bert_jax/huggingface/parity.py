@@ -164,7 +164,7 @@ def torch_outputs(model: Any, head_class: HeadClass, batch: Batch) -> dict[str, 
 def differences(
     ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]
 ) -> dict[str, float]:
-    """Largest difference of every output of `ours` over the batches.
+    """Largest difference of every output that both have, over the batches.
 
     Of outputs that reach beyond UNIT it is the difference as a share of that many UNITs.
     """
@@ -175,7 +175,7 @@ def differences(
         largest = np.max([np.max(np.abs(y)) for _, y in pairs])
         return float(np.max([np.max(np.abs(x - y)) for x, y in pairs]) / max(1, largest / UNIT))
 
-    return {name: difference(name) for name in ours[0]}
+    return {name: difference(name) for name in ours[0] if name in theirs[0]}
 
 
 def compare(

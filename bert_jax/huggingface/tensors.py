@@ -1,5 +1,8 @@
 """Parameters of this project as the arrays of a transformers class, and back, by `keys.TABLES`."""
 
+import dataclasses
+import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -91,12 +94,35 @@ def to_tensors(params: Any, model: Any) -> Tensors:
             x = np.asarray(ours.pop(path))
             tensors[key] = {SAME: x, TRANSPOSE: x.T, UNPAD: x[: model.vocab_size]}[transform]
     problems = [f"unknown parameter {path}" for path in ours]
-    _check(tensors, model, (), problems, "the checkpoint does not fit its config.json")
+    problems += _differences(tensors, model, ())
+    _raise(problems, "the checkpoint does not fit its config.json")
     return tensors
 
 
-def from_tensors(tensors: Tensors, model: Any, class_name: str) -> Any:
+def most_bytes(model: Any) -> int:
+    """More bytes than the weights of a `model` can have, whatever their heads and their dtype."""
+    one = dataclasses.replace(model, num_hidden_layers=1)
+    layered = {
+        f"{key.format(i=0)}{name}"
+        for part in table_of(model).parts.values()
+        for _, key, kind in part
+        for _, name, _ in kind
+        if "{i}" in key
+    }
+    total = sum(
+        math.prod(shape) * (model.num_hidden_layers if key in layered else 1)
+        for key, shape in shapes(one, 1).items()
+    )
+    return 3 * 8 * total + 2**30
+
+
+def from_tensors(
+    tensors: Tensors, model: Any, class_name: str, ignore_unexpected: bool = False
+) -> Any:
     """Hugging Face's tensors -> our parameters. Parts that are not there are skipped.
+
+    Args:
+      ignore_unexpected: skip arrays of heads that are not known here, and say which.
 
     Raises:
       UserError: keys missing from a part that is there or that the class has, keys that are not in
@@ -104,18 +130,33 @@ def from_tensors(tensors: Tensors, model: Any, class_name: str) -> Any:
     """
     table = table_of(model)
     theirs = _normalised(tensors, table)
+    _check_layers(theirs, table, model.num_hidden_layers)
     problems = _fold_tied(theirs, table)
-    known = {key for _, _, key, _ in rows(model)}
-    extra = sorted(theirs.keys() - known)
-    problems += [f"unknown key {key} {list(theirs[key].shape)}" for key in extra]
     head_class = table.head_class(class_name)
-    _check(
-        {key: x for key, x in theirs.items() if key in known},
-        model,
-        head_class.parts if head_class else (),
-        problems,
-        f"these are not the weights of a {class_name} with the sizes in config.json",
-    )
+    parts = set(table.parts)
+    if not head_class:  # what an unknown class computes with a classifier is not known
+        parts = {part for row in table.classes if PRETRAINING in row.tasks for part in row.parts}
+        parts.add("encoder")
+    known = {key for part, _, key, _ in rows(model) if part in parts}
+    unexpected = [f"{key} {list(theirs[key].shape)}" for key in sorted(theirs.keys() - known)]
+    theirs = {key: x for key, x in theirs.items() if key in known}
+    problems += _differences(theirs, model, head_class.parts if head_class else ())
+    if problems:
+        problems = [f"unknown key {text}" for text in unexpected] + problems
+        verdict = f"these are not the weights of a {class_name} with the sizes in config.json"
+        _raise(problems, verdict)
+    if unexpected:
+        more = f" and {len(unexpected) - 10} more" if len(unexpected) > 10 else ""
+        found = (
+            f"{len(unexpected)} array(s) of a head that is not known here: "
+            f"{', '.join(unexpected[:10])}{more}"
+        )
+        if not ignore_unexpected:
+            raise UserError(
+                f"{found}. To read the encoder and the heads that are known: python -m "
+                "bert_jax.convert from-hf --ignore_unexpected --model=… --output=WORKDIR"
+            )
+        logging.warning(f"skipped {found}")
     flat = {}
     for _, path, key, transform in rows(model):
         if key in theirs:
@@ -165,19 +206,34 @@ def _fold_tied(theirs: Tensors, table: KeyTable) -> list[str]:
     return problems
 
 
-def _check(
-    tensors: Tensors, model: Any, required: Sequence[str], problems: list[str], verdict: str
-) -> None:
-    """Raises one UserError with `problems`, incomplete parts and wrong shapes."""
+def _check_layers(theirs: Tensors, table: KeyTable, expected: int) -> None:
+    """Raises UserError if the weights have another number of layers than config.json says."""
+    layered = next(key for part in table.parts.values() for _, key, _ in part if "{i}" in key)
+    pattern = re.compile(re.escape(layered.split("{i}")[0]) + r"(\d{1,9})\.")
+    found = {match[1] for key in theirs if (match := pattern.match(key))}
+    if found and len(found) != expected:
+        raise UserError(
+            f"config.json has num_hidden_layers {expected:,}, the weights are of {len(found):,}"
+        )
+
+
+def _differences(tensors: Tensors, model: Any, required: Sequence[str]) -> list[str]:
+    """Incomplete parts and wrong shapes."""
     kernel = tensors.get("classifier.weight")
-    expected = shapes(model, kernel.shape[0] if kernel is not None else 1)
+    count = kernel.shape[0] if kernel is not None and kernel.ndim else 1
     part_of = {key: part for part, _, key, _ in rows(model)}
     present = {"encoder", *required, *(part_of[key] for key in tensors)}
-    for key, shape in expected.items():
+    problems = []
+    for key, shape in shapes(model, count).items():
         if key not in tensors and part_of[key] in present:
             problems.append(f"missing key {key} {list(shape)} ({part_of[key]})")
         elif key in tensors and tensors[key].shape != shape:
             problems.append(f"{key} is {list(tensors[key].shape)}, expected {list(shape)}")
+    return problems
+
+
+def _raise(problems: Sequence[str], verdict: str) -> None:
+    """Raises one UserError if there are problems."""
     if problems:
         listed = "\n  ".join(problems[:40])
         more = f"\n  … and {len(problems) - 40} more" if len(problems) > 40 else ""

@@ -37,6 +37,7 @@ class EncoderConfig(Protocol):
     type_vocab_size: int
     hidden_act: str
     hidden_dropout_prob: float
+    classifier_dropout: float | None  # in front of a head; None: as hidden_dropout_prob
     initializer_range: float
     layer_norm_eps: float
     dtype: str

@@ -63,6 +63,7 @@ class BertConfig:
     hidden_act: str = "gelu_pytorch_tanh"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     dtype: str = "float32"
@@ -77,7 +78,10 @@ class BertConfig:
             for name in SIZES
             if getattr(self, name) < 1
         ]
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        rates = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
+        if self.classifier_dropout is not None:
+            rates.append("classifier_dropout")
+        for name in rates:
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)!r} is not from 0 to below 1")
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:

@@ -30,7 +30,10 @@ def make_encoder(config: EncoderConfig) -> nn.Module:
 def _drop(config: EncoderConfig, x: jax.Array, dropout_keys_B: jax.Array | None) -> jax.Array:
     """The dropout in front of a classifier, behind the encoder's."""
     site = architectures.of(config).dropout_sites(config)
-    return dropout(x, dropout_keys_B, config.hidden_dropout_prob, site, config.dropout_rng)
+    rate = config.classifier_dropout
+    if rate is None:
+        rate = config.hidden_dropout_prob
+    return dropout(x, dropout_keys_B, rate, site, config.dropout_rng)
 
 
 class PretrainingOutput(NamedTuple):

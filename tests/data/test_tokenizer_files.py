@@ -253,7 +253,7 @@ def test_crafted_vocabularies_are_refused(change, message, tmp_path):
     [
         ("tokenizer.json", {"added_tokens": [{"id": 90, "content": "[E1]"}]}, "single_word"),
         ("tokenizer.json", {"added_tokens": {"a": 1}}, "'added_tokens' is .* expected a list"),
-        ("tokenizer.json", {"normalizer": 7}, "'normalizer' is 7, expected an object or null"),
+        ("tokenizer.json", {"normalizer": 7}, "'normalizer' is 7, expected an object"),
         ("tokenizer_config.json", {"do_lower_case": "no"}, "'do_lower_case' is 'no', expected"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "has the id 'x'"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"3": {}}}, "3 has no content"),

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -14,11 +15,13 @@ import ml_collections
 import numpy as np
 import pytest
 import transformers
+from etils import epath
+from small_model import SIZES, TOKENIZER, load_torch
 
-from bert_jax import convert, loading
+from bert_jax import convert, files, loading
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
-from bert_jax.huggingface import export, keys, parity
+from bert_jax.huggingface import export, keys, parity, weights
 from bert_jax.huggingface import files as hf_files
 from bert_jax.huggingface import tensors as hf_tensors
 from bert_jax.models import architectures, heads
@@ -29,16 +32,6 @@ from bert_jax.tasks import kinds
 
 torch = pytest.importorskip("torch")
 
-WORDS = ("the", "capital", "of", "france", "is", "paris", "how", "many", "?", ".", ",", "##s")
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS, *(f"w{i}" for i in range(183))))
-SIZES = {
-    "vocab_size": TOKENIZER.vocab_size,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-}
 MODEL = BertConfig(**SIZES)
 
 
@@ -83,11 +76,6 @@ def exported(workdir):
     return output
 
 
-def load_torch(name, directory):
-    model, info = getattr(transformers, name).from_pretrained(directory, output_loading_info=True)
-    return model, info
-
-
 def test_transformers_classes_load_without_missing_keys(exported):
     for name in ("AutoModel", "BertForPreTraining", "BertForMaskedLM"):
         _, info = load_torch(name, exported)
@@ -110,11 +98,56 @@ def test_card_and_config(exported):
     assert config["hidden_act"] == "gelu_pytorch_tanh"
     assert config["vocab_size"] == TOKENIZER.vocab_size  # without our padding
     card = (exported / "README.md").read_text()
-    for text in ("books", "| steps | 7 |", "| mlm_loss | 2.5 |", "largest difference"):
+    for text in (
+        *("## How to use it", "## Training data", "## Training procedure", "## Evaluation"),
+        *("## Limits", "| steps of this checkpoint | 7 |", "| batch size | 8 |", "| phases | 2 |"),
+        *("| mlm_loss | 2.5 |", "largest difference", "license: unknown", "BertForPreTraining"),
+    ):
         assert text in card, text
-    rows = re.findall(r"\| (phase .*) \|", card)
-    assert rows[:2] == ["phase 0 num_steps | 5", "phase 1 data_dir | longer"]
-    assert rows[2].startswith("phase 1 optimizer | ") and "b1" in rows[2] and len(rows) == 3
+    # It may be uploaded: nothing of this machine.
+    for text in ("books", "longer", "workdir", str(exported.parent), "gs://"):
+        assert text not in card, text
+
+
+def test_a_card_names_licence_language_and_a_public_base(tmp_path):
+    run = loaded(heads.PretrainingModel(MODEL), imported_from="google-bert/bert-base-uncased")
+    export.write(run, "run", tmp_path / "hf", license_name="apache-2.0", languages=["en", "de"])
+    card = (tmp_path / "hf" / "README.md").read_text()
+    front = card.split("---")[1]
+    assert "license: apache-2.0\nlanguage:\n- en\n- de\nbase_model: google-bert/bert-base" in front
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    outputs = {}
+    exec(code.replace("PATH_OR_NAME_OF_THIS_MODEL", str(tmp_path / "hf")), outputs)
+    assert outputs["outputs"].prediction_logits.shape[-1] == TOKENIZER.vocab_size
+    run.config.imported_from = str(tmp_path)
+    export.write(run, "run", tmp_path / "hf")
+    assert str(tmp_path) not in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_exports_can_be_read_by_others(workdir, tmp_path):
+    before = os.umask(0o027)
+    try:
+        convert.to_hugging_face(workdir, tmp_path / "hf")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()}
+    assert set(modes.values()) == {0o640} and len(modes) == 6, modes
+    assert (tmp_path / "hf").stat().st_mode & 0o777 == 0o750
+
+
+def test_what_a_killed_export_left_is_cleared(tmp_path):
+    output = epath.Path(tmp_path / "hf")
+    in_use = tmp_path / ".hf.export-abc"
+    for name in (".hf.export-old", ".hf.export-abc", ".hf2.export-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("x")
+    lock = files.lock(in_use / files.LOCK_FILE, "")
+    with hf_files.replace_directory(output) as scratch:
+        (scratch / "config.json").write_text("{}")
+    lock.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".hf.export-abc", ".hf2.export-old", "hf"]
+    assert [path.name for path in (tmp_path / "hf").iterdir()] == ["config.json"]
 
 
 def test_round_trip_is_bit_equal(workdir, exported, tmp_path):
@@ -351,8 +384,8 @@ class FakeHub:
     def __init__(self):
         self.calls = []
 
-    def create_repo(self, repository, exist_ok):
-        self.calls.append(("create", repository, exist_ok))
+    def create_repo(self, repository, private, exist_ok):
+        self.calls.append(("create", repository, "private" if private else "public", exist_ok))
 
     def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
         names = {path.name for path in pathlib.Path(folder_path).iterdir()}
@@ -379,9 +412,14 @@ def test_push_to_hub(workdir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     convert.main(push)
     (_, *created), (_, repository, names) = fake.calls
-    assert created == ["me/model", True] and repository == "me/model"
+    assert created == ["me/model", "private", True] and repository == "me/model"
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
-    assert "uploaded to https://huggingface.co/me/model" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "uploading README.md, config.json, model.safetensors, tokenizer.json" in printed
+    assert "uploaded to https://huggingface.co/me/model" in printed
+    fake.calls.clear()
+    convert.main([*push, "--public"])
+    assert fake.calls[0][2] == "public"
 
     report = parity.ParityReport({"hidden": 1e-6}, (), "", {})
     monkeypatch.setattr(convert, "to_hugging_face", lambda *_: report)
@@ -426,12 +464,12 @@ def test_output_directory_is_replaced_only_if_it_is_an_export(workdir, exported,
 
 def test_every_difference_in_one_message(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "hf")
-    tensors = hf_files.read_tensors(tmp_path / "hf")
+    tensors = weights.read(tmp_path / "hf", 2**30)
     del tensors["cls.seq_relationship.bias"]
     tensors["bert.pooler.dense.bias"] = np.zeros(5, np.float32)
     tensors["bert.adapter.weight"] = np.zeros((2, 2), np.float32)
     tensors["cls.predictions.decoder.weight"] = np.zeros((SIZES["vocab_size"], 32), np.float32)
-    hf_files.write_tensors(tmp_path / "hf", tensors, 10**9)
+    weights.write(tmp_path / "hf", tensors, 10**9)
     with pytest.raises(UserError) as error:
         convert.from_hugging_face(tmp_path / "hf", tmp_path / "run")
     for text in (
@@ -447,12 +485,12 @@ def test_every_difference_in_one_message(exported, tmp_path):
 
 def test_old_layer_norm_names(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "hf")
-    tensors = hf_files.read_tensors(exported)
+    tensors = weights.read(exported, 2**30)
     renamed = {
         re.sub(r"Norm\.weight$", "Norm.gamma", re.sub(r"Norm\.bias$", "Norm.beta", key)): x
         for key, x in tensors.items()
     }
-    hf_files.write_tensors(tmp_path / "hf", renamed, 10**9)
+    weights.write(tmp_path / "hf", renamed, 10**9)
     jax.tree.map(
         np.testing.assert_array_equal,
         loading.load_parts(tmp_path / "hf").params,

@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax import files
 from bert_jax.cli import UserError
-from bert_jax.huggingface import export
+from bert_jax.huggingface import card
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
 from bert_jax.training import loop
@@ -157,7 +157,7 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     }
     best = checkpoint.load(workdir / "best")
     assert best.step == 4
-    facts = dict(export.card_facts(best, workdir / "best"))
+    facts = dict(card.results(best, workdir / "best"))
     assert facts["eval_loss"] == "1"
     there = checkpoint.load(workdir / "checkpoints" / "4").params
     jax.tree.map(np.testing.assert_array_equal, best.params, there)

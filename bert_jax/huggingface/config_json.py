@@ -1,0 +1,169 @@
+"""config.json of transformers: what it says of a model here, and the one of a model from here."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from etils import epath
+
+from bert_jax import __version__
+from bert_jax.cli import UserError
+from bert_jax.data import foreign
+from bert_jax.huggingface.keys import PRETRAINING, TABLES, KeyTable
+from bert_jax.models import architectures
+from bert_jax.models.architectures import COMPUTE_FIELDS, EncoderConfig
+from bert_jax.models.layers.activations import ACTIVATIONS
+from bert_jax.runs import workdir as workdirs
+
+MARK = "exported_by"  # this directory may be replaced by the next export
+# Tasks of one class -> the problem_type by which transformers tells them apart.
+PROBLEM_TYPES = {
+    "text_regression": "regression",
+    "multi_label_classification": "multi_label_classification",
+}
+_ACTIVATION_ALIASES = {"gelu_new": "gelu_pytorch_tanh"}  # one formula, two names
+_MAX_SIZE = 2**24  # of any one size: beyond all models there are, and within all arithmetic
+
+
+class _ConfigJson(TypedDict, total=False):
+    model_type: str | None
+    architectures: list[str] | None
+    id2label: dict[str, str] | None
+    problem_type: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a config.json says: the encoder, the task of its head, and the head's label names.
+
+    task is PRETRAINING for everything without a fine-tuned head; class_name is transformers'.
+    """
+
+    class_name: str
+    model: EncoderConfig
+    task: str
+    labels: tuple[str, ...]
+
+
+def make(
+    class_name: str,
+    model: EncoderConfig,
+    dtype: str,
+    pad_token_id: int,
+    task: str,
+    labels: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The config.json of `model` under a transformers class name."""
+    fields = architectures.fields_of(model)
+    table = TABLES[fields.pop("architecture")]
+    config = {
+        "architectures": [class_name],
+        "model_type": table.model_type,
+        "dtype": dtype,
+        **table.settings,
+        "pad_token_id": pad_token_id,
+        **{name: value for name, value in fields.items() if name not in COMPUTE_FIELDS},
+        MARK: f"bert_jax {__version__}",
+    }
+    if task in PROBLEM_TYPES:
+        config["problem_type"] = PROBLEM_TYPES[task]
+    if labels:
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
+    return config
+
+
+def read(path: epath.Path) -> Description:
+    """Reads a config.json (or a bert_config.json of google-research/bert).
+
+    Raises:
+      UserError: not there, of another kind of model, or a variant that this project does not
+        compute: all that is other in one message.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path.parent} is not a Hugging Face model directory: it has no config.json"
+            f"{workdirs.hint(path.parent)}"
+        )
+    config = foreign.read_json(path, _ConfigJson)
+    architecture, table = _row(path, config)
+    problems = [
+        f"{field} is {config[field]!r}, only {expected!r} is known here"
+        for field, expected in table.settings.items()
+        if config.get(field, expected) != expected
+    ]
+    sizes, others = _fields(config, architectures.named(architecture).config_class)
+    if problems := problems + others:
+        raise UserError(
+            f"{path}: this is not a {architecture} model that this project computes: "
+            f"{'; '.join(problems)}"
+        )
+    if not sizes.keys() - {"hidden_act"}:
+        raise UserError(f"{path} says nothing of a model: it has no hidden_size, for one")
+    bare = next(row.name for row in table.classes if not row.parts)
+    class_name = (config.get("architectures") or [bare])[0]
+    head_class = table.head_class(class_name)
+    labels = _labels(path, config.get("id2label") or {})
+    task = head_class.tasks[0] if head_class else PRETRAINING
+    if task == "text_classification":
+        # One output without a problem_type is a score, as in transformers.
+        kind = config.get("problem_type") or ("regression" if len(labels) == 1 else None)
+        task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind, task)
+    fields = {"architecture": architecture, **sizes}
+    return Description(class_name, architectures.make_config(fields), task, labels)
+
+
+def _row(path: epath.Path, config: _ConfigJson) -> tuple[str, KeyTable]:
+    """The architecture that a model_type names; BERT's files of 2019 name none."""
+    found = config.get("model_type") or "bert"
+    for architecture, table in TABLES.items():
+        if table.model_type == found:
+            return architecture, table
+    known = ", ".join(repr(table.model_type) for table in TABLES.values())
+    raise UserError(f"{path}: model_type is {found!r}, expected one that is known here: {known}")
+
+
+def _fields(config: Any, config_class: type) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a config class that a config.json has, and what is wrong with them."""
+    # The defaults of the class are transformers' too, but for the GELU's form.
+    values = {"hidden_act": "gelu"} | {
+        field.name: config[field.name]
+        for field in dataclasses.fields(config_class)
+        if field.name in config and field.name not in COMPUTE_FIELDS
+    }
+    problems = []
+    for name, value in values.items():
+        default = getattr(config_class, name)
+        if default is None and value is None:
+            continue
+        kinds = (float, int) if default is None or isinstance(default, float) else type(default)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            problems.append(f"{name} is {value!r}, expected one like {default!r}")
+        elif name == "hidden_act":
+            values[name] = _ACTIVATION_ALIASES.get(value, value)
+            if values[name] not in ACTIVATIONS:
+                problems.append(f"{name} is {value!r}, expected one of {[*ACTIVATIONS]}")
+        elif isinstance(default, int) and not 1 <= value <= _MAX_SIZE:
+            problems.append(f"{name} is {value!r}, expected 1 to {_MAX_SIZE:,}")
+    return values, problems
+
+
+def _labels(path: epath.Path, names: dict[str, str]) -> tuple[str, ...]:
+    """{'0': 'no', '1': 'yes'} -> ('no', 'yes').
+
+    Raises:
+      UserError: numbers that are not 0, 1, 2, …, or two classes of one name, which would be one
+        score.
+    """
+    if sorted(names) != sorted(map(str, range(len(names)))):
+        raise UserError(f"{path}: id2label has the keys {[*names][:9]}, expected '0', '1', …")
+    labels = tuple(names[str(i)] for i in range(len(names)))
+    for label, count in collections.Counter(labels).items():
+        if count > 1:
+            which = ", ".join(str(i) for i, name in enumerate(labels) if name == label)
+            raise UserError(
+                f"{path}: id2label calls {count} classes {label!r} ({which}): give each a name of "
+                "its own there"
+            )
+    return labels
