@@ -14,7 +14,7 @@ endif
 endif
 endif
 # Memory in huge pages, where Linux leaves that to programs: XLA's CPU buffers are taken and given
-# back in every step, and faulted in anew (docs/performance.md).
+# back in every step, and page faults would recur (docs/performance.md).
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Exact versions, so that today's commands give today's result.
 INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt

@@ -113,7 +113,7 @@ def main(argv) -> int:
     model = heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
     state = init_state(lambda key: heads.init_params(model, key), tx, mesh, config.seed)
-    params = jax.tree.map(np.array, jax.device_get(state.params))  # the step takes the memory over
+    params = jax.tree.map(np.array, jax.device_get(state.params))  # the step donates its buffers
     ours = our_losses(config, mesh, tx, state, batches)
     theirs = torch_losses(config, params, batches)
     differences = np.abs(np.array(ours) - theirs) / np.array(theirs)
