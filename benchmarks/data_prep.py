@@ -29,12 +29,14 @@ from etils import epath
 
 from bert_jax.data import masking
 from bert_jax.data import tokenizer as tokenizers
-from data_prep.build import BuildOptions, tokenize_locally
 from data_prep.examples import shards, writers
 from data_prep.examples.fast_encoder import FastEncoder
 from data_prep.examples.token_store import Store
+from data_prep.options import BuildOptions
+from data_prep.running.local import tokenize_units
 from data_prep.running.stages import Job
-from data_prep.sources import corpus
+from data_prep.sources import corpus, parsing
+from data_prep.sources.documents import sentences
 
 
 def write_text(sources: Iterable[str], path: pathlib.Path, megabytes: float) -> None:
@@ -43,8 +45,8 @@ def write_text(sources: Iterable[str], path: pathlib.Path, megabytes: float) -> 
     with path.open("w") as file:
         for part in corpus.list_parts(sources):
             for unit in corpus.read_units(part):
-                for document in corpus.parse_unit(unit)[0]:
-                    text = "\n".join(s.strip() for s in corpus.sentences(document)) + "\n\n"
+                for document in parsing.parse_unit(unit)[0]:
+                    text = "\n".join(s.strip() for s in sentences(document)) + "\n\n"
                     file.write(text)
                     size += len(text.encode())
                     if size >= megabytes * 1e6:
@@ -113,9 +115,9 @@ def stage_times(text: pathlib.Path, tokenizer_name: str, duplicates: int) -> dic
     encoder = FastEncoder(tokenizer)
     everything: list[str] = []
     for unit in watch.iterate("read", corpus.read_units(part)):
-        documents, _ = watch("parse", corpus.parse_unit, unit)
+        documents, _ = watch("parse", parsing.parse_unit, unit)
         split = watch(
-            "split sentences", lambda ds: [s for d in ds for s in corpus.sentences(d)], documents
+            "split sentences", lambda ds: [s for d in ds for s in sentences(d)], documents
         )
         watch("tokenise (word cache)", encoder.encode, split)
         everything += split
@@ -131,7 +133,7 @@ def stage_times(text: pathlib.Path, tokenizer_name: str, duplicates: int) -> dic
         ).checked()
         job = Job(options, tokenizer, directory)
         job.units.mkdir(parents=True)
-        watch("(stage 1 as a whole)", tokenize_locally, job, 1, [part])
+        watch("(stage 1 as a whole)", tokenize_units, job, [part], 1)
         store = Store(job.store, "train", tokenizer.vocab_size)
         what = options.shard_options("train")
         dtype = shards.ShardExamples(store, what, tokenizer, 0, 1, 0).dtype

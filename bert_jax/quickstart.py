@@ -113,14 +113,14 @@ def guesses(hf_dir: epath.Path, documents: Sequence[dict[str, str]]) -> list[str
     except ImportError:
         return ["    left out: they need transformers (pip install 'bert_jax[hf]')"]
 
-    from data_prep.sources import corpus
+    from data_prep.sources.documents import sentences
 
     transformers.logging.set_verbosity_error()
     fill_mask = transformers.pipeline("fill-mask", model=str(hf_dir), device="cpu")
     vocabulary = fill_mask.tokenizer.get_vocab()
     lines = []
     for document in documents:
-        for sentence in corpus.sentences(document["text"]):
+        for sentence in sentences(document["text"]):
             words = re.findall(r"\b[A-Za-z]+\b", sentence)
             known = [w for w in words if len(w) >= 5 and w.lower() in vocabulary]
             if not 8 <= len(words) <= 16 or not known or not sentence[0].isupper():

@@ -1,5 +1,6 @@
-"""The options of a data set: what determines its bytes."""
+"""The options of a data set: what determines its bytes; and the flags that set them."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -8,7 +9,7 @@ from typing import Any
 from bert_jax.cli import UserError
 from bert_jax.data.masking import MaskingConfig, default_max_predictions
 from data_prep.examples.shards import ShardOptions
-from data_prep.sources import corpus
+from data_prep.sources import parsing
 
 OBJECTIVES = ("nsp", "sop", "full_sentences", "doc_sentences")
 FORMATS = ("array_record", "tfrecord")
@@ -29,7 +30,7 @@ class BuildOptions:
     weights: tuple[float, ...] = ()
     language: str = "en"
     sentence_per_line: bool = False
-    max_decode_errors: float = corpus.MAX_DECODE_ERRORS
+    max_decode_errors: float = parsing.MAX_DECODE_ERRORS
     deduplicate: bool = False
     objective: str = "nsp"
     max_seq_length: int = 128
@@ -120,3 +121,75 @@ class BuildOptions:
 def arguments(options: BuildOptions) -> dict[str, Any]:
     """The options as they stand in JSON, defaults filled in."""
     return json.loads(json.dumps(dataclasses.asdict(options.checked())))
+
+
+def split_sources(value: str) -> tuple[str, ...]:
+    """'a.txt,b.txt' -> ('a.txt', 'b.txt')."""
+    return tuple(source for source in value.split(",") if source)
+
+
+def split_numbers(name: str, value: str) -> tuple[float, ...]:
+    """'1,0.5' -> (1.0, 0.5)."""
+    try:
+        return tuple(float(number) for number in value.split(",") if number)
+    except ValueError:
+        raise UserError(f"--{name} is {value}: expected numbers, as in 1,0.5") from None
+
+
+def add_build_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every field of BuildOptions, and --output."""
+    defaults = {field.name: field.default for field in dataclasses.fields(BuildOptions)}
+
+    def add(group: Any, name: str, text: str, **keywords: Any) -> None:
+        if "action" not in keywords and "type" not in keywords:
+            keywords["type"] = type(defaults[name])
+        default = defaults.get(name)
+        if default is None:  # the text says what it follows from
+            default = argparse.SUPPRESS
+        group.add_argument(f"--{name}", default=default, help=text, **keywords)
+
+    data = parser.add_argument_group("input and output")
+    data.add_argument("--input", required=True, metavar="SOURCE[,SOURCE…]", help="where text is")
+    data.add_argument(
+        "--tokenizer", required=True, help="directory, vocab.txt file or hub name of the tokenizer"
+    )
+    data.add_argument("--output", required=True, metavar="DATA_DIR", help="directory to fill")
+    add(data, "field", "the text field of JSON and Parquet")
+    data.add_argument(
+        "--weights",
+        default="",
+        metavar="W[,W…]",
+        help="one factor on dupe_factor for each source; all 1 by default",
+    )
+    add(data, "language", "ISO 639-1 code for sentence splitting")
+    add(data, "sentence_per_line", "each line is a sentence", action="store_true")
+    add(data, "max_decode_errors", "stop where a larger share of bytes is not UTF-8")
+    add(data, "deduplicate", "use documents with equal text once", action="store_true")
+    add(data, "validation_fraction", "share of documents held out, chosen by content")
+    add(data, "num_shards", "files of the training split; fewer for a tiny corpus")
+    add(data, "format", "file format", choices=tuple(FORMATS))
+    examples = parser.add_argument_group("examples")
+    add(examples, "objective", "what an example is", choices=OBJECTIVES)
+    add(examples, "max_seq_length", "positions of an example, special tokens included")
+    add(examples, "short_seq_prob", "share of documents with shorter pairs (nsp, sop)")
+    add(examples, "dupe_factor", "uses of each document, with new pairs and masks each time")
+    add(examples, "seed", "of everything random")
+    masks = parser.add_argument_group("masks")
+    add(
+        masks,
+        "masking",
+        "dynamic: the loader masks anew in every epoch",
+        choices=("static", "dynamic"),
+    )
+    add(masks, "masked_lm_prob", "share of tokens to predict")
+    add(
+        masks,
+        "max_predictions_per_seq",
+        "the most tokens to predict in an example; by default max_seq_length * masked_lm_prob, "
+        "rounded up",
+        type=int,
+    )
+    add(masks, "mask_fraction", "of those, the share replaced by [MASK]")
+    add(masks, "random_fraction", "and by a random token; the rest is kept")
+    add(masks, "whole_word_mask", "choose whole words", action="store_true")
+    add(masks, "max_ngram", "choose runs of up to so many tokens or words")

@@ -53,7 +53,7 @@ class FastEncoder:
     def encode(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """['Hello, hello', 'you'] -> (ids [7592, 1010, 7592, 2017], lengths [3, 1]).
 
-        The text is expected without control characters (`corpus.clean`).
+        The text is expected without control characters (`documents.clean`).
         """
         if len(self._rows) > _MAX_CACHED:
             self._clear()

@@ -31,7 +31,8 @@ from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.examples.fast_encoder import FastEncoder
-from data_prep.sources import corpus
+from data_prep.sources import corpus, parsing
+from data_prep.sources.documents import sentences
 
 SPLITS = ("train", "validation")
 # A longer sentence (a table, text without punctuation) is cut, so that no more than this is lost
@@ -62,18 +63,18 @@ def tokenize_unit(
     max_decode_errors: float,
 ) -> dict[str, int]:
     """Writes `directory/NAME.npz` and returns its counts, which are in the file too."""
-    documents, parsed = corpus.parse_unit(unit, max_decode_errors)
-    sentences: list[str] = []
+    documents, parsed = parsing.parse_unit(unit, max_decode_errors)
+    found: list[str] = []
     sentence_ends = []
     for document in documents:
-        sentences.extend(corpus.sentences(document, language, sentence_per_line))
-        sentence_ends.append(len(sentences))
-    ids, lengths = encoder.encode(sentences)
+        found.extend(sentences(document, language, sentence_per_line))
+        sentence_ends.append(len(found))
+    ids, lengths = encoder.encode(found)
     lengths, pieces_per_sentence = _cut_long(lengths)
     # A sentence of invisible characters has no tokens; a document of such sentences is empty.
     ends = np.concatenate([[0], np.cumsum(pieces_per_sentence)])[np.array(sentence_ends, np.int64)]
     counts_D = np.diff(ends, prepend=0)
-    hashes = np.array([content_hash(text) for text in documents], np.uint64)[counts_D > 0]
+    hashes = np.array([content_hash(document) for document in documents], np.uint64)[counts_D > 0]
     counts = {
         **dataclasses.asdict(parsed),
         "documents": int((counts_D > 0).sum()),

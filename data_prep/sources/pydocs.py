@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from bert_jax.cli import UserError
 from data_prep import parallel
-from data_prep.sources.corpus import Document, clean
+from data_prep.sources.documents import Document, clean
 
 DEFAULT_MAX_MB = 16.0  # all there is takes longer to parse than a laptop's first run should
 MIN_CHARACTERS = 200
@@ -69,6 +69,12 @@ def parse_max_mb(source: str) -> float:
         return float(source.removeprefix("pydocs:"))
     except ValueError:
         raise UserError(f"input {source}: expected pydocs or pydocs:MAX_MB") from None
+
+
+def texts(source: str, field: str) -> Iterator[str]:
+    """The documents of 'pydocs[:MAX_MB]'; `field` is for other sources."""
+    del field
+    return (document.text for document in documents(parse_max_mb(source)))
 
 
 def documents(max_mb: float = DEFAULT_MAX_MB, workers: int | None = None) -> Iterator[Document]:

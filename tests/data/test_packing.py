@@ -14,7 +14,7 @@ from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
 from bert_jax.planning import compiled, lengths
 from bert_jax.training import phases
-from data_prep.build import build
+from data_prep.build import run as build
 from data_prep.options import BuildOptions
 
 LENGTH, MOST = 64, 4

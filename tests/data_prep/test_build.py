@@ -20,12 +20,13 @@ from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as tokenizers
 from bert_jax.data.records import NO_NEXT_SENTENCE_LABEL, Manifest
 from data_prep import build as build_module
-from data_prep.build import BuildOptions, build
-from data_prep.check import check
+from data_prep.build import BuildOptions
+from data_prep.build import run as build
+from data_prep.check import run as check
 from data_prep.checking.tally import read_examples
 from data_prep.examples import shards, token_store, writers
 from data_prep.options import arguments
-from data_prep.running import stages
+from data_prep.running import local, stages
 
 
 @pytest.fixture
@@ -208,13 +209,13 @@ class _Stop(BaseException):
 
 
 def stop_at(stage, options, output, error=_Stop):
-    """Builds up to the first call of a function of build.py, which raises the error."""
+    """Builds up to the first call of a stage's function, which raises the error."""
 
     def stop(*_):
         raise error
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
-        patch.setattr(build_module, stage, stop)
+        patch.setattr(build_module if stage == "finish" else local, stage, stop)
         build(options, output, workers=1)
 
 
@@ -222,7 +223,8 @@ def stop_at(stage, options, output, error=_Stop):
 def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
     monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 20_000)
     whole = shas(build(options, tmp_path / "whole", workers=1))
-    original = getattr(build_module, stage)
+    module = build_module if stage == "finish" else local
+    original = getattr(module, stage)
     calls = []
 
     def stopping(*arguments):
@@ -232,7 +234,7 @@ def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_module, stage, stopping)
+        patch.setattr(module, stage, stopping)
         with pytest.raises(_Stop):
             build(options, tmp_path / "data", workers=1)
     assert not (tmp_path / "data" / "dataset.json").exists()

@@ -13,8 +13,10 @@ from etils import epath
 from bert_jax.cli import UserError
 from bert_jax.data.records import Manifest
 from data_prep import check as check_module
-from data_prep.build import BuildOptions, build
-from data_prep.check import check, format_example
+from data_prep.build import BuildOptions
+from data_prep.build import run as build
+from data_prep.check import run as check
+from data_prep.checking.examples import format_example
 from data_prep.checking.tally import read_examples, tally_examples
 from data_prep.examples import writers
 
@@ -258,7 +260,7 @@ def test_command(data_dir, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("[MASK]->") > 10 and "\nhealthy\n" in out
     text = page.read_text()
-    assert "train: tokens an example" in text and text.count("<svg") == 4
+    assert "train: tokens per example" in text and text.count("<svg") == 4
     # No network: nothing is loaded from elsewhere.
     assert not re.search(r"(src|href)=|url\(|@import|<script", text)
     with pytest.raises(UserError, match="--workers is 0"):

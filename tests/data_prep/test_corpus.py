@@ -10,19 +10,20 @@ import pytest
 import zstandard
 
 from bert_jax.cli import UserError
-from data_prep.sources import corpus, streams
+from data_prep.sources import corpus, parsing, streams
 from data_prep.sources.corpus import Block, Unit
+from data_prep.sources.documents import sentences
 
 
-def read(*sources, field="text", max_decode_errors=corpus.MAX_DECODE_ERRORS):
+def read(*sources, field="text", max_decode_errors=parsing.MAX_DECODE_ERRORS):
     """All documents of some sources, and the sums of what was counted."""
     documents, parsed = [], []
     for part in corpus.list_parts([str(source) for source in sources], field):
         for unit in corpus.read_units(part):
-            texts, counts = corpus.parse_unit(unit, max_decode_errors)
+            texts, counts = parsing.parse_unit(unit, max_decode_errors)
             documents += texts
             parsed.append(dataclasses.astuple(counts))
-    return documents, corpus.ParseCounts(*map(sum, zip(*parsed, strict=True)))
+    return documents, parsing.ParseCounts(*map(sum, zip(*parsed, strict=True)))
 
 
 def jsonl(texts):
@@ -106,7 +107,7 @@ def test_units_cut_between_documents(tmp_path, monkeypatch):
         units = list(corpus.read_units(part))
         assert len(units) > 10
         assert [unit.name for unit in units] == [f"000-000000-{i:06d}" for i in range(len(units))]
-        assert [t for unit in units for t in corpus.parse_unit(unit)[0]] == [
+        assert [t for unit in units for t in parsing.parse_unit(unit)[0]] == [
             text.strip() for text in texts
         ]
         assert sum(unit.disk_bytes for unit in units) == part.num_bytes
@@ -124,7 +125,7 @@ def test_small_files_share_a_unit(tmp_path):
         (tmp_path / f"{i}.txt").write_text(f"Document {i}.")
     [part] = corpus.list_parts([str(tmp_path / "*.txt")])
     [unit] = corpus.read_units(part)
-    assert corpus.parse_unit(unit)[0] == [f"Document {i}." for i in range(5)]
+    assert parsing.parse_unit(unit)[0] == [f"Document {i}." for i in range(5)]
 
 
 def test_document_of_10_mb(tmp_path):
@@ -314,25 +315,25 @@ def test_recursive_glob(tmp_path):
 
 def test_sentences():
     text = "One is here. Two is there!\nDr. Smith left.\n\nno end"
-    assert [s.strip() for s in corpus.sentences(text)] == [
+    assert [s.strip() for s in sentences(text)] == [
         "One is here.",
         "Two is there!",
         "Dr. Smith left.",
         "no end",
     ]
-    assert list(corpus.sentences("One. Two.\nThree.", one_per_line=True)) == ["One. Two.", "Three."]
+    assert list(sentences("One. Two.\nThree.", one_per_line=True)) == ["One. Two.", "Three."]
 
 
 def test_language_changes_the_rules():
     text = "Am 3. Oktober kam er. Ende."
-    assert [x.strip() for x in corpus.sentences(text, "de")] == ["Am 3. Oktober kam er.", "Ende."]
-    assert len(list(corpus.sentences(text, "en"))) == 3
+    assert [x.strip() for x in sentences(text, "de")] == ["Am 3. Oktober kam er.", "Ende."]
+    assert len(list(sentences(text, "en"))) == 3
 
 
 def test_line_numbers_go_on_in_later_units():
     block = Block("f.jsonl", b'{"text": "a"}\n{"x": 1}\n', first_line=101)
     with pytest.raises(UserError, match=r"f\.jsonl, line 102: no field"):
-        corpus.parse_unit(Unit("", "json", (block,)))
+        parsing.parse_unit(Unit("", "json", (block,)))
 
 
 @pytest.mark.parametrize(

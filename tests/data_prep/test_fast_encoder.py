@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load
 from data_prep.examples.fast_encoder import FastEncoder
-from data_prep.sources import corpus
+from data_prep.sources import corpus, documents, parsing
 
 # Letters that case folding, accents, width and punctuation rules treat in different ways.
 TRICKY = "aZé'İıßΣσς中文한ｱ–—…«\u200b\u00ad\u0301\u0338≮ﬁ١\u00a0\u2003\ufffd𝔘👍🏽"
@@ -55,7 +55,7 @@ def test_special_tokens_in_text_are_text():
 )
 def test_equals_the_rust_tokenizer(encoders, sentences):
     tokenizer, encoder = encoders
-    sentences = [corpus.clean(sentence) for sentence in sentences]
+    sentences = [documents.clean(sentence) for sentence in sentences]
     ids, lengths = encoder.encode(sentences)
     assert len(lengths) == len(sentences)
     parts = np.split(ids, np.cumsum(lengths))[:-1] if sentences else []
@@ -82,8 +82,8 @@ def test_equals_the_rust_tokenizer_on_a_corpus(tokenizer):
     compared = 0
     for part in corpus.list_parts(sources):
         for unit in corpus.read_units(part):
-            documents, _ = corpus.parse_unit(unit)
-            sentences = [s for text in documents for s in corpus.sentences(text)]
+            texts, _ = parsing.parse_unit(unit)
+            sentences = [s for text in texts for s in documents.sentences(text)]
             ids, lengths = encoder.encode(sentences)
             expected = encoder._backend.encode_batch_fast(sentences, add_special_tokens=False)
             assert lengths.tolist() == [len(e.ids) for e in expected]

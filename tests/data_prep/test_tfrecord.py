@@ -8,8 +8,9 @@ from corpora import make_documents, write_jsonl
 
 from bert_jax.cli import UserError
 from bert_jax.data.records import example_dtype
-from data_prep.build import BuildOptions, build
-from data_prep.check import check
+from data_prep.build import BuildOptions
+from data_prep.build import run as build
+from data_prep.check import run as check
 from data_prep.examples import tfrecord
 
 pytest.importorskip("google_crc32c")

@@ -13,12 +13,15 @@ from bert_jax.data import tokenizer as tokenizers
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from data_prep import vocab
 from data_prep.sources import corpus
-from data_prep.vocab import VocabOptions
+from data_prep.vocabulary import spool as spooling
+from data_prep.vocabulary.extension import extend
+from data_prep.vocabulary.options import VocabOptions
+from data_prep.vocabulary.wordpiece import train
 
 _TRAIN = """
 import sys
-from data_prep import vocab
-print(vocab.train(vocab.VocabOptions((sys.argv[1],), vocab_size=300)).fingerprint)
+from data_prep.vocab import VocabOptions, run
+print(run(VocabOptions((sys.argv[1],), vocab_size=300)).fingerprint)
 """
 
 
@@ -40,7 +43,7 @@ def test_same_on_every_run(corpus_file):
 
 
 def test_contents(corpus_file, tmp_path):
-    tokenizer = vocab.train(VocabOptions((corpus_file,), vocab_size=300), tmp_path / "t")
+    tokenizer = train(VocabOptions((corpus_file,), vocab_size=300), tmp_path / "t")
     assert tokenizer.vocab[:5] == SPECIAL_TOKENS
     assert tokenizer.vocab_size == len(set(tokenizer.vocab)) == 300
     letters = sorted({c for word in WORDS for c in word} | {"."})
@@ -51,7 +54,7 @@ def test_contents(corpus_file, tmp_path):
 
 
 def test_letters_are_ordinary_tokens(corpus_file):
-    tokenizer = vocab.train(VocabOptions((corpus_file,), vocab_size=300))
+    tokenizer = train(VocabOptions((corpus_file,), vocab_size=300))
     assert int(tokenizer.is_special_V.sum()) == 5
     # A letter that was still a special token would be cut out of every word.
     assert len(tokenizer.encode("ban")) < 3
@@ -59,26 +62,26 @@ def test_letters_are_ordinary_tokens(corpus_file):
 
 def test_cased(tmp_path):
     source = write_jsonl(tmp_path / "c.jsonl", ["Übung Über Alle. Übung macht."] * 5)
-    cased = vocab.train(VocabOptions((source,), vocab_size=60, lowercase=False))
+    cased = train(VocabOptions((source,), vocab_size=60, lowercase=False))
     assert "Ü" in cased.vocab and not cased.lowercase
-    uncased = vocab.train(VocabOptions((source,), vocab_size=60))
+    uncased = train(VocabOptions((source,), vocab_size=60))
     assert "ü" not in uncased.vocab and "u" in uncased.vocab
 
 
 def test_rare_letters_are_left_out(tmp_path, caplog):
     source = write_jsonl(tmp_path / "c.jsonl", ["aaa bbb aab z"] * 3)
-    tokenizer = vocab.train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
+    tokenizer = train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
     assert "z" not in tokenizer.vocab and {"a", "b"} < set(tokenizer.vocab)
     assert "10.00% of the text's characters are none of its 2 most frequent" in caplog.text
     assert "--alphabet_size" in caplog.text
     caplog.clear()
-    vocab.train(VocabOptions((source,), vocab_size=30, alphabet_size=3))
+    train(VocabOptions((source,), vocab_size=30, alphabet_size=3))
     assert "--alphabet_size" not in caplog.text
 
 
 def test_a_rare_letter_is_left_out_silently(tmp_path, caplog):
     source = write_jsonl(tmp_path / "c.jsonl", ["aaa bbb aab"] * 200 + ["z"])
-    tokenizer = vocab.train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
+    tokenizer = train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
     assert "z" not in tokenizer.vocab and "--alphabet_size" not in caplog.text
 
 
@@ -87,7 +90,7 @@ def test_max_mb_takes_from_all_files(tmp_path, monkeypatch):
     for name in ("ab", "cd"):
         write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} " * 300] * 30)
     options = VocabOptions((str(tmp_path / "*.jsonl"),), vocab_size=100, max_mb=0.02)
-    tokenizer = vocab.train(options)
+    tokenizer = train(options)
     assert {"a", "b", "c", "d"} < set(tokenizer.vocab)
 
 
@@ -95,7 +98,7 @@ def test_max_mb_takes_from_all_files(tmp_path, monkeypatch):
 def many_files(tmp_path, monkeypatch):
     """Sources of 20, 9 and 1 files, each of three units of 4, 5 and 3 documents of 216 bytes."""
     monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
-    monkeypatch.setattr(vocab, "MAX_OPEN_PARTS", 4)
+    monkeypatch.setattr(spooling, "MAX_OPEN_PARTS", 4)
     for name, count in (("a", 20), ("b", 9), ("c", 1)):
         (tmp_path / name).mkdir()
         for i in range(count):
@@ -126,7 +129,7 @@ def opened(monkeypatch):
 def spooled(sources, max_mb=1000.0):
     """How often each document is in the spool, and the spool's size."""
     options = VocabOptions(sources, max_mb=max_mb)
-    with vocab._Spool(options) as spool, vocab.Progress("", 0) as progress:
+    with spooling.Spool(options) as spool, spooling.Progress("", 0) as progress:
         return collections.Counter(spool.read(progress)), spool.megabytes
 
 
@@ -135,9 +138,9 @@ def test_many_files_are_read_one_after_another(many_files, opened, monkeypatch):
     assert len(documents) == 30 and set(documents.values()) == {12}
     assert opened["most"] == 1
     options = VocabOptions(many_files, vocab_size=60)
-    tokenizer = vocab.train(options)
-    monkeypatch.setattr(vocab, "MAX_OPEN_PARTS", 30)
-    assert vocab.train(options) == tokenizer
+    tokenizer = train(options)
+    monkeypatch.setattr(spooling, "MAX_OPEN_PARTS", 30)
+    assert train(options) == tokenizer
     assert opened["most"] == 30
 
 
@@ -169,7 +172,7 @@ def test_reading_stops_at_the_limit_with_few_files(many_files, opened):
 
 def test_small_files_are_read_once(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
-    monkeypatch.setattr(vocab, "MAX_OPEN_PARTS", 4)
+    monkeypatch.setattr(spooling, "MAX_OPEN_PARTS", 4)
     for i in range(60):
         write_jsonl(tmp_path / f"{i:02d}.jsonl", [f"{i:02d} " + "word " * 40])
     documents, _ = spooled((str(tmp_path / "*.jsonl"),))
@@ -178,9 +181,7 @@ def test_small_files_are_read_once(tmp_path, opened, monkeypatch):
 
 
 def test_a_stream_among_many_files_is_read_once(many_files, opened, monkeypatch):
-    monkeypatch.setattr(
-        "data_prep.sources.streams.tfds_texts", lambda *_: iter(["stream " * 40] * 12)
-    )
+    monkeypatch.setitem(corpus._STREAMS, "tfds:", lambda *_: iter(["stream " * 40] * 12))
     documents, _ = spooled((*many_files, "tfds:x"))
     assert documents[("stream " * 40).strip()] == 12 and len(documents) == 31
     assert [part.kind for part in opened.parts].count("stream") == 1
@@ -189,17 +190,17 @@ def test_a_stream_among_many_files_is_read_once(many_files, opened, monkeypatch)
 def test_spread():
     parts = [corpus.Part(0, i, "text", (f"{i}.txt",)) for i in range(8)]
     parts.append(corpus.Part(1, 0, "text", ("other.txt",)))
-    places = [(part.source, part.index) for part in vocab._spread(parts)]
+    places = [(part.source, part.index) for part in spooling._spread(parts)]
     assert places == [(0, 0), (1, 0), (0, 4), (0, 2), (0, 6), (0, 1), (0, 5), (0, 3), (0, 7)]
 
 
 def test_mistakes(tmp_path, corpus_file):
     with pytest.raises(UserError, match=r"--vocab_size is 20: expected at least \d+"):
-        vocab.train(VocabOptions((corpus_file,), vocab_size=20), tmp_path / "t")
+        train(VocabOptions((corpus_file,), vocab_size=20), tmp_path / "t")
     assert not (tmp_path / "t").exists()
     source = write_jsonl(tmp_path / "c.jsonl", ["", "\u200b"])
     with pytest.raises(UserError, match="holds no text to learn"):
-        vocab.train(VocabOptions((source,)))
+        train(VocabOptions((source,)))
 
 
 @pytest.mark.parametrize("base", [False, True])
@@ -227,7 +228,7 @@ def domain(tmp_path):
 
 
 def test_extension_takes_unused_slots_first(domain):
-    got = vocab.extend(BASE, domain)
+    got = extend(BASE, domain)
     assert got.added == ("myocardium", "atrium")
     assert got.tokenizer.vocab[5:7] == ("myocardium", "atrium")
     assert got.tokenizer.vocab[7:] == BASE.vocab[7:]
@@ -238,7 +239,7 @@ def test_extension_takes_unused_slots_first(domain):
 
 def test_extension_appends(domain, tmp_path):
     bigger = VocabOptions(domain.input, vocab_size=len(BASE.vocab) + 1, min_frequency=2)
-    got = vocab.extend(BASE, bigger, tmp_path / "t")
+    got = extend(BASE, bigger, tmp_path / "t")
     assert got.added == ("myocardium", "atrium", "vena")
     assert got.tokenizer.vocab[len(BASE.vocab) :] == ("vena",)
     assert tokenizers.load(tmp_path / "t") == got.tokenizer
@@ -247,7 +248,7 @@ def test_extension_appends(domain, tmp_path):
 def test_extension_without_room(domain):
     full = Tokenizer(tuple(t for t in BASE.vocab if "unused" not in t))
     with pytest.raises(UserError, match=r"no \[unused…\] slots: give a --vocab_size"):
-        vocab.extend(full, domain)
+        extend(full, domain)
 
 
 def test_command(tmp_path, corpus_file, capsys):
@@ -262,5 +263,5 @@ def test_command(tmp_path, corpus_file, capsys):
 def test_documents_of_the_spool_come_back(tmp_path):
     documents = make_documents(50)
     source = write_jsonl(tmp_path / "c.jsonl", documents)
-    with vocab._Spool(VocabOptions((source,))) as spool, vocab.Progress("", 0) as progress:
+    with spooling.Spool(VocabOptions((source,))) as spool, spooling.Progress("", 0) as progress:
         assert list(spool.read(progress)) == documents
