@@ -4,6 +4,7 @@ import concurrent.futures
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -39,8 +40,8 @@ def run(
 ) -> Iterator[tuple[Item, Result]]:
     """Yields (item, function(shared, item)) as results come, in no particular order.
 
-    With one worker everything happens in this process. `items` is read no further than twice the
-    number of workers ahead. The first exception ends the run.
+    With one worker, or in a worker of another pool, everything happens in this process. `items` is
+    read no further than twice the number of workers ahead. The first exception ends the run.
 
     Args:
       function: a module-level function.
@@ -48,11 +49,13 @@ def run(
       items: picklable.
       workers: number of processes.
     """
-    if workers == 1:
+    # A daemonic process, such as a worker of Beam's or Dask's, may have no children.
+    if workers == 1 or multiprocessing.current_process().daemon:
         for item in items:
             yield item, function(shared, item)
         return
     # spawn: forking a process in which the Rust tokenizer or JAX has started threads can deadlock.
+    before = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -76,6 +79,11 @@ def run(
             )
             for future in done:
                 yield pending.pop(future), future.result()
+    except KeyboardInterrupt:
+        # What is under way may take minutes, and is done again in any case.
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -83,13 +91,16 @@ def run(
 def _start_worker(shared: Any) -> None:
     global _shared
     _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the others
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
     """Ends this process when its parent is gone: after kill -9 a pool's workers would stay."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 

@@ -2,19 +2,30 @@
 
     python -m data_prep.build … --runner=beam --beam_options='--runner=DataflowRunner --project=…'
 
+On Dask, Beam 2.77 gives silently wrong results for tagged outputs, Partition, Top, finish_bundle,
+BatchElements, windows, and keys that are equal without being the same (1 and True): none is used.
+
 With a runner on several machines, input and output must be on a file system that all of them see,
 such as gs://. Every worker machine copies the token store once (about 0.45 bytes per byte of text)
 to its temporary directory.
 """
 
+import argparse
 import functools
+import logging
+import re
 import shlex
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 from data_prep.running import stages
 from data_prep.sources import corpus
+
+_USER_ERROR = re.compile(r"^(?:\S*: )?bert_jax\.(?:cli\.UserError|files\.DamagedError): (.*)", re.M)
+_DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
+_LONG_NAMES = {"daskrunner": _DASK, "dask": _DASK}  # Beam has short names for its others
 
 
 def run(job: stages.Job, parts: Sequence[corpus.Part], beam_options: str) -> None:
@@ -26,7 +37,7 @@ def run(job: stages.Job, parts: Sequence[corpus.Part], beam_options: str) -> Non
       beam_options: Beam's own flags in one string; '' runs in this process.
 
     Raises:
-      UserError: Beam is not installed, or a worker met a user's mistake.
+      UserError: Beam is not installed or does not know the flags, or a worker met a user error.
     """
     try:
         import apache_beam as beam
@@ -34,12 +45,11 @@ def run(job: stages.Job, parts: Sequence[corpus.Part], beam_options: str) -> Non
     except ImportError:
         raise UserError("--runner=beam needs Apache Beam: pip install 'bert_jax[beam]'") from None
 
-    flags = shlex.split(beam_options)
-    if not any(flag.startswith("--runner") for flag in flags):
-        # What "DirectRunner" ends up with, after trying to download another one.
-        flags.append("--runner=FnApiRunner")
+    for noisy in ("apache_beam", "distributed"):  # every worker's coming and going
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    pipeline = _pipeline(beam, PipelineOptions, beam_options)
     try:
-        with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+        with pipeline:
             merged = pipeline | "start" >> beam.Create([None])
             if not stages.has_store(job):
                 merged = (
@@ -61,12 +71,41 @@ def run(job: stages.Job, parts: Sequence[corpus.Part], beam_options: str) -> Non
             )
     except Exception as error:
         # Beam wraps what a worker raised, and only the text of its traceback survives.
-        name = f"{UserError.__module__}.{UserError.__qualname__}: "
-        lines = "".join(traceback.format_exception(error)).split("\n")
-        message = next((line.partition(name)[2] for line in lines if name in line), "")
+        message = _USER_ERROR.search("".join(traceback.format_exception(error)))
         if not message:
             raise
-        raise UserError(message.partition(" [while running")[0]) from None
+        raise UserError(message[1].partition(" [while running")[0]) from None
+
+
+def _pipeline(beam: Any, pipeline_options: Any, beam_options: str) -> Any:
+    """An empty pipeline with the runner that the flags name.
+
+    Raises:
+      UserError: flags or a runner that Beam does not know.
+    """
+    try:
+        flags = _with_runner(shlex.split(beam_options))
+        return beam.Pipeline(options=pipeline_options(flags))
+    except (Exception, SystemExit) as error:  # of a runner's module, too, anything may come
+        shown = (
+            brief(error).partition(". Valid values")[0]
+            if isinstance(error, Exception)
+            else "see above"
+        )
+        raise UserError(
+            f"--beam_options={shlex.quote(beam_options)} cannot be used ({shown}): expected Beam's "
+            "flags, as in '--runner=DataflowRunner --project=P --region=R'; runners are "
+            "FnApiRunner, DaskRunner, DataflowRunner, FlinkRunner, SparkRunner, or MODULE.CLASS"
+        ) from None
+
+
+def _with_runner(flags: Sequence[str]) -> list[str]:
+    """['--runner=DaskRunner'] -> ['--runner=apache_beam.….DaskRunner'], which Beam needs."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # What "DirectRunner" ends up with, after trying to download another one.
+    parser.add_argument("--runner", default="FnApiRunner")
+    known, others = parser.parse_known_args(flags)
+    return [f"--runner={_LONG_NAMES.get(known.runner.lower(), known.runner)}", *others]
 
 
 def _tokenize(job: stages.Job, unit: corpus.Unit) -> str:
