@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from etils import epath
 
 from bert_jax import cli as command_line
-from bert_jax.cli import HelpFormatter
+from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.tokenizer import Tokenizer
 from data_prep.options import split_sources
-from data_prep.vocabulary.extension import Extension, extend
+from data_prep.vocabulary.extension import extend
 from data_prep.vocabulary.options import VocabOptions
+from data_prep.vocabulary.result import Vocabulary
 from data_prep.vocabulary.wordpiece import DEFAULT_VOCAB_SIZE, train
 
 
@@ -26,10 +26,24 @@ def run(
     output: epath.PathLike | None = None,
     *,
     from_tokenizer: str | epath.PathLike | None = None,
-) -> Tokenizer | Extension:
-    """Trains a vocabulary, or extends that of `from_tokenizer`; saves the tokenizer to `output`."""
+) -> Vocabulary:
+    """Trains a vocabulary, or extends an existing one; returns it with what it does to the text.
+
+    Args:
+      options: which text, and how large a vocabulary.
+      output: TOKENIZER_DIR; nothing is written without it.
+      from_tokenizer: directory, vocab.txt file or hub name of the tokenizer to extend.
+
+    Raises:
+      UserError: unusable input, output or tokenizer, or a size with no room.
+    """
     if from_tokenizer is None:
         return train(options, output)
+    if options.strip_accents is not None:
+        raise UserError(
+            "--strip_accents is for new vocabularies: that of --from_tokenizer says itself what is "
+            "done to text"
+        )
     return extend(tokenizers.load(from_tokenizer), options, output)
 
 
@@ -41,21 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SOURCE is as for python -m data_prep.build.",
         formatter_class=HelpFormatter,
     )
-    defaults = {field.name: field.default for field in dataclasses.fields(VocabOptions)}
-    parser.add_argument("--input", required=True, metavar="SOURCE[,SOURCE…]", help="where text is")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="SOURCE[,SOURCE…]",
+        help=r"where text is; a comma in a name is written as \,",
+    )
     parser.add_argument(
         "--output", required=True, metavar="TOKENIZER_DIR", help="directory to write to"
-    )
-    parser.add_argument(
-        "--vocab_size",
-        type=int,
-        help=f"number of tokens; by default {DEFAULT_VOCAB_SIZE}, or that of --from_tokenizer",
-    )
-    parser.add_argument(
-        "--lowercase",
-        action=argparse.BooleanOptionalAction,
-        default=defaults["lowercase"],
-        help="lowercase the text and strip accents; --no-lowercase for a cased vocabulary",
     )
     parser.add_argument(
         "--from_tokenizer",
@@ -63,10 +70,40 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR_OR_NAME",
         help="extend this tokenizer: [unused…] slots first, then new ids up to --vocab_size",
     )
+    defaults = {field.name: field.default for field in dataclasses.fields(VocabOptions)}
+    for name, text in (
+        ("lowercase", "lowercase the text; --no-lowercase for a cased vocabulary"),
+        (
+            "strip_accents",
+            "strip accents and other marks; by default as text is lowercased. Hindi, Thai, "
+            "Japanese and others lose letters by it: --no-strip_accents",
+        ),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=defaults[name],
+            help=text,
+        )
+    for name, text in (
+        (
+            "vocab_size",
+            f"number of tokens; by default {DEFAULT_VOCAB_SIZE}, or that of --from_tokenizer",
+        ),
+        (
+            "alphabet_size",
+            "the most letters to keep, rarer ones become [UNK]; by default as many as suit the "
+            "text and --vocab_size",
+        ),
+        (
+            "max_word_length",
+            "a longer word is [UNK]; by default 100 as in BERT, or that of --from_tokenizer",
+        ),
+    ):
+        parser.add_argument(f"--{name}", type=int, help=text)
     for name, text in (
         ("field", "the text field of JSON and Parquet"),
         ("min_frequency", "a piece occurs so many times at least"),
-        ("alphabet_size", "the most letters to keep, rarer ones become [UNK]; Chinese needs more"),
         ("max_mb", "read so many megabytes of text at most, from all files"),
         ("max_decode_errors", "stop where a larger share of bytes is not UTF-8"),
     ):
@@ -80,16 +117,16 @@ def main(argv: Sequence[str]) -> int | None:
     flags = vars(_parser().parse_args(argv))
     output, base = flags.pop("output"), flags.pop("from_tokenizer")
     flags["input"] = split_sources(flags["input"])
-    options = VocabOptions(**flags)
-    result = run(options, output, from_tokenizer=base)
-    if isinstance(result, Extension):
-        print(
-            f"{output}: {result.tokenizer.vocab_size:,} tokens, {len(result.added):,} of them "
-            f"new ({', '.join(result.added[:8])}, …); pieces per word "
-            f"{result.pieces_per_word_before:.4f} -> {result.pieces_per_word_after:.4f}"
-        )
+    result = run(VocabOptions(**flags), output, from_tokenizer=base)
+    tokenizer = result.tokenizer
+    if base is None:
+        print(f"{output}: {tokenizer.vocab_size:,} tokens, {tokenizer.fingerprint[:12]}")
     else:
-        print(f"{output}: {result.vocab_size:,} tokens, {result.fingerprint[:12]}")
+        print(
+            f"{output}: {tokenizer.vocab_size:,} tokens, {len(result.added):,} of them new "
+            f"({', '.join(result.added[:8])}, …)"
+        )
+    print(result.describe())
     return None
 
 

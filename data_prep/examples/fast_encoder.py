@@ -10,11 +10,12 @@ punctuation, invisible characters.
 import itertools
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from data_prep.examples.marks import MarkCounter
 
 # Runs without space and ASCII punctuation, or one ASCII punctuation mark.
 split_pieces = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
@@ -29,16 +30,35 @@ class _Index(dict):
         return row
 
 
+class Encoded(NamedTuple):
+    """What sentences became.
+
+    Attributes:
+      ids: of all sentences, one after another.
+      length_S: how many each sentence has.
+      long_words_S: how many words of it are [UNK] for their length, whatever their letters.
+    """
+
+    ids: np.ndarray
+    length_S: np.ndarray
+    long_words_S: np.ndarray
+
+
 class FastEncoder:
     """Encodes sentences with `tokenizer`; the ids are those of its Rust backend, exactly.
 
     Special tokens written out in the text ("[MASK]") are ordinary text here: three pieces.
+
+    Attributes:
+      marks: counts what the tokenizer's normalisation strips.
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-        backend.encode_special_tokens = True
-        self._backend = backend
+        self._backend = tokenizer.text_backend
+        # Added tokens may have blanks and punctuation in them, and take blanks along.
+        self._has_pieces = all(token.content in SPECIAL_TOKENS for token in tokenizer.added)
+        self.marks = MarkCounter(tokenizer)
+        self._max_word = tokenizer.max_word_length
         self._lowercase = tokenizer.lowercase
         self._is_continuation_V = tokenizer.is_continuation_V
         self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
@@ -49,12 +69,15 @@ class FastEncoder:
         self._starts = np.zeros(0, np.int64)  # of each row's ids in _ids
         self._lengths = np.zeros(0, np.int64)
         self._ids = np.zeros(0, self._dtype)
+        self._long_words = np.zeros(0, np.int64)  # in each row's piece
 
-    def encode(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """['Hello, hello', 'you'] -> (ids [7592, 1010, 7592, 2017], lengths [3, 1]).
+    def encode(self, sentences: Iterable[str]) -> Encoded:
+        """['Hello, hello', 'you'] -> (ids [7592, 1010, 7592, 2017], lengths [3, 1], [0, 0]).
 
         The text is expected without control characters (`documents.clean`).
         """
+        if not self._has_pieces:
+            return self._encode_whole(list(sentences))
         if len(self._rows) > _MAX_CACHED:
             self._clear()
         row_of = self._rows.__getitem__
@@ -77,7 +100,14 @@ class FastEncoder:
         ids = self._ids[source]
         token_ends = np.concatenate([[0], end_N])[np.array(ends, np.int64)]
         lengths = np.diff(token_ends, prepend=0)
-        return ids, lengths
+        long_words = np.concatenate([[0], np.cumsum(self._long_words[row_N])])
+        long_words_S = np.diff(long_words[np.array(ends, np.int64)], prepend=0)
+        return Encoded(ids, lengths, long_words_S)
+
+    def _encode_whole(self, sentences: list[str]) -> Encoded:
+        ids, lengths = self._flat_ids(sentences)
+        long_words = (sum(map(self._count_long_words, split_pieces(s))) for s in sentences)
+        return Encoded(ids, lengths, np.fromiter(long_words, np.int64, len(sentences)))
 
     def _add_pieces(self, pieces: list[str]) -> None:
         if not pieces:
@@ -102,6 +132,16 @@ class FastEncoder:
         self._starts = np.concatenate([self._starts, len(self._ids) + start_N])
         self._lengths = np.concatenate([self._lengths, length_N])
         self._ids = np.concatenate([self._ids, flat, other_ids])
+        long_words = np.fromiter(map(self._count_long_words, pieces), np.int64, len(pieces))
+        self._long_words = np.concatenate([self._long_words, long_words])
+
+    def _count_long_words(self, piece: str) -> int:
+        # Normalisation makes at most four characters of one (a Greek vowel with three marks).
+        if 4 * len(piece) <= self._max_word or (piece.isascii() and len(piece) <= self._max_word):
+            return 0
+        normal = self._backend.normalizer.normalize_str(piece)
+        words = self._backend.pre_tokenizer.pre_tokenize_str(normal)
+        return sum(len(word) > self._max_word for word, _ in words)
 
     def _flat_ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all texts, one after another, and how many each text has."""

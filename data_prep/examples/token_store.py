@@ -1,6 +1,6 @@
 """Stage 1: documents to an on-disk store of token ids with sentence and document offsets.
 
-Every unit of text becomes one file of ids, written atomically, so that a killed run goes on where
+Every unit of text becomes one file of ids, written atomically, so that a killed run resumes where
 it was. `merge` then lays the units end to end, train and validation apart:
 
     store/train/tokens.bin      the ids of every document, one after another (uint16 or uint32)
@@ -69,16 +69,21 @@ def tokenize_unit(
     for document in documents:
         found.extend(sentences(document, language, sentence_per_line))
         sentence_ends.append(len(found))
-    ids, lengths = encoder.encode(found)
+    ids, lengths, long_words_S = encoder.encode(found)
     lengths, pieces_per_sentence = _cut_long(lengths)
     # A sentence of invisible characters has no tokens; a document of such sentences is empty.
     ends = np.concatenate([[0], np.cumsum(pieces_per_sentence)])[np.array(sentence_ends, np.int64)]
     counts_D = np.diff(ends, prepend=0)
+    long_words = np.concatenate([[0], np.cumsum(long_words_S)])[np.array(sentence_ends, np.int64)]
+    long_words_D = np.diff(long_words, prepend=0)
+    characters, stripped = encoder.marks.count(documents)
     hashes = np.array([content_hash(document) for document in documents], np.uint64)[counts_D > 0]
     counts = {
         **dataclasses.asdict(parsed),
         "documents": int((counts_D > 0).sum()),
         "cut_sentences": int((pieces_per_sentence > 1).sum()),
+        "characters": characters,
+        "stripped_characters": stripped,
     }
     counts["empty_documents"] += int((counts_D == 0).sum())
     buffer = io.BytesIO()
@@ -87,6 +92,7 @@ def tokenize_unit(
         ids=ids,
         sentence_lengths=lengths.astype(np.uint32),
         document_sentences=counts_D[counts_D > 0].astype(np.uint32),
+        document_long_words=long_words_D[counts_D > 0].astype(np.uint32),
         hashes=hashes,
         counts=np.frombuffer(json.dumps(counts).encode(), np.uint8),
     )
@@ -109,10 +115,12 @@ def _member(path: epath.Path, *names: str) -> list[np.ndarray]:
 
 
 def read_counts(path: epath.Path) -> dict[str, int]:
-    """What tokenize_unit returned; {} if the file is missing or cut off, as by a power failure."""
+    """What tokenize_unit returned; {} if the file is missing, cut off, as by a power failure, or
+    of a version of this program that wrote less.
+    """
     try:
-        return json.loads(bytes(_member(path, "counts")[0]))
-    except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
+        return json.loads(bytes(_member(path, "counts", "document_long_words")[0]))
+    except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return {}
 
 
@@ -174,7 +182,8 @@ def merge(
 
     Returns:
       The summary for `complete`: counts, and for each split its documents, sentences, tokens,
-      unknown_tokens, words, and documents_of_source (see Store).
+      unknown_tokens, words, long_words (too long for the tokenizer), document_lengths (how many
+      have 2**i tokens or more, but not 2**(i + 1)), and documents_of_source (see Store).
     """
     splitter = choose_split(
         (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
@@ -184,8 +193,14 @@ def merge(
     first_places = _first_places(units) if deduplicate else None
     place = 0
     for path in units:
-        ids, lengths, per_document, hashes, counts = _member(
-            path, "ids", "sentence_lengths", "document_sentences", "hashes", "counts"
+        ids, lengths, per_document, long_words_D, hashes, counts = _member(
+            path,
+            "ids",
+            "sentence_lengths",
+            "document_sentences",
+            "document_long_words",
+            "hashes",
+            "counts",
         )
         for name, count in json.loads(bytes(counts)).items():
             parsed[name] = parsed.get(name, 0) + count
@@ -205,6 +220,7 @@ def merge(
                 lengths[chosen_S],
                 per_document[chosen_D],
                 hashes[chosen_D],
+                int(long_words_D[chosen_D].sum()),
             )
     return {
         "counts": parsed,
@@ -235,14 +251,23 @@ class _SplitWriter:
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._tokenizer = tokenizer
         self._counts = dict.fromkeys(
-            ("documents", "sentences", "tokens", "unknown_tokens", "words"), 0
+            ("documents", "sentences", "tokens", "unknown_tokens", "words", "long_words"), 0
         )
+        self._lengths = np.zeros(64, np.int64)
         self._documents_of_source: dict[int, int] = {}
         self._files["sentences"].write(np.zeros(1, _OFFSET).tobytes())
         self._files["documents"].write(np.zeros(1, _OFFSET).tobytes())
 
-    def add(self, source, ids, sentence_lengths, document_sentences, hashes) -> None:
+    def add(
+        self, source, ids, sentence_lengths, document_sentences, hashes, long_words: int
+    ) -> None:
         counts = self._counts
+        ends_D = np.cumsum(sentence_lengths, dtype=np.int64)[
+            np.cumsum(document_sentences, dtype=np.int64) - 1
+        ]
+        exponents_D = np.frexp(np.diff(ends_D, prepend=0))[1] - 1
+        self._lengths += np.bincount(exponents_D, minlength=len(self._lengths))
+        counts["long_words"] += long_words
         sentence_ends = counts["tokens"] + np.cumsum(sentence_lengths, dtype=_OFFSET)
         document_ends = counts["sentences"] + np.cumsum(document_sentences, dtype=_OFFSET)
         self._files["tokens"].write(ids.astype(self._dtype).tobytes())
@@ -262,7 +287,11 @@ class _SplitWriter:
             file.close()
             files.sync(self._paths[name])
         # Reading order is source by source, so counts per source say where each one ends.
-        return {**self._counts, "documents_of_source": self._documents_of_source}
+        return {
+            **self._counts,
+            "document_lengths": np.trim_zeros(self._lengths, "b").tolist(),
+            "documents_of_source": self._documents_of_source,
+        }
 
 
 class Store:
@@ -275,14 +304,14 @@ class Store:
     """
 
     def __init__(self, directory: str | os.PathLike, split: str, vocab_size: int):
-        directory = _local(epath.Path(directory))
-        summary = json.loads((directory / "store.json").read_text())["splits"][split]
+        local = _local(epath.Path(directory))
+        summary = json.loads((local / "store.json").read_text())["splits"][split]
         sources = summary["documents_of_source"]
         self.documents_of_source = {int(source): n for source, n in sources.items()}
         self.dtype = token_dtype(vocab_size)
-        self._tokens = os.open(directory / split / "tokens.bin", os.O_RDONLY)
-        self._sentences = os.open(directory / split / "sentences.bin", os.O_RDONLY)
-        offsets = np.memmap(directory / split / "documents.bin", _OFFSET, "r")
+        self._tokens = os.open(local / split / "tokens.bin", os.O_RDONLY)
+        self._sentences = os.open(local / split / "sentences.bin", os.O_RDONLY)
+        offsets = np.memmap(local / split / "documents.bin", _OFFSET, "r")
         self.document_offsets = offsets.view(np.ndarray)  # a memmap takes 5 us a slice
 
     def close(self) -> None:
@@ -298,12 +327,12 @@ class Store:
         """The ids of N runs, one after another: [0, 9], [2, 1] -> the tokens 0, 1 and 9."""
         width = self.dtype.itemsize
         buffer = np.empty(sum(length_N), self.dtype)
-        view = memoryview(buffer.view(np.uint8))
+        view = memoryview(buffer.view(np.uint8))  # type: ignore[arg-type]  # numpy says so from Python 3.12 on
         at = 0
         for start, length in zip(start_N, length_N, strict=True):
             end = at + length * width
             if os.preadv(self._tokens, [view[at:end]], start * width) < end - at:
-                raise UserError("the token store is cut off: remove DATA_DIR and build anew")
+                raise UserError("the token store is cut off: remove DATA_DIR and build it again")
             at = end
         return buffer
 

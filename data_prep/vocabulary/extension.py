@@ -1,6 +1,5 @@
 """Extends a vocabulary with the words of a domain."""
 
-import collections
 import dataclasses
 import re
 
@@ -9,41 +8,26 @@ from etils import epath
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as bert_tokenizer
 from bert_jax.data.tokenizer import Tokenizer
-from data_prep.examples.fast_encoder import split_pieces
-from data_prep.progress import Progress
 from data_prep.vocabulary.options import VocabOptions, require_writable
+from data_prep.vocabulary.result import Vocabulary, count_pieces, measure
 from data_prep.vocabulary.spool import Spool
+from data_prep.vocabulary.words import words_of
 
 _UNUSED = re.compile(r"\[unused\d+\]").fullmatch
 
 
-@dataclasses.dataclass(frozen=True)
-class Extension:
-    """An extended vocabulary.
-
-    Attributes:
-      tokenizer: the new tokenizer; the ids of the old tokens are unchanged.
-      added: the new words, the most useful first.
-      pieces_per_word_before, pieces_per_word_after: fertility on the text that was given.
-    """
-
-    tokenizer: Tokenizer
-    added: tuple[str, ...]
-    pieces_per_word_before: float
-    pieces_per_word_after: float
-
-
 def extend(
     base: Tokenizer, options: VocabOptions, output: epath.PathLike | None = None
-) -> Extension:
+) -> Vocabulary:
     """Adds to a vocabulary the words of a text that it cuts into most pieces.
 
     A word is worth count * (pieces - 1), the tokens that the text gets shorter by. New words take
     the [unused…] slots first, so that a pretrained embedding matrix still fits, and are then
-    appended up to vocab_size.
+    appended up to vocab_size. A slot that the tokenizer declares as a token of its own (the mark of
+    an entity) is none.
 
     Args:
-      base: the vocabulary to extend; also says whether text is lowercased.
+      base: the vocabulary to extend; also says what is done to text first.
       options: the text of the domain.
       output: TOKENIZER_DIR.
 
@@ -52,30 +36,41 @@ def extend(
         the base's.
     """
     require_writable(output)
+    options = options.checked()
+    if options.max_word_length is not None:
+        base = dataclasses.replace(base, max_word_length=options.max_word_length)
     vocab = list(base.vocab)
-    slots = [i for i, token in enumerate(vocab) if _UNUSED(token)]
+    declared = {token.content for token in base.added}
+    slots = [i for i, token in enumerate(vocab) if _UNUSED(token) and token not in declared]
     vocab_size = len(vocab) if options.vocab_size is None else options.vocab_size
+    if vocab_size > len(vocab) and any(not token.in_vocabulary for token in base.added):
+        raise UserError(
+            f"--vocab_size is {vocab_size}: the tokenizer has tokens beside its vocabulary, whose "
+            "ids are the last: words can take its [unused…] slots alone, without --vocab_size"
+        )
     room = len(slots) + max(0, vocab_size - len(vocab))
     if not room:
         raise UserError(
             f"the vocabulary has {len(vocab)} tokens and no [unused…] slots: give a --vocab_size "
             "above that to append words"
         )
-    words = _word_counts(options, base)
+    with Spool(options) as spool:
+        words = words_of(spool.pieces, base)
     if not words:
         raise UserError(f"input {','.join(options.input)} holds no text to learn words from")
-    names = sorted(words)
-    encodings = base.backend.encode_batch_fast(names, add_special_tokens=False)
-    pieces = {name: len(e.ids) for name, e in zip(names, encodings, strict=True)}
-    is_unknown = {n for n, e in zip(names, encodings, strict=True) if base.unk_id in e.ids}
+    names = sorted(word for word in words if len(word) <= base.max_word_length)
     # An unknown word is lost as a whole, which is worth a piece a letter.
-    gains = {n: words[n] * ((len(n) if n in is_unknown else pieces[n]) - 1) for n in names}
+    pieces = {
+        name: number if number > 0 else len(name)
+        for name, number in zip(names, count_pieces(base, names).tolist(), strict=True)
+    }
+    gains = {name: words[name] * (pieces[name] - 1) for name in names}
     candidates = [
         name
         for name in names
         if gains[name] > 0
         and words[name] >= options.min_frequency
-        and len(name) <= 100
+        and name not in base.ids
         and any(map(str.isalpha, name))
     ]
     added = sorted(candidates, key=lambda name: (-gains[name], name))[:room]
@@ -83,27 +78,10 @@ def extend(
         vocab[slot] = name
     vocab += added[len(slots) :]
     extended = dataclasses.replace(base, vocab=tuple(vocab))
-    after = extended.backend.encode_batch_fast(names, add_special_tokens=False)
-    total = sum(words.values())
     if output is not None:
         bert_tokenizer.save(extended, output)
-    return Extension(
-        extended,
-        tuple(added),
-        sum(words[name] * pieces[name] for name in names) / total,
-        sum(words[n] * len(e.ids) for n, e in zip(names, after, strict=True)) / total,
+    return dataclasses.replace(
+        measure(extended, words),
+        added=tuple(added),
+        pieces_per_word_before=measure(base, words).pieces_per_word,
     )
-
-
-def _word_counts(options: VocabOptions, base: Tokenizer) -> dict[str, int]:
-    """How often each word occurs, as the tokenizer sees words before it cuts them."""
-    raw: collections.Counter[str] = collections.Counter()
-    with Spool(options) as spool, Progress("count words", spool.megabytes) as progress:
-        for document in spool.read(progress):
-            raw.update(split_pieces(document))
-    counts: collections.Counter[str] = collections.Counter()
-    for piece, count in raw.items():
-        normal = base.backend.normalizer.normalize_str(piece)
-        for word, _ in base.backend.pre_tokenizer.pre_tokenize_str(normal):
-            counts[word] += count
-    return counts

@@ -13,6 +13,7 @@ import zstandard
 from data_prep.progress import Progress
 from data_prep.sources import corpus, parsing
 from data_prep.vocabulary.options import VocabOptions
+from data_prep.vocabulary.words import split_pieces
 
 # Files that are read side by side; each holds some 8 MB. More of them are read one after another.
 MAX_OPEN_PARTS = 32
@@ -21,11 +22,15 @@ MAX_OPEN_PARTS = 32
 class Spool:
     """The documents of the corpus, up to max_mb, in a temporary file to be read a second time.
 
-    Reading the corpus anew instead would double the time of a stream or of pydocs.
+    Reading the corpus again instead would double the time of a stream or of pydocs.
+
+    Attributes (in the `with` block):
+      pieces: how often each run of characters between blanks and punctuation occurs.
+      megabytes: of raw text.
     """
 
     def __init__(self, options: VocabOptions):
-        self.character_counts: collections.Counter[str] = collections.Counter()
+        self.pieces: collections.Counter[str] = collections.Counter()
         self.megabytes = 0.0
         self._options = options
 
@@ -53,7 +58,7 @@ class Spool:
         """Units of many parts, one file open at a time, such that max_mb leaves no part out.
 
         The first round takes a unit of each part; later ones, as a rule one, take its share by size
-        of what is left of max_mb. Units that were taken before are read again and passed over,
+        of what is left of max_mb. Units that were taken before are read again and skipped,
         except those of streams, which stay open.
         """
         streams = {part: corpus.read_units(part) for part in parts if part.kind == "stream"}
@@ -69,7 +74,7 @@ class Spool:
                 for unit in units:
                     yield unit  # self.megabytes grows by it
                     taken[part] += 1
-                    # Several files are one unit: going on finds their end without reading.
+                    # Several files are one unit: the next step finds their end without reading.
                     if self.megabytes >= end and len(part.paths) == 1:
                         break
                 else:
@@ -81,7 +86,7 @@ class Spool:
     def _add(self, unit: corpus.Unit, file: TextIO, progress: Progress) -> None:
         documents, counts = parsing.parse_unit(unit, self._options.max_decode_errors)
         for document in documents:
-            self.character_counts.update(document)
+            self.pieces.update(split_pieces(document))
             file.write(json.dumps(document) + "\n")
         megabytes = counts.source_bytes / 1e6
         self.megabytes += megabytes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, AddedToken, Tokenizer, load
 from data_prep.examples.fast_encoder import FastEncoder
 from data_prep.sources import corpus, documents, parsing
 
@@ -35,13 +35,52 @@ def encoders(request):
 
 def test_example():
     tokenizer = Tokenizer(VOCAB)
-    ids, lengths = FastEncoder(tokenizer).encode(["Hello, hello", "you"])
+    ids, lengths, long_words = FastEncoder(tokenizer).encode(["Hello, hello", "you"])
     assert [VOCAB[i] for i in ids] == ["hello", ",", "hello", "you"]
-    assert lengths.tolist() == [3, 1]
+    assert lengths.tolist() == [3, 1] and long_words.tolist() == [0, 0]
+
+
+def test_long_words_are_counted():
+    """A word over 100 letters is [UNK] whatever they are; so is one that has them only once cut."""
+    encoder = FastEncoder(Tokenizer(VOCAB))
+    decomposed = "\u1fa7" * 40  # four characters each, three of which are marks
+    sentences = ["a" * 100, "a" * 101, f"{'b' * 300} you-{'a' * 101}", "中" * 300, decomposed]
+    ids, lengths, long_words = encoder.encode(sentences)
+    assert long_words.tolist() == [0, 1, 2, 0, 0]
+    unknown = [int((part == 1).sum()) for part in np.split(ids, np.cumsum(lengths)[:-1])]
+    assert unknown == [0, 1, 2, 0, 1]
+    kept = Tokenizer(VOCAB, strip_accents=False)
+    assert FastEncoder(kept).encode(["\u1fa7" * 101]).long_words_S.tolist() == [1]
+    korean = Tokenizer(VOCAB)  # a syllable becomes two or three letters
+    assert FastEncoder(korean).encode(["한" * 40]).long_words_S.tolist() == [1]
+    longer = Tokenizer(VOCAB, max_word_length=300)
+    assert FastEncoder(longer).encode(sentences).long_words_S.tolist() == [0] * 5
+
+
+def test_added_tokens_are_found():
+    """Marks of entities, which may have blanks in them and are no pieces of words."""
+    added = tuple(AddedToken(t, in_vocabulary=False) for t in ("[E1]", "new york"))
+    tokenizer = Tokenizer((*VOCAB, "[E1]", "new york"), added=added)
+    text = f"you [E1] new york hello[E1] {'a' * 101}"
+    ids, lengths, long_words = FastEncoder(tokenizer).encode([text, "you"])
+    expected = ["you", "[E1]", "new york", "hello", "[E1]", "[UNK]", "you"]
+    assert [tokenizer.vocab[i] for i in ids] == expected
+    assert lengths.tolist() == [6, 1] and long_words.tolist() == [1, 0]
+
+
+def test_marks_are_counted():
+    marks = FastEncoder(Tokenizer(VOCAB)).marks
+    assert marks.count(["e\u0301 ガカ é\n"]) == (5, 3)
+    assert (
+        marks.examples({"ガ": 2, "é": 1, "\u0941": 3, "a": 9})
+        == "◌\u0941 removed, ガ -> カ, é -> e"
+    )
+    for tokenizer in (Tokenizer(VOCAB, strip_accents=False), Tokenizer(VOCAB, lowercase=False)):
+        assert FastEncoder(tokenizer).marks.count(["e\u0301 ガカ é\n"]) == (5, 0)
 
 
 def test_special_tokens_in_text_are_text():
-    ids, _ = FastEncoder(Tokenizer(VOCAB)).encode(["[MASK] [SEP]"])
+    ids = FastEncoder(Tokenizer(VOCAB)).encode(["[MASK] [SEP]"]).ids
     assert [VOCAB[i] for i in ids][:3] == ["[", "mask", "]"]
     assert not np.isin(ids, [2, 3, 4]).any()
 
@@ -56,7 +95,7 @@ def test_special_tokens_in_text_are_text():
 def test_equals_the_rust_tokenizer(encoders, sentences):
     tokenizer, encoder = encoders
     sentences = [documents.clean(sentence) for sentence in sentences]
-    ids, lengths = encoder.encode(sentences)
+    ids, lengths, _ = encoder.encode(sentences)
     assert len(lengths) == len(sentences)
     parts = np.split(ids, np.cumsum(lengths))[:-1] if sentences else []
     for sentence, part in zip(sentences, parts, strict=True):
@@ -84,7 +123,7 @@ def test_equals_the_rust_tokenizer_on_a_corpus(tokenizer):
         for unit in corpus.read_units(part):
             texts, _ = parsing.parse_unit(unit)
             sentences = [s for text in texts for s in documents.sentences(text)]
-            ids, lengths = encoder.encode(sentences)
+            ids, lengths, _ = encoder.encode(sentences)
             expected = encoder._backend.encode_batch_fast(sentences, add_special_tokens=False)
             assert lengths.tolist() == [len(e.ids) for e in expected]
             assert np.array_equal(ids, [i for e in expected for i in e.ids])

@@ -1,7 +1,9 @@
 """Vocabularies: the same on every run; extended where a domain needs it."""
 
 import collections
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -10,9 +12,10 @@ from corpora import WORDS, make_documents, write_jsonl
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, AddedToken, Tokenizer
 from data_prep import vocab
 from data_prep.sources import corpus
+from data_prep.vocabulary import alphabet
 from data_prep.vocabulary import spool as spooling
 from data_prep.vocabulary.extension import extend
 from data_prep.vocabulary.options import VocabOptions
@@ -21,7 +24,7 @@ from data_prep.vocabulary.wordpiece import train
 _TRAIN = """
 import sys
 from data_prep.vocab import VocabOptions, run
-print(run(VocabOptions((sys.argv[1],), vocab_size=300)).fingerprint)
+print(run(VocabOptions((sys.argv[1],), vocab_size=300)).tokenizer.fingerprint)
 """
 
 
@@ -43,7 +46,7 @@ def test_same_on_every_run(corpus_file):
 
 
 def test_contents(corpus_file, tmp_path):
-    tokenizer = train(VocabOptions((corpus_file,), vocab_size=300), tmp_path / "t")
+    tokenizer = train(VocabOptions((corpus_file,), vocab_size=300), tmp_path / "t").tokenizer
     assert tokenizer.vocab[:5] == SPECIAL_TOKENS
     assert tokenizer.vocab_size == len(set(tokenizer.vocab)) == 300
     letters = sorted({c for word in WORDS for c in word} | {"."})
@@ -54,7 +57,7 @@ def test_contents(corpus_file, tmp_path):
 
 
 def test_letters_are_ordinary_tokens(corpus_file):
-    tokenizer = train(VocabOptions((corpus_file,), vocab_size=300))
+    tokenizer = train(VocabOptions((corpus_file,), vocab_size=300)).tokenizer
     assert int(tokenizer.is_special_V.sum()) == 5
     # A letter that was still a special token would be cut out of every word.
     assert len(tokenizer.encode("ban")) < 3
@@ -62,15 +65,15 @@ def test_letters_are_ordinary_tokens(corpus_file):
 
 def test_cased(tmp_path):
     source = write_jsonl(tmp_path / "c.jsonl", ["Übung Über Alle. Übung macht."] * 5)
-    cased = train(VocabOptions((source,), vocab_size=60, lowercase=False))
+    cased = train(VocabOptions((source,), vocab_size=60, lowercase=False)).tokenizer
     assert "Ü" in cased.vocab and not cased.lowercase
-    uncased = train(VocabOptions((source,), vocab_size=60))
+    uncased = train(VocabOptions((source,), vocab_size=60)).tokenizer
     assert "ü" not in uncased.vocab and "u" in uncased.vocab
 
 
 def test_rare_letters_are_left_out(tmp_path, caplog):
     source = write_jsonl(tmp_path / "c.jsonl", ["aaa bbb aab z"] * 3)
-    tokenizer = train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
+    tokenizer = train(VocabOptions((source,), vocab_size=30, alphabet_size=2)).tokenizer
     assert "z" not in tokenizer.vocab and {"a", "b"} < set(tokenizer.vocab)
     assert "10.00% of the text's characters are none of its 2 most frequent" in caplog.text
     assert "--alphabet_size" in caplog.text
@@ -81,7 +84,7 @@ def test_rare_letters_are_left_out(tmp_path, caplog):
 
 def test_a_rare_letter_is_left_out_silently(tmp_path, caplog):
     source = write_jsonl(tmp_path / "c.jsonl", ["aaa bbb aab"] * 200 + ["z"])
-    tokenizer = train(VocabOptions((source,), vocab_size=30, alphabet_size=2))
+    tokenizer = train(VocabOptions((source,), vocab_size=30, alphabet_size=2)).tokenizer
     assert "z" not in tokenizer.vocab and "--alphabet_size" not in caplog.text
 
 
@@ -90,7 +93,7 @@ def test_max_mb_takes_from_all_files(tmp_path, monkeypatch):
     for name in ("ab", "cd"):
         write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} " * 300] * 30)
     options = VocabOptions((str(tmp_path / "*.jsonl"),), vocab_size=100, max_mb=0.02)
-    tokenizer = train(options)
+    tokenizer = train(options).tokenizer
     assert {"a", "b", "c", "d"} < set(tokenizer.vocab)
 
 
@@ -138,9 +141,9 @@ def test_many_files_are_read_one_after_another(many_files, opened, monkeypatch):
     assert len(documents) == 30 and set(documents.values()) == {12}
     assert opened["most"] == 1
     options = VocabOptions(many_files, vocab_size=60)
-    tokenizer = train(options)
+    tokenizer = train(options).tokenizer
     monkeypatch.setattr(spooling, "MAX_OPEN_PARTS", 30)
-    assert train(options) == tokenizer
+    assert train(options).tokenizer == tokenizer
     assert opened["most"] == 30
 
 
@@ -234,7 +237,7 @@ def test_extension_takes_unused_slots_first(domain):
     assert got.tokenizer.vocab[7:] == BASE.vocab[7:]
     # 22 words: 6 the, 6 full stops, 4 myocardium (10), 3 atrium (6), 3 vena (4), 1 node (4).
     assert got.pieces_per_word_before == pytest.approx((6 + 6 + 40 + 18 + 12 + 4) / 23)
-    assert got.pieces_per_word_after == pytest.approx((6 + 6 + 4 + 3 + 12 + 4) / 23)
+    assert got.pieces_per_word == pytest.approx((6 + 6 + 4 + 3 + 12 + 4) / 23)
 
 
 def test_extension_appends(domain, tmp_path):
@@ -249,6 +252,112 @@ def test_extension_without_room(domain):
     full = Tokenizer(tuple(t for t in BASE.vocab if "unused" not in t))
     with pytest.raises(UserError, match=r"no \[unused…\] slots: give a --vocab_size"):
         extend(full, domain)
+
+
+def test_markers_are_no_slots(domain):
+    """[unused1] may be declared as the mark of an entity: its row is trained, and not a word's."""
+    marked = dataclasses.replace(BASE, added=(AddedToken("[unused1]"),))
+    got = extend(marked, domain)
+    assert got.added == ("myocardium",) and got.tokenizer.vocab[5:7] == ("myocardium", "[unused1]")
+    marks = (AddedToken("[unused0]"), AddedToken("[unused1]"))
+    with pytest.raises(UserError, match=r"no \[unused…\] slots"):
+        extend(dataclasses.replace(BASE, added=marks), domain)
+
+
+def test_words_are_not_appended_behind_added_tokens(domain):
+    beside = (AddedToken("[E1]", in_vocabulary=False),)
+    base = dataclasses.replace(BASE, vocab=(*BASE.vocab, "[E1]"), added=beside)
+    assert extend(base, domain).added == ("myocardium", "atrium")
+    with pytest.raises(UserError, match=r"ids are the last: words can take its \[unused…\] slots"):
+        extend(base, dataclasses.replace(domain, vocab_size=len(base.vocab) + 1))
+
+
+def test_continuations_are_of_letters_that_continue(tmp_path):
+    """None of punctuation, Chinese characters or letters that only begin words."""
+    source = write_jsonl(tmp_path / "c.jsonl", ["xab, xba. 河川 (x)"] * 5)
+    vocabulary = train(VocabOptions((source,), vocab_size=40)).tokenizer.vocab
+    letters = {*"abx,.()河川"}
+    assert letters < {*vocabulary}
+    assert {t for t in vocabulary if t.startswith("##") and len(t) == 3} == {"##a", "##b"}
+
+
+def test_the_alphabet_follows_from_text_and_size():
+    letters = "bcdefgh"
+    common = {f"{i}{j}{k}": 40 for i in letters for j in letters for k in letters}
+    rare = {f"{chr(0x4E00 + i)}": 11 for i in range(20)} | {"bx": 10, "\u0e01": 1}
+    # Of 200 words the last would occur 40 times: a letter that occurs 10 times is worth no id.
+    found = alphabet.choose(common | rare, 200)
+    assert found.letters == [*letters, *map(chr, range(0x4E00, 0x4E00 + 20))]
+    assert found.continuing == [*letters] and 0 < found.dropped < 1e-3
+    assert len(found.tokens) == 5 + 27 + 7
+    # There is room for everything.
+    found = alphabet.choose(common | rare, 400)
+    assert {"x", "\u0e01"} < {*found.letters} and found.dropped == 0
+    assert found.continuing == [*letters, "x"]
+
+
+def test_the_alphabet_takes_half_of_the_ids_at_most():
+    letters = {chr(0x4E00 + i): 100_000 if i < 20 else 1 for i in range(100)}
+    assert len(alphabet.choose(letters, 85).letters) == 40
+    # But for those that make up 99.9 % of the text.
+    assert len(alphabet.choose(dict.fromkeys(letters, 9), 85).letters) == 100
+
+
+def test_what_the_vocabulary_does_is_said(tmp_path):
+    texts = ["bako dusk", f"bako z {'b' * 101} {'d' * 150}"] + ["bako dusk"] * 8
+    source = write_jsonl(tmp_path / "c.jsonl", texts)
+    result = train(VocabOptions((source,), vocab_size=30, alphabet_size=8, min_frequency=5))
+    assert result.long_words == 2
+    # 10 bako and 9 dusk, whole; the z is [UNK].
+    assert result.pieces_per_word == 1.0
+    assert result.unknown_share == pytest.approx(1 / 20)
+    assert result.num_letters == 8 + 5  # b and d only begin words, but for the long ones
+    line = result.describe()
+    assert "pieces per word 1.0000, 5.000% of the words [UNK], " in line
+    assert "2 words over 100 characters are [UNK] too (--max_word_length)" in line
+    options = VocabOptions((source,), vocab_size=40, max_word_length=120)
+    result = train(options, tmp_path / "t")
+    assert result.long_words == 1 and result.tokenizer.max_word_length == 120
+    assert tokenizers.load(tmp_path / "t") == result.tokenizer
+    assert 1 not in result.tokenizer.encode("b" * 101)
+
+
+HINDI = ["नदी गाँव के पास से बहती है।", "बच्चे पेड़ के नीचे खेल रहे हैं।"] * 10
+JAPANESE = ["ガラスの窓から光が入る。", "カラスが屋根に止まった。"] * 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "word", "other", "share", "example"),
+    [
+        (HINDI, "से", "स", "1[0-9].[0-9]%", "removed"),
+        (JAPANESE, "ガラス", "カラス", "1[0-9].[0-9]%", "が -> か"),
+    ],
+)
+def test_marks_that_are_letters(tmp_path, caplog, texts, word, other, share, example):
+    """Lowercasing strips them, so that different words are one."""
+    source = write_jsonl(tmp_path / "c.jsonl", texts)
+    stripped = train(VocabOptions((source,), vocab_size=90)).tokenizer
+    assert stripped.encode(word) == stripped.encode(other)
+    [message] = [record.message for record in caplog.records if "lose a mark" in record.message]
+    assert re.match(share, message) and example in message and "--no-strip_accents" in message
+    caplog.clear()
+    options = VocabOptions((source,), vocab_size=90, strip_accents=False)
+    kept = train(options, tmp_path / "t").tokenizer
+    assert kept.encode(word) != kept.encode(other) and "lose a mark" not in caplog.text
+    assert tokenizers.load(tmp_path / "t") == kept
+    flags = [f"--input={source}", f"--output={tmp_path / 'u'}", "--no-strip_accents"]
+    assert vocab.main([*flags, "--vocab_size=90"]) is None
+    assert tokenizers.load(tmp_path / "u") == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vocab_size", 0), ("min_frequency", 0), ("alphabet_size", 0), ("max_word_length", 0)]
+    + [("max_mb", 0.0), ("max_decode_errors", 2.0)],
+)
+def test_impossible_options(corpus_file, name, value):
+    with pytest.raises(UserError, match=f"--{name} is {value}: expected"):
+        train(dataclasses.replace(VocabOptions((corpus_file,)), **{name: value}))
 
 
 def test_command(tmp_path, corpus_file, capsys):
