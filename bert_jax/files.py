@@ -82,6 +82,21 @@ def size_and_time(path: str | epath.PathLike) -> tuple[int, int]:
     return stat.st_size, int(stat.st_mtime)
 
 
+def sizes(directory: str | epath.PathLike) -> dict[str, int]:
+    """The size in bytes of each file of a directory, by name, by one listing; {} without it."""
+    if is_remote(directory):
+        path = epath.Path(directory)
+        try:
+            entries = path._backend.fs(path).ls(str(path), detail=True)  # etils gives names alone
+        except FileNotFoundError:
+            return {}
+        return {e["name"].rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
+    if not os.path.isdir(directory):
+        return {}
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
 def sync(path: str | epath.PathLike) -> None:
     """Waits until a file's bytes, or a folder's entries, are on this machine's disk.
 

@@ -23,7 +23,7 @@ from data_prep.options import BuildOptions, add_build_flags, split_numbers, spli
 from data_prep.running import beam, local
 from data_prep.running.stages import Job, finish
 from data_prep.running.work_directory import WorkDirectory, built_already
-from data_prep.sources import corpus
+from data_prep.sources import corpus, languages
 
 
 def run(
@@ -49,6 +49,7 @@ def run(
     """
     options = options.checked()
     workers = parallel.checked_workers(workers)
+    languages.warn_without_rules(options.language)
     if beam_options and runner != "beam":
         raise UserError(
             "--beam_options is for Apache Beam: give --runner=beam too, or leave it out"
@@ -60,7 +61,7 @@ def run(
     with WorkDirectory(job) as work:
         if (epath.Path(output) / MANIFEST).exists():  # killed as it tidied up: done now
             return built_already(job)
-        parts = corpus.list_parts(options.input, options.field)
+        parts = corpus.list_parts(options.input, options.field, options.document_per_line)
         work.claim(parts)
         if runner == "beam":
             beam.run(job, parts, beam_options)
@@ -85,10 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m data_prep.build",
         description="Builds sharded BERT pretraining examples from text. Killed, the same command "
         "resumes; the result does not depend on workers or runner.",
-        epilog="SOURCE is a path or glob (.txt with blank lines between documents, .jsonl, .json, "
-        ".parquet; each also .gz or .zst; local or gs://), hf:NAME[/CONFIG][:SPLIT], "
-        "tfds:NAME[/CONFIG][:VERSION][:SPLIT], or pydocs[:MAX_MB], the English documentation of "
-        "the installed Python packages.",
+        epilog="SOURCE is a path or glob (.txt with blank lines between documents or with "
+        "--document_per_line, .jsonl, .json, .parquet; each also .gz or .zst; local or gs://), "
+        "hf:NAME[/CONFIG][:SPLIT], tfds:NAME[/CONFIG][:VERSION][:SPLIT], or pydocs[:MAX_MB], the "
+        "English documentation of the installed Python packages.",
         formatter_class=HelpFormatter,
     )
     add_build_flags(parser)

@@ -15,7 +15,7 @@ from etils import epath
 
 from bert_jax import cli as command_line
 from bert_jax.cli import HelpFormatter, UserError, print_lines
-from bert_jax.data.records import Manifest
+from bert_jax.data.records import TOKENIZER, Manifest
 from data_prep import parallel
 from data_prep.checking import examples, measures
 from data_prep.checking.measures import Measure
@@ -41,7 +41,9 @@ def run(data_dir: epath.PathLike, *, workers: int | None = None) -> Report:
     problems = file_problems(subject)
     tallies = {split: Tally() for split in manifest.splits}
     split_of = {shard: split for split, shards in manifest.splits.items() for shard in shards}
-    workers = min(workers, len(split_of))
+    if TOKENIZER in problems:  # its ids are needed to read examples
+        split_of = {}
+    workers = min(workers, max(len(split_of), 1))
     with Progress("check", len(split_of)) as progress:
         results = parallel.run(measure_shard, subject, split_of, workers)
         for shard, result in results:
@@ -81,7 +83,7 @@ def main(argv: Sequence[str]) -> int | None:
         print_lines([as_json(report)])
     else:
         styles = examples.TERMINAL if sys.stdout.isatty() else examples.PLAIN
-        shown = examples.first_examples(flags.data_dir, report.damaged, flags.examples, styles)
+        shown = examples.first_examples(flags.data_dir, report.corrupted, flags.examples, styles)
         print_lines(itertools.chain(lines(report), (f"\n{text}" for text in shown)))
     if flags.report:
         write_page(report, flags.data_dir, flags.report, max(flags.examples, 5))

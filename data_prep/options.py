@@ -3,13 +3,15 @@
 import argparse
 import dataclasses
 import json
+import math
+import os
 import re
 from typing import Any
 
 from bert_jax.cli import UserError
 from bert_jax.data.masking import MaskingConfig, default_max_predictions
 from data_prep.examples.shards import ShardOptions
-from data_prep.sources import parsing
+from data_prep.sources import languages, parsing
 
 OBJECTIVES = ("nsp", "sop", "full_sentences", "doc_sentences")
 FORMATS = ("array_record", "tfrecord")
@@ -30,6 +32,7 @@ class BuildOptions:
     weights: tuple[float, ...] = ()
     language: str = "en"
     sentence_per_line: bool = False
+    document_per_line: bool = False
     max_decode_errors: float = parsing.MAX_DECODE_ERRORS
     deduplicate: bool = False
     objective: str = "nsp"
@@ -73,13 +76,9 @@ class BuildOptions:
             "format": (self.format in FORMATS, f"one of {', '.join(FORMATS)}"),
             "seed": (0 <= self.seed < 2**63, "from 0 to below 2**63"),
             "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
-            "language": (
-                re.fullmatch("[a-z]{2,3}(-[a-z]+)*", self.language) is not None,
-                "an ISO 639-1 code, such as en or pt-br",
-            ),
             "weights": (
                 len(self.weights) in (0, len(self.input))
-                and all(w >= 0 for w in self.weights)
+                and all(0 <= w < math.inf for w in self.weights)
                 and (any(self.weights) or not self.weights),
                 f"one number, 0 or more, for each of the {len(self.input)} sources, not all 0",
             ),
@@ -96,6 +95,7 @@ class BuildOptions:
             predictions = default_max_predictions(self.max_seq_length, self.masked_lm_prob)
         return dataclasses.replace(
             self,
+            language=languages.resolve(self.language),
             weights=self.weights or (1.0,) * len(self.input),
             max_predictions_per_seq=predictions,
         )
@@ -124,14 +124,28 @@ def arguments(options: BuildOptions) -> dict[str, Any]:
 
 
 def split_sources(value: str) -> tuple[str, ...]:
-    """'a.txt,b.txt' -> ('a.txt', 'b.txt')."""
-    return tuple(source for source in value.split(",") if source)
+    r"""'a.txt,b.txt' -> ('a.txt', 'b.txt'); r'a\,b.txt' -> ('a,b.txt',).
+
+    A value that is the name of a file as it stands is that file.
+
+    Raises:
+      UserError: nothing between two commas.
+    """
+    if os.path.isfile(value):
+        return (value,)
+    found = tuple(part.replace(r"\,", ",") for part in re.split(r"(?<!\\),", value))
+    if not all(part.strip() for part in found):
+        raise UserError(
+            f"--input is {value!r}: expected SOURCE[,SOURCE…], found an empty one "
+            r"(a comma in a name is written as \,)"
+        )
+    return found
 
 
 def split_numbers(name: str, value: str) -> tuple[float, ...]:
-    """'1,0.5' -> (1.0, 0.5)."""
+    """'1,0.5' -> (1.0, 0.5); '' -> ()."""
     try:
-        return tuple(float(number) for number in value.split(",") if number)
+        return tuple(float(number) for number in value.split(",")) if value else ()
     except ValueError:
         raise UserError(f"--{name} is {value}: expected numbers, as in 1,0.5") from None
 
@@ -149,7 +163,12 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", default=default, help=text, **keywords)
 
     data = parser.add_argument_group("input and output")
-    data.add_argument("--input", required=True, metavar="SOURCE[,SOURCE…]", help="where text is")
+    data.add_argument(
+        "--input",
+        required=True,
+        metavar="SOURCE[,SOURCE…]",
+        help=r"where text is; a comma in a name is written as \,",
+    )
     data.add_argument(
         "--tokenizer", required=True, help="directory, vocab.txt file or hub name of the tokenizer"
     )
@@ -161,8 +180,9 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
         metavar="W[,W…]",
         help="one factor on dupe_factor for each source; all 1 by default",
     )
-    add(data, "language", "ISO 639-1 code for sentence splitting")
+    add(data, "language", "ISO 639 code for sentence splitting, such as en, pt-br or deu")
     add(data, "sentence_per_line", "each line is a sentence", action="store_true")
+    add(data, "document_per_line", "each line of a text file is a document", action="store_true")
     add(data, "max_decode_errors", "stop where a larger share of bytes is not UTF-8")
     add(data, "deduplicate", "use documents with equal text once", action="store_true")
     add(data, "validation_fraction", "share of documents held out, chosen by content")
@@ -178,7 +198,7 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
     add(
         masks,
         "masking",
-        "dynamic: the loader masks anew in every epoch",
+        "dynamic: the loader draws new masks in every epoch",
         choices=("static", "dynamic"),
     )
     add(masks, "masked_lm_prob", "share of tokens to predict")

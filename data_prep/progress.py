@@ -23,7 +23,8 @@ class Progress:
         self._bar = tqdm.tqdm(
             total=total or None,
             desc=stage,
-            disable=not sys.stderr.isatty(),
+            # Where INFO lines are not wanted, as in a program that calls this one, nor is a bar.
+            disable=not sys.stderr.isatty() or not _log.isEnabledFor(logging.INFO),
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             if total
             else "{desc}: {elapsed}{postfix}",

@@ -196,7 +196,7 @@ def _choose_units(
                 & ~is_taken_BU[row_B, place_B]
                 & (size_BU[row_B, place_B] <= left_B)
             )
-            if n:
+            if n and drawn is not None:
                 fits_B &= (n <= drawn[:, rank]) & ~breaks_after_BU[row_B, place_B - 1]
             is_taken_BU[row_B[fits_B], place_B[fits_B]] = True
             left_B -= np.where(fits_B, size_BU[row_B, place_B], 0)

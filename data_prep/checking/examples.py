@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.records import Manifest
+from bert_jax.data.records import TOKENIZER, Manifest
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.checking.tally import read_examples
 
@@ -41,24 +41,26 @@ def format_example(
             seen, true = words[position], escape(tokenizer.vocab[original])
             words[position] = styles["seen"].format(seen) + "->" + styles["true"].format(true)
     words = [styles["special"].format(w) if w in ("[CLS]", "[SEP]") else w for w in words]
-    names = {"nsp": ("IsNext", "random"), "sop": ("in order", "swapped")}
-    label = names.get(manifest.arguments["objective"], ())
-    label = f"{label[example['next_sentence_label']]}, " if label else ""
+    names = {"nsp": ("IsNext, ", "random, "), "sop": ("in order, ", "swapped, ")}
+    of_objective = names.get(manifest.arguments["objective"])
+    label = of_objective[example["next_sentence_label"]] if of_objective else ""
     return f"{' '.join(words)}   ({label}{n} tokens)"
 
 
 def first_examples(
     data_dir: str,
-    damaged: Collection[str],
+    corrupted: Collection[str],
     count: int,
     styles: Mapping[str, str],
     escape: Callable[[str], str] = str,
 ) -> Iterator[str]:
     """The first `count` training examples, those of corrupted shards skipped."""
+    if TOKENIZER in corrupted:
+        return
     manifest = Manifest.read(data_dir)
-    tokenizer = tokenizers.load(epath.Path(data_dir) / "tokenizer")
+    tokenizer = tokenizers.load(epath.Path(data_dir) / TOKENIZER)
     for shard in manifest.splits["train"]:
-        if shard.name in damaged:
+        if shard.name in corrupted:
             continue
         for examples in read_examples(epath.Path(data_dir) / shard.name, manifest.dtype):
             for example in examples[:count]:

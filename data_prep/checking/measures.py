@@ -5,7 +5,7 @@ data sets pass.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -14,6 +14,12 @@ from bert_jax.data.masking import MaskingConfig
 from bert_jax.data.records import Manifest
 from data_prep.checking.tally import Tally
 from data_prep.sources import parsing
+
+# Shares of characters that lose a mark: from the first on a remark says so, from the second on it
+# is no longer a matter of accents.
+_SOME_STRIPPED, MAX_STRIPPED = 0.005, 0.05
+# A corpus of no more documents is none to pretrain on, or was not parted into them.
+_FEW_DOCUMENTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ def _mask_rate(split: str, tally: Tally, config: MaskingConfig) -> Measure:
     if tally.wanted < 0.9 * uncapped:
         low = None
         advice = (
-            f"the cap of {config.max_predictions_per_seq} predictions an example keeps it far "
+            f"the cap of {config.max_predictions_per_seq} predictions per example keeps it far "
             f"below --masked_lm_prob={config.masked_lm_prob:g}: if that is not intended, build "
             "without --max_predictions_per_seq"
         )
@@ -145,16 +151,30 @@ def _mask_rate(split: str, tally: Tally, config: MaskingConfig) -> Measure:
 
 
 def of_text(split: str, manifest: Manifest) -> Iterator[Measure]:
+    """What the build counted in a split's text; since format version 2 more than before."""
     counts = manifest.statistics["splits"][split]
     yield Measure(split, "documents", counts["documents"], 1)
+    if "document_lengths" in counts:
+        median = _median(counts["document_lengths"])
+        yield Measure(split, "tokens per document (median, about)", median)
+    long_words = counts.get("long_words", 0)
     yield Measure(
         split,
         "[UNK] rate",
-        _share(counts["unknown_tokens"], counts["tokens"]),
+        _share(counts["unknown_tokens"] - long_words, counts["tokens"]),
         0,
         0.01,
         "the vocabulary lacks letters of this text: train one (python -m data_prep.vocab, with a "
         "larger --alphabet_size for Chinese, Japanese or many scripts)",
+    )
+    yield Measure(
+        split,
+        "share of words too long for the tokenizer",
+        _share(long_words, counts["words"]),
+        0,
+        0.001,
+        "each is one [UNK]: train a vocabulary with a larger --max_word_length, or cut them (a "
+        "sequence of letters without blanks, such as DNA, is cut into words of equal length)",
     )
     yield Measure(
         split,
@@ -174,11 +194,23 @@ def of_text(split: str, manifest: Manifest) -> Iterator[Measure]:
     )
 
 
-def of_documents(data_dir: str, manifest: Manifest, damaged: Collection[str]) -> Iterator[Measure]:
+def _median(lengths: Sequence[int]) -> float:
+    """Of documents by powers of two of their length: [0, 2, 2] -> 4.0, between 2 … 3 and 4 … 7."""
+    half, seen = sum(lengths) / 2, 0
+    for exponent, count in enumerate(lengths):
+        if count and seen + count >= half:
+            return 2.0 ** (exponent + (half - seen) / count)
+        seen += count
+    return 0.0
+
+
+def of_documents(
+    data_dir: str, manifest: Manifest, corrupted: Collection[str]
+) -> Iterator[Measure]:
     hashes = {}
     for split in manifest.splits:
         name = f"document_hashes-{split}.npy"
-        if name not in damaged:
+        if name not in corrupted:
             with (epath.Path(data_dir) / name).open("rb") as file:
                 hashes[split] = np.load(file)
     distinct = {split: np.unique(hash_D) for split, hash_D in hashes.items()}
@@ -206,3 +238,51 @@ def of_documents(data_dir: str, manifest: Manifest, damaged: Collection[str]) ->
         most,
         "the input has another encoding: convert it with iconv",
     )
+    yield from _marks(manifest)
+    yield from _unparted(manifest)
+
+
+def _marks(manifest: Manifest) -> Iterator[Measure]:
+    statistics = manifest.statistics
+    if "characters" not in statistics:  # format version 1
+        return
+    share = _share(statistics["stripped_characters"], statistics["characters"])
+    advice = (
+        "the tokenizer strips marks that are letters in Hindi, Thai, Japanese and others, so that "
+        "different words become one: train a vocabulary with --no-strip_accents"
+    )
+    yield Measure(
+        "data set",
+        "share of characters that lose a mark",
+        share,
+        None,
+        MAX_STRIPPED if share > MAX_STRIPPED else None,
+        advice if share > _SOME_STRIPPED else "",
+    )
+
+
+def _unparted(manifest: Manifest) -> Iterator[Measure]:
+    """Files that may be lists of documents, each read as one; whole books look the same."""
+    statistics = manifest.statistics
+    if files := statistics.get("unparted_files", 0):
+        lines = statistics["unparted_lines"] / files
+        documents = sum(counts["documents"] for counts in statistics["splits"].values())
+        is_nearly_all = documents <= _FEW_DOCUMENTS and files + statistics["cut_documents"] >= (
+            documents / 2
+        )
+        yield Measure(
+            "data set",
+            "text files without a blank line, each one document",
+            files,
+            None,
+            0 if is_nearly_all else None,
+            f"they have {lines:,.0f} lines on average: where each line is a document, build with "
+            "--document_per_line",
+        )
+    if cut := statistics.get("cut_documents", 0):
+        yield Measure(
+            "data set",
+            "cuts in documents of over 16 MB",
+            cut,
+            advice="where each line is a document, build with --document_per_line",
+        )

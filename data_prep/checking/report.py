@@ -21,13 +21,13 @@ class Report:
       measures: in the order of printing.
       problems: files that are missing or changed.
       tallies: split -> sums over its examples.
-      damaged: names of those files.
+      corrupted: names of those files.
     """
 
     measures: list[Measure]
     problems: list[str]
     tallies: dict[str, Tally]
-    damaged: frozenset[str]
+    corrupted: frozenset[str]
 
     @property
     def is_healthy(self) -> bool:
@@ -43,7 +43,7 @@ def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples
     manifest = Manifest.read(data_dir)
     histograms = {}
     for split, tally in report.tallies.items():
-        if not tally.examples:  # all its shards are damaged
+        if not tally.examples:  # all its shards are corrupted
             continue
         histograms[f"{split}: tokens per example"] = tally.lengths
         if manifest.is_static:
@@ -60,7 +60,7 @@ def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples
         facts={name: str(value) for name, value in manifest.arguments.items()},
         examples=list(
             examples.first_examples(
-                data_dir, report.damaged, num_examples, examples.HTML, html.escape
+                data_dir, report.corrupted, num_examples, examples.HTML, html.escape
             )
         ),
     )
@@ -68,9 +68,9 @@ def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples
 
 
 def lines(report: Report) -> Iterator[str]:
-    rows = [(m.split, m.name, _value(m), m) for m in report.measures]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for split, name, value, measure in rows:
+    rows = [(m.split, m.name, _value(m)) for m in report.measures]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for (split, name, value), measure in zip(rows, report.measures, strict=True):
         mark = "ok  " if measure.is_healthy else "FAIL"
         expected = f"expected {measure.expected}" if measure.expected else ""
         yield (

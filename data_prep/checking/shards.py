@@ -5,12 +5,14 @@ import functools
 
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.records import Manifest, Shard
+from bert_jax.data.records import TOKENIZER, Manifest, Shard, sha256
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.checking.tally import Tally, read_examples, tally_examples
-from data_prep.examples import writers
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Subject:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return tokenizers.load(epath.Path(self.data_dir) / "tokenizer")
+        return tokenizers.load(epath.Path(self.data_dir) / TOKENIZER)
 
 
 def measure_shard(subject: Subject, shard: Shard) -> Tally | str:
@@ -30,7 +32,7 @@ def measure_shard(subject: Subject, shard: Shard) -> Tally | str:
     path = epath.Path(subject.data_dir) / shard.name
     if not path.exists():
         return f"{shard.name} is missing"
-    if writers.sha256(path) != shard.sha256:
+    if sha256(path) != shard.sha256:
         return f"{shard.name} has changed: its SHA-256 is not the manifest's"
     tally = Tally()
     for examples in read_examples(path, subject.manifest.dtype):
@@ -43,17 +45,21 @@ def measure_shard(subject: Subject, shard: Shard) -> Tally | str:
 
 
 def file_problems(subject: Subject) -> dict[str, str]:
-    """What is wrong, by the name of the file; the shards are left out."""
-    directory = epath.Path(subject.data_dir)
-    problems = {}
-    for name, sha256 in subject.manifest.statistics["files"].items():
-        if not (directory / name).exists():
-            problems[name] = f"{name} is missing"
-        elif writers.sha256(directory / name) != sha256:
-            problems[name] = f"{name} has changed: its SHA-256 is not the manifest's"
+    """What is wrong, by the name of the file; the contents of shards are another function's.
+
+    The name "tokenizer" stands for all of its files together.
+    """
+    manifest = subject.manifest
+    problems = dict(manifest.problems(subject.data_dir, manifest.splits))
+    written = files.sizes(epath.Path(subject.data_dir) / TOKENIZER)
+    for name in _TOKENIZER_FILES:  # which format version 1 has no checksums of
+        if name not in written:
+            problems.setdefault(f"{TOKENIZER}/{name}", f"{TOKENIZER}/{name} is missing")
     try:
-        if subject.tokenizer.fingerprint != subject.manifest.tokenizer_fingerprint:
-            problems["tokenizer"] = "tokenizer/ is not the tokenizer that the ids were made with"
+        is_another = subject.tokenizer.fingerprint != manifest.tokenizer_fingerprint
     except UserError as error:
-        raise UserError(f"the data set's copy of its tokenizer is unusable: {error}") from None
+        problems[TOKENIZER] = f"{TOKENIZER}/ is unusable, so no example was read: {error}"
+        return problems
+    if is_another and not any(name.startswith(f"{TOKENIZER}/") for name in problems):
+        problems[TOKENIZER] = f"{TOKENIZER}/ is not the tokenizer that the ids were made with"
     return problems

@@ -7,6 +7,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
+from bert_jax.cli import UserError
 from bert_jax.data.masking import MaskingConfig
 from bert_jax.data.records import Manifest
 from bert_jax.data.tokenizer import Tokenizer
@@ -54,6 +55,8 @@ def read_examples(path: epath.PathLike, dtype: np.dtype) -> Iterator[np.ndarray]
         return
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
+        if not reader.ok():  # it opens a file that is not there as one without records
+            raise UserError(f"{path} cannot be opened: it is missing, or no ArrayRecord file")
         count = reader.num_records()
         for start in range(0, count, _RECORDS_AT_ONCE):
             records = reader.read(list(range(start, min(start + _RECORDS_AT_ONCE, count))))

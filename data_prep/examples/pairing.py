@@ -52,7 +52,7 @@ def target_length(budget: int, short_seq_prob: float, coin: float, uniform: floa
     """The length a document's chunks aim at: the budget, or now and then uniform in [2, budget].
 
     Args:
-      budget: tokens an example holds beside its special tokens.
+      budget: tokens that an example holds beside its special tokens.
       short_seq_prob: how often the target is short, so that fine-tuning meets no surprise.
       coin, uniform: random numbers in [0, 1).
     """
@@ -95,11 +95,11 @@ def next_sentence_chunks(
 
 def sentence_order_chunks(
     offsets: Sequence[int], target: int, uniforms: Sequence[Sequence[float]]
-) -> list[Chunk]:
+) -> list[tuple[int, int, int]]:
     """ALBERT's chunks: as for NSP, but B always follows A in the text; swapping comes later.
 
     A chunk of one sentence is cut inside the sentence, so that no text is lost and no random B
-    mixes another task into the labels; a lone token joins no pair and is left out.
+    mixes another task into the labels; a lone token joins no pair and is skipped.
 
     offsets [0, 4, 9, 12], target 9 -> [(0, 4, 9), (9, 10, 12)]
     """
@@ -114,7 +114,7 @@ def sentence_order_chunks(
         else:
             middle = offsets[first] + 1 + int(where * (offsets[end] - offsets[first] - 1))
         if middle < offsets[end]:
-            chunks.append(Chunk(offsets[first], middle, offsets[end]))
+            chunks.append((offsets[first], middle, offsets[end]))
         first = end
     return chunks
 

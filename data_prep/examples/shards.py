@@ -8,7 +8,7 @@ Shapes: E examples, P spans (runs of tokens of the store), L positions, V vocabu
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,7 @@ def count_shards(num_shards: int, num_copies: float) -> int:
 def _mix(*values: int | np.ndarray) -> np.ndarray:
     """A uniform uint64 from counters (the finaliser of SplitMix64, applied once a value)."""
     with np.errstate(over="ignore"):
-        state = np.uint64(0x9E3779B97F4A7C15)
+        state = np.asarray(0x9E3779B97F4A7C15, np.uint64)
         for value in values:
             state = (state ^ np.asarray(value, np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -157,9 +157,9 @@ def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Itera
         coin, length, _, _ = uniform_S4.pop()
         target = pairing.target_length(budget, options.short_seq_prob, coin, length)
         if options.objective == "sop":
-            for i, chunk in enumerate(pairing.sentence_order_chunks(offsets, target, uniform_S4)):
-                a = (chunk.start, chunk.middle - chunk.start)
-                b = (chunk.middle, chunk.end - chunk.middle)
+            halves = pairing.sentence_order_chunks(offsets, target, uniform_S4)
+            for i, (begin, cut, stop) in enumerate(halves):
+                a, b = (begin, cut - begin), (cut, stop - cut)
                 if uniform_S4[i][1] < 0.5:
                     rows.append((*a, *b, pairing.IN_ORDER))
                 else:
@@ -191,7 +191,7 @@ def _random_segment(store: Store, document: int, uniform: float, length: int) ->
     return offsets[0], pairing.filled_end(offsets, length)
 
 
-def _truncated(rng: np.random.Generator, rows: list[tuple[int, ...]], budget: int) -> _Spans:
+def _truncated(rng: np.random.Generator, rows: Sequence[tuple[int, ...]], budget: int) -> _Spans:
     row_E5 = np.array(rows, np.int64)
     cut = pairing.truncate_pairs(rng, row_E5[:, 1], row_E5[:, 3], budget)
     return _Spans(

@@ -10,14 +10,14 @@ Shapes: E examples, L positions, M predictions.
 import contextlib
 import struct
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from etils import epath
 
 from bert_jax.cli import UserError
 from bert_jax.data.records import NO_NEXT_SENTENCE_LABEL
-from data_prep.examples.writers import appearing_at, sha256
+from data_prep.examples.writers import Written, appearing_at
 
 _INT64_LIST, _FLOAT_LIST = 3, 2  # field numbers in tf.train.Feature
 _READ_AT_ONCE = 4096
@@ -34,8 +34,8 @@ def _crc32c():
 
 
 @contextlib.contextmanager
-def write_tfrecord(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterator[str]:
-    """Writes struct arrays of masked examples; gives the file's SHA-256.
+def write_tfrecord(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterator[Written]:
+    """Writes struct arrays of masked examples; says what was written.
 
     The file appears at `path` when the `with` block ends without an exception.
     """
@@ -49,7 +49,7 @@ def write_tfrecord(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterator[s
                     file.write(struct.pack("<I", _masked(crc32c(length))))
                     file.write(record)
                     file.write(struct.pack("<I", _masked(crc32c(record))))
-        yield sha256(partial)
+        yield Written.of(partial)
 
 
 def _masked(crc: int) -> int:
@@ -80,7 +80,7 @@ def encode_examples(examples: np.ndarray) -> Iterator[bytes]:
 
 
 def _int64_features(name: str, values_EN: np.ndarray) -> list[bytes]:
-    """One map entry an example, its values as packed varints."""
+    """One map entry per example, its values as packed varints."""
     values_EN = values_EN.astype(np.uint32)
     # Seven bits a byte, lowest first, the top bit set where more follow; ids have 3 bytes at most.
     shifts = np.arange(5, dtype=np.uint32) * 7
@@ -137,10 +137,10 @@ def _records(file: BinaryIO, crc32c, path: epath.PathLike) -> Iterator[bytes]:
     while header := file.read(12):
         length, length_crc = struct.unpack("<QI", header)
         if _masked(crc32c(header[:8])) != length_crc:
-            raise UserError(f"{path} is not a TFRecord file, or is damaged")
+            raise UserError(f"{path} is not a TFRecord file, or is corrupted")
         record = file.read(length)
         if struct.pack("<I", _masked(crc32c(record))) != file.read(4):
-            raise UserError(f"{path} is damaged: a record's checksum is wrong")
+            raise UserError(f"{path} is corrupted: a record's checksum is wrong")
         yield record
 
 
@@ -162,7 +162,7 @@ def _decode_example(record: bytes, dtype: np.dtype) -> np.void:
     example["num_masked"] = int(features["masked_lm_weights"].sum())
     example["masked_lm_positions"] = features["masked_lm_positions"]
     example["masked_lm_ids"] = features["masked_lm_ids"]
-    return example[()]
+    return cast(np.void, example[()])
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:

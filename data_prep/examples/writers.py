@@ -1,28 +1,39 @@
 """Files that appear whole or not at all; shards in ArrayRecord format."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
 from bert_jax import files
-from bert_jax.data.records import EXAMPLES_PER_RECORD
+from bert_jax.data.records import EXAMPLES_PER_RECORD, sha256
 
 # One group a record: random access decompresses nothing else. zstd level 3 already takes a
 # 128-token static example from 343 bytes to about 270; level 9 costs three times the time for 1 %.
 _ARRAY_RECORD_OPTIONS = "group_size:1,zstd:3"
 
 
+class Written(NamedTuple):
+    """A file that was written: the SHA-256 of its bytes, in hexadecimal, and their number."""
+
+    sha256: str
+    num_bytes: int
+
+    @classmethod
+    def of(cls, path: str) -> "Written":
+        return cls(sha256(path), os.path.getsize(path))
+
+
 @contextlib.contextmanager
-def write_array_record(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterator[str]:
-    """Writes struct arrays as records of EXAMPLES_PER_RECORD; gives the file's SHA-256.
+def write_array_record(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterator[Written]:
+    """Writes struct arrays as records of EXAMPLES_PER_RECORD; says what was written.
 
     The file appears at `path` when the `with` block ends without an exception.
 
@@ -38,14 +49,15 @@ def write_array_record(path: epath.Path, blocks: Iterable[np.ndarray]) -> Iterat
                     writer.write(examples[start : start + EXAMPLES_PER_RECORD].tobytes())
         finally:
             writer.close()
-        yield sha256(partial)
+        yield Written.of(partial)
 
 
 def save_array(path: epath.Path, array: np.ndarray) -> str:
     """Writes a .npy file; returns its SHA-256."""
-    with appearing_at(path) as partial, open(partial, "wb") as file:
-        np.save(file, array)
-    return sha256(path)
+    with appearing_at(path) as partial:
+        with open(partial, "wb") as file:
+            np.save(file, array)
+        return sha256(partial)
 
 
 @contextlib.contextmanager
@@ -70,8 +82,3 @@ def appearing_at(path: epath.Path) -> Iterator[str]:
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(partial)
-
-
-def sha256(path: str | os.PathLike) -> str:
-    with epath.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,15 @@ from etils import epath
 from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.records import NUM_TOKENS, TOKEN_COUNTS, Manifest, Shard, shard_name
+from bert_jax.data.records import (
+    NUM_TOKENS,
+    TOKEN_COUNTS,
+    TOKENIZER,
+    Manifest,
+    Shard,
+    sha256,
+    shard_name,
+)
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.examples import token_store, writers
 from data_prep.examples.fast_encoder import FastEncoder
@@ -80,7 +88,7 @@ def _state(path: str) -> list[int]:
 def read_units(part: corpus.Part) -> Iterator[corpus.Unit]:
     """Reads the units of a part, with names that also say what its files were.
 
-    So a build that goes on finds the units of files that are as they were, and of no others.
+    So a build that resumes finds the units of files that are as they were, and of no others.
     """
     key = hashlib.sha256(json.dumps(input_files([part])).encode()).hexdigest()[:12]
     for unit in corpus.read_units(part):
@@ -128,9 +136,16 @@ def merge(job: Job, names: Iterable[str]) -> None:
     token_store.require_documents(summary, options.input)
     counts = {split: summary["splits"][split]["documents"] for split in SPLITS}
     if options.objective == "nsp" and counts["train"] < 2:
+        cause = ""
+        if summary["counts"]["unparted_files"]:
+            cause = (
+                f" (a text file of {summary['counts']['unparted_lines']} lines without a blank one "
+                "between them, which would part documents: --document_per_line takes each line as "
+                "one)"
+            )
         raise UserError(
-            f"input {','.join(options.input)} holds one document, and the objective nsp takes a "
-            "random segment B from another one: add documents, or use --objective=sop or "
+            f"input {','.join(options.input)} holds one document{cause}, and the objective nsp "
+            "takes a random segment B from another one: add documents, or use --objective=sop or "
             "full_sentences"
         )
     if options.validation_fraction and not counts["validation"]:
@@ -195,7 +210,7 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
             SPLITS.index(task.split),
         )
         write = _WRITERS[job.options.format]
-        with write(path, examples) as sha256:
+        with write(path, examples) as written:
             # Statistics first: where both files exist, the shard is finished.
             for suffix, array in (
                 ("token_counts", examples.token_counts_V),
@@ -203,7 +218,7 @@ def write_shard(job: Job, task: ShardTask) -> dict[str, Any]:
             ):
                 statistics_path = job.finished / f"{name}.{suffix}"
                 files.write_whole(statistics_path, array.tobytes())
-            summary = {"sha256": sha256, **examples.counts}
+            summary = {**written._asdict(), **examples.counts}
             files.write_whole(summary_path, json.dumps(summary))
     finally:
         store.close()
@@ -216,12 +231,20 @@ def finish(job: Job) -> Manifest:
     store_summary = json.loads((job.store / "store.json").read_text())
     splits: dict[str, list[Shard]] = {}
     statistics: dict[str, Any] = {**store_summary["counts"], "splits": {}}
+    if unparted := statistics.get("unparted_files"):
+        _log.warning(
+            f"{unparted} text files have no blank line, so that each is one document, of "
+            f"{statistics['unparted_lines'] / unparted:,.0f} lines on average: where each line is "
+            "a document, give --document_per_line"
+        )
     token_counts_V = np.zeros(job.tokenizer.vocab_size, np.int64)
     num_tokens: dict[str, list[np.ndarray]] = {}
     for task in list_shards(job):
         name = task.name(job.options)
         summary = json.loads((job.finished / f"{name}.json").read_text())
-        shard = Shard(name, summary["examples"], summary.pop("sha256"))
+        shard = Shard(
+            name, summary["examples"], summary.pop("sha256"), summary.pop("num_bytes", None)
+        )
         splits.setdefault(task.split, []).append(shard)
         counts = statistics["splits"].setdefault(
             task.split, dict(store_summary["splits"][task.split])
@@ -248,7 +271,10 @@ def finish(job: Job) -> Manifest:
         lengths_E = np.concatenate(num_tokens[split])
         statistics["files"][name] = writers.save_array(output / name, lengths_E)
     longest = max(512, job.options.max_seq_length)  # of BERT as published, or of these examples
-    tokenizers.save(job.tokenizer, output / "tokenizer", longest)
+    tokenizers.save(job.tokenizer, output / TOKENIZER, longest)
+    for name in sorted(files.sizes(output / TOKENIZER)):
+        path = f"{TOKENIZER}/{name}"
+        statistics["files"][path] = sha256(output / path)
     manifest = Manifest(
         arguments=arguments(job.options),
         tokenizer_fingerprint=job.tokenizer.fingerprint,

@@ -1,5 +1,6 @@
 """DATA_DIR/.build: whose it is, what of it is kept, and what a command finds there."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -14,7 +15,7 @@ from bert_jax.cli import UserError
 from bert_jax.data.records import Manifest
 from data_prep.examples import token_store
 from data_prep.examples.token_store import SPLITS
-from data_prep.options import FORMATS, arguments
+from data_prep.options import FORMATS, BuildOptions, arguments
 from data_prep.running.stages import Job, has_store, input_files
 from data_prep.sources import corpus
 
@@ -26,10 +27,10 @@ _log = logging.getLogger(__name__)
 class WorkDirectory:
     """DATA_DIR/.build: refuses another command's, and leaves nothing where nothing is finished.
 
-    Its lock turns a second process away, which would remove what the first is writing.
+    Its lock rejects a second process, which would remove what the first is writing.
 
-    After a user's mistake what is finished stays, since the same command goes on once the mistake
-    is mended, in an input file too. Old and new text are never mixed: units are found by what their
+    After a user error what is finished stays, since the same command resumes once it is mended, in
+    an input file too. Old and new text are never mixed: units are found by what their
     files were (`read_units`), so files that have changed are read again. One that is new or gone
     shifts the numbers of those after it, which are then read again too. Once the store is there,
     input that has changed is refused.
@@ -80,6 +81,10 @@ class WorkDirectory:
     def __exit__(self, kind: type | None, *exception: object) -> None:
         job = self._job
         try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                _log.warning(
+                    f"interrupted: {job.work} keeps what is finished, and the same command resumes"
+                )
             if kind is None:
                 token_store.remove_copy(job.store)
                 remove(job.work)
@@ -92,7 +97,7 @@ class WorkDirectory:
                 else:
                     _log.warning(
                         f"{job.work} keeps what is finished: once the mistake is mended, the same "
-                        "command goes on from there. For another command, give another --output"
+                        "command resumes from there. For another command, give another --output"
                     )
         finally:
             self._unlock()
@@ -155,6 +160,9 @@ def remove(path: epath.Path) -> None:
 
 def _require_same(job: Job, theirs: dict[str, Any], fingerprint: str) -> None:
     ours = arguments(job.options)
+    # A data set that was built before there was an option has its default.
+    defaults = {field.name: field.default for field in dataclasses.fields(BuildOptions)}
+    theirs = defaults | theirs
     differing = [
         f"--{name} was {theirs.get(name)!r} and is now {ours.get(name)!r}"
         for name in sorted({*ours, *theirs})

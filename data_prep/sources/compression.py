@@ -3,6 +3,7 @@
 import gzip
 import io
 import zlib
+from typing import Any
 
 import zstandard
 
@@ -39,7 +40,7 @@ class _ZstdFrames(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._output:
             data = self._compressed or self._file.read(_ZSTD_READ_BYTES)
             if not data:

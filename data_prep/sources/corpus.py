@@ -9,6 +9,7 @@ number of workers: they are what is computed, stored and resumed.
 import dataclasses
 import glob
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
@@ -22,7 +23,7 @@ UNIT_BYTES = 4 << 20
 # A longer document is cut: it bounds memory where a whole file is one line (text8, enwik9).
 MAX_DOCUMENT_BYTES = 16 << 20
 
-TEXT, JSON = "text", "json"
+TEXT, LINES, JSON = "text", "lines", "json"
 _PARQUET, _STREAM = "parquet", "stream"
 _KINDS = {".txt": TEXT, ".text": TEXT, ".jsonl": JSON, ".json": JSON, ".parquet": _PARQUET}
 # Sources that are not files: what a SOURCE begins with -> texts of (SOURCE, field), in order. A new
@@ -43,7 +44,7 @@ class Part:
     Attributes:
       source: index of the SOURCE it belongs to.
       index: its place in that source.
-      kind: 'text', 'json', 'parquet' or 'stream'.
+      kind: 'text', 'lines' (text files with a document per line), 'json', 'parquet' or 'stream'.
       paths: the files in reading order; for a stream the SOURCE string itself.
       num_bytes: the files' size on disk (0 for a stream).
       field: the name of the text field in JSON and Parquet.
@@ -59,11 +60,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Raw bytes of a file, cut between documents, and the number of its first line."""
+    """Raw bytes of a file, cut between documents, and the number of its first line.
+
+    `is_cut` says that it ends inside a document, which was too long.
+    """
 
     path: str
     data: bytes
     first_line: int = 1
+    is_cut: bool = False
     disk_bytes: int = 0  # how far reading it took us in the file, for progress
 
 
@@ -82,21 +87,29 @@ class Unit:
         return sum(block.disk_bytes for block in self.blocks)
 
 
-def list_parts(sources: Iterable[str], field: str = "text") -> list[Part]:
+def list_parts(
+    sources: Iterable[str], field: str = "text", document_per_line: bool = False
+) -> list[Part]:
     """Finds the files of every SOURCE, in sorted order, small files put together.
+
+    Args:
+      sources: SOURCE strings.
+      field: the text field in JSON and Parquet.
+      document_per_line: in text files every line is a document, instead of what lies between blank
+        lines.
 
     Raises:
       UserError: a path or glob without files, a file of unknown kind, or no source at all.
     """
     parts: list[Part] = []
     for source, spec in enumerate(sources):
-        if _stream_of(spec):
+        found = _files(spec, document_per_line)
+        if found is None:
             parts.append(Part(source, 0, _STREAM, (spec,), field=field))
             continue
         run: list[str] = []
         run_kind, run_bytes, index = "", 0, 0
-        for path in _expand(spec):
-            kind = _kind(path)
+        for path, kind in found:
             size, _ = files.size_and_time(path)
             # A file with several units stands alone; small ones share a unit.
             if run and (kind != run_kind or run_bytes + size > UNIT_BYTES or kind == _PARQUET):
@@ -110,6 +123,30 @@ def list_parts(sources: Iterable[str], field: str = "text") -> list[Part]:
     return parts
 
 
+def _files(spec: str, document_per_line: bool) -> list[tuple[epath.Path, str]] | None:
+    """The files of a SOURCE and their kinds; None for a stream."""
+    if spec.startswith("hf:"):
+        # Read here, text stays text; datasets makes timestamps of ISO dates. A line of a text file
+        # is an example there.
+        paths = [epath.Path(path) for path in streams.local_files(spec) or ()]
+        kinds = {path: kind for path in paths if (kind := _kind(path))}
+        if not paths or len(kinds) < len(paths):
+            return None
+        return [(path, LINES if kind == TEXT else kind) for path, kind in kinds.items()]
+    if _stream_of(spec):
+        return None
+    found = []
+    for path in _expand(spec):
+        kind = _kind(path)
+        if kind is None:
+            raise UserError(
+                f"input {path}: unknown kind of file; the name must end in "
+                f"{', '.join(_KINDS)}, optionally followed by .gz or .zst"
+            )
+        found.append((path, LINES if kind == TEXT and document_per_line else kind))
+    return found
+
+
 def _stream_of(spec: str) -> Callable[[str, str], Iterator[str]] | None:
     """What reads a SOURCE that is no file; None for a path or glob."""
     prefix, colon, _ = spec.partition(":")
@@ -118,7 +155,7 @@ def _stream_of(spec: str) -> Callable[[str, str], Iterator[str]] | None:
 
 def _expand(spec: str) -> list[epath.Path]:
     path = epath.Path(spec)
-    if any(c in spec for c in "*?["):
+    if any(c in spec for c in "*?[") and not os.path.isfile(spec):  # a name may have brackets
         paths = sorted(p for p in _glob(spec) if p.is_file())
         if not paths:
             raise UserError(f"input {spec}: no file matches this glob")
@@ -128,7 +165,8 @@ def _expand(spec: str) -> list[epath.Path]:
     if not path.exists():
         raise UserError(
             f"input {spec} does not exist: expected a file or glob "
-            "(.txt, .jsonl, .json, .parquet, each also .gz or .zst), hf:NAME, tfds:NAME or pydocs"
+            "(.txt, .jsonl, .json, .parquet, each also .gz or .zst), hf:NAME, tfds:NAME or pydocs; "
+            r"a comma in a name is written as \,"
         )
     return [path]
 
@@ -148,17 +186,11 @@ def _glob(spec: str) -> Iterable[epath.Path]:
     return root.glob(pattern) if root.exists() else ()
 
 
-def _kind(path: epath.Path) -> str:
+def _kind(path: epath.Path) -> str | None:
     name = path.name
     for suffix in compression.SUFFIXES:
         name = name.removesuffix(suffix)
-    kind = _KINDS.get("." + name.rpartition(".")[2] if "." in name else "")
-    if kind is None:
-        raise UserError(
-            f"input {path}: unknown kind of file; the name must end in "
-            f"{', '.join(_KINDS)}, optionally followed by .gz or .zst"
-        )
-    return kind
+    return _KINDS.get("." + name.rpartition(".")[2] if "." in name else "")
 
 
 def read_units(part: Part) -> Iterator[Unit]:
@@ -198,8 +230,10 @@ def _texts(part: Part) -> Iterator[str]:
             yield from parquet.texts(path, part.field)
         return
     spec = part.paths[0]
+    read = _stream_of(spec)
+    assert read, spec
     try:
-        yield from _stream_of(spec)(spec, part.field)
+        yield from read(spec, part.field)
     except UserError:
         raise
     except Exception as error:  # a lost connection, a corrupted file: unrelated types
@@ -219,14 +253,17 @@ def _blocks(path: str, kind: str) -> Iterator[Block]:
                 data = rest + data
                 if kind == JSON and data.lstrip()[:1] == b"[" and line == 1:
                     data += file.read()  # one JSON array: parsed as a whole
-                    yield Block(path, data, 1, raw.tell())
+                    yield Block(path, data, disk_bytes=raw.tell())
                     return
                 cut = len(data) if at_end else _last_boundary(data, kind)
+                is_cut = not cut and kind != JSON and len(data) >= MAX_DOCUMENT_BYTES
+                if is_cut:
+                    cut = _last_blank(data)
                 if not cut and not at_end:
                     rest = data
                     continue
                 if data[:cut].strip():
-                    yield Block(path, data[:cut], line, raw.tell() - position)
+                    yield Block(path, data[:cut], line, is_cut, raw.tell() - position)
                     position = raw.tell()
                 line += data.count(b"\n", 0, cut)
                 rest = data[cut:]
@@ -247,7 +284,7 @@ def _read(file: io.BufferedIOBase, size: int) -> bytes:
 
 def _last_boundary(data: bytes, kind: str) -> int:
     """The last place in `data` where a document ends; 0 if there is none."""
-    if kind == JSON:
+    if kind in (JSON, LINES):
         return data.rfind(b"\n") + 1
     # Look at the last stretch first: scanning 4 MB for every blank line takes longer.
     for start in (max(0, len(data) - (64 << 10)), 0):
@@ -256,6 +293,16 @@ def _last_boundary(data: bytes, kind: str) -> int:
         ends = [match.end() for match in _BLANK_LINE_BYTES.finditer(data, start)]
         if ends:
             return ends[-1]
-    if len(data) < MAX_DOCUMENT_BYTES:
-        return 0
-    return max(data.rfind(b" "), data.rfind(b"\n")) + 1 or len(data)
+    return 0
+
+
+def _last_blank(data: bytes) -> int:
+    """The last place between two words of a document; without blanks, between two characters."""
+    if blank := max(data.rfind(b" "), data.rfind(b"\n")) + 1:
+        return blank
+    end = len(data)
+    while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:  # a later byte of a character
+        end -= 1
+    # The byte before says how many follow it: 0 for ASCII, 1, 2 or 3.
+    follow = (data[end - 1] >= 0xC0) + (data[end - 1] >= 0xE0) + (data[end - 1] >= 0xF0)
+    return len(data) if len(data) - end == follow else end - 1

@@ -38,5 +38,5 @@ def texts(path: str, field: str) -> Iterator[str]:
         pyarrow.ArrowException,
         UnicodeDecodeError,
         *compression.UNREADABLE,
-    ) as error:  # a damaged page
+    ) as error:  # a corrupted page
         raise UserError(f"input {path} cannot be read: {error}") from None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from bert_jax.cli import UserError
-from data_prep.sources.corpus import TEXT, Block, Unit
+from data_prep.sources.corpus import LINES, TEXT, UNIT_BYTES, Block, Unit
 from data_prep.sources.documents import NEWLINES, clean
 
 # Share of a unit's bytes that may fail to decode as UTF-8 before the run stops. A file in Latin-1
@@ -17,6 +17,8 @@ MAX_STRAY_BYTES = 10
 # Share of a block's bytes that may be NUL, which UTF-16 is full of and decodes as UTF-8.
 MAX_NUL_BYTES = 0.01
 
+# Fewer lines without a blank one between them are a short document, not many.
+_MANY_LINES = 10
 # JSONDecodeError is a ValueError; so is that of a number of thousands of digits.
 _NOT_JSON = (ValueError, RecursionError)
 _BLANK_LINE = re.compile(r"\n\s*\n")
@@ -24,17 +26,29 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 
 @dataclasses.dataclass
 class ParseCounts:
-    """What was met while parsing; sums over units make up the manifest's statistics."""
+    """What was met while parsing; sums over units make up the manifest's statistics.
+
+    Attributes:
+      source_bytes: raw text read.
+      decode_errors: bytes of it that are not UTF-8.
+      empty_documents: were skipped.
+      cut_documents: documents that were too long and became two.
+      unparted_files, unparted_lines: text files of many lines and no blank line between them, each
+        of which became one document, and their lines.
+    """
 
     source_bytes: int = 0
     decode_errors: int = 0
     empty_documents: int = 0
+    cut_documents: int = 0
+    unparted_files: int = 0
+    unparted_lines: int = 0
 
 
 def parse_unit(
     unit: Unit, max_decode_errors: float = MAX_DECODE_ERRORS
 ) -> tuple[list[str], ParseCounts]:
-    """Decodes a unit into the cleaned texts of its documents, empty ones left out.
+    """Decodes a unit into the cleaned texts of its documents, empty ones skipped.
 
     Block(b'One.\\r\\nTwo.\\n\\nThree\\x00.\\n') -> ['One.\\nTwo.', 'Three.']
 
@@ -49,14 +63,32 @@ def parse_unit(
     _require_utf8(unit, [errors for _, errors in decoded], max_decode_errors)
     counts.decode_errors = sum(errors for _, errors in decoded)
     for block, (text, _) in zip(unit.blocks, decoded, strict=True):
+        counts.cut_documents += block.is_cut
         if unit.kind == TEXT:
-            texts.extend(_BLANK_LINE.split(NEWLINES.sub("\n", text)))
+            text = NEWLINES.sub("\n", text)
+            found = _BLANK_LINE.split(text)
+            if _is_unparted(block, found):
+                counts.unparted_files += 1
+                counts.unparted_lines += text.strip().count("\n") + 1
+            texts.extend(found)
+        elif unit.kind == LINES:
+            texts.extend(line for line in NEWLINES.sub("\n", text).split("\n") if line.strip())
         else:
             texts.extend(_json_texts(block, text, unit.field))
     cleaned = [clean(text) for text in texts]
     documents = [text for text in cleaned if text]
     counts.empty_documents = len(cleaned) - len(documents)
     return documents, counts
+
+
+def _is_unparted(block: Block, texts: Sequence[str]) -> bool:
+    """Whether a file's first block shows that nothing parts its many lines into documents."""
+    found = [text for text in texts if text.strip()]
+    if block.first_line > 1 or len(found) != 1:
+        return False
+    # A block that is neither the whole file nor cut ends with the blank line after its document.
+    is_parted = len(texts) > 1 and not texts[-1].strip() and len(block.data) >= UNIT_BYTES
+    return not is_parted and found[0].strip().count("\n") + 1 >= _MANY_LINES
 
 
 def _decode(block: Block) -> tuple[str, int]:

@@ -220,7 +220,7 @@ def english_paragraphs(docstring: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Joins wrapped lines; code, doctests, tables and headings are left out."""
+    """Joins wrapped lines; code, doctests, tables and headings are skipped."""
     lines: list[str] = []
     indent = 0
     code_indent: int | None = None  # skip lines indented deeper than this

@@ -1,12 +1,19 @@
 """Sources that are not files: Hugging Face datasets, streamed, and TensorFlow Datasets."""
 
+import logging
+import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from bert_jax.cli import UserError, brief
 
+_log = logging.getLogger(__name__)
+# What datasets takes for data in a directory, with or without a compression's suffix.
+_DATA_FILE = re.compile(r".+\.(jsonl?|ndjson|parquet|txt|csv|tsv|arrow|xml)(\.\w+)?").fullmatch
+_NO_DATA = ("README.md", "config.json", "dataset_info.json", "dataset_infos.json")
 _DEFAULT_SPLIT = "train"
 _AT_ONCE = 256  # elements fetched together
 
@@ -32,10 +39,7 @@ def parse_tfds(spec: str) -> tuple[str, str]:
 
 def hf_texts(spec: str, field: str) -> Iterator[str]:
     """Streams a data set of the Hugging Face hub, or of a local directory, in its own order."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"input {spec} needs: pip install 'bert_jax[hf]'") from None
+    datasets = _datasets(spec)
     name, split = parse_hf(spec)
     parts = name.split("/")
     # Two parts are an owner and a name, or a name without owner and a configuration.
@@ -56,6 +60,50 @@ def hf_texts(spec: str, field: str) -> Iterator[str]:
         raise UserError(f"input {spec} could not be loaded: {'; '.join(errors)}")
     for row in rows:
         yield _text(row, field, spec)
+
+
+def _datasets(spec: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"input {spec} needs: pip install 'bert_jax[hf]'") from None
+    return datasets
+
+
+def local_files(spec: str) -> list[str] | None:
+    """The files of a split of 'hf:DIRECTORY[:SPLIT]', chosen as datasets does; None if it is none.
+
+    datasets leaves out files that name no split where others do: they are named in a warning.
+    """
+    name, split = parse_hf(spec)
+    if not os.path.isdir(name):
+        return None
+    try:
+        builder = _datasets(spec).load_dataset_builder(name)
+    except UserError:
+        raise
+    except Exception:  # reading says what is wrong with it
+        return None
+    of_split = {key: list(paths) for key, paths in (builder.config.data_files or {}).items()}
+    if split not in of_split or not all(map(os.path.exists, of_split[split])):
+        return None
+    found = {
+        os.path.relpath(os.path.join(folder, file), name)
+        for folder, _, files in os.walk(name)
+        for file in files
+        if _DATA_FILE(file) and file not in _NO_DATA and not file.startswith(".")
+    }
+    taken = {os.path.relpath(path, name) for paths in of_split.values() for path in paths}
+    said = f"input {spec}: split {split} has {len(of_split[split])} of {len(found)} data files"
+    if skipped := sorted(found - taken):
+        shown = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
+        _log.warning(
+            f"{said}; {len(skipped)} belong to no split and are skipped ({shown}): give the files "
+            f"themselves to read all, as in {name}/*.jsonl"
+        )
+    else:
+        _log.info(said)
+    return of_split[split]
 
 
 def tfds_texts(spec: str, field: str) -> Iterator[str]:

@@ -220,7 +220,7 @@ def stop_at(stage, options, output, error=_Stop):
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "merge", "write_shard", "finish"])
-def test_goes_on_where_it_was(tmp_path, options, built, monkeypatch, stage):
+def test_resumes_where_it_was(tmp_path, options, built, monkeypatch, stage):
     monkeypatch.setattr("data_prep.sources.corpus.UNIT_BYTES", 20_000)
     whole = shas(build(options, tmp_path / "whole", workers=1))
     module = build_module if stage == "finish" else local
@@ -400,7 +400,7 @@ def test_files_are_on_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
     assert events == [(tmp_path / "array.npy").stat().st_size, "renamed"]
 
 
-def test_a_second_process_is_turned_away(tmp_path, options, built):
+def test_a_second_process_is_rejected(tmp_path, options, built):
     stop_at("merge", options, tmp_path / "data")
     lock = files.lock(tmp_path / "data" / ".lock", "held")
     with lock, pytest.raises(UserError, match=r"another process is building .*data"):
@@ -419,12 +419,46 @@ def test_a_mistake_keeps_what_is_finished(tmp_path, tokenizer_dir, tokenised, ca
     options = BuildOptions((f"{tmp_path}/*.jsonl",), tokenizer_dir, num_shards=2, dupe_factor=1)
     with pytest.raises(UserError, match=r"b\.jsonl, line 61 is not JSON"):
         build(options, tmp_path / "data", workers=1)
-    assert "the same command goes on" in caplog.text
+    assert "the same command resumes" in caplog.text
     tokenised.clear()
     write_letters(tmp_path, "b")
     mended = build(options, tmp_path / "data", workers=1)
     assert set(tokenised) == {"b.jsonl"}
     assert mended == build(options, tmp_path / "fresh", workers=1)
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(tmp_path, options, built, caplog):
+    stop_at("merge", options, tmp_path / "data", KeyboardInterrupt)
+    assert "interrupted: " in caplog.text and "the same command resumes" in caplog.text
+    assert shas(build(options, tmp_path / "data", workers=1)) == shas(built[1])
+
+
+def test_units_of_an_older_version_are_made_again(tmp_path, options, built):
+    stop_at("merge", options, tmp_path / "data")
+    for path in (tmp_path / "data" / ".build" / "units").glob("*.npz"):
+        with np.load(path) as arrays:
+            kept = {name: arrays[name] for name in arrays if name != "document_long_words"}
+        np.savez(path, **kept)
+    assert shas(build(options, tmp_path / "data", workers=1)) == shas(built[1])
+
+
+def test_an_option_that_an_older_data_set_lacks_has_its_default(built, options, tmp_path):
+    directory = shutil.copytree(built[0], tmp_path / "data")
+    manifest = Manifest.read(directory)
+    del manifest.arguments["document_per_line"]
+    manifest.write(directory)
+    assert build(options, directory) == manifest
+    with pytest.raises(UserError, match="--document_per_line was False and is now True"):
+        build(dataclasses.replace(options, document_per_line=True), directory)
+
+
+def test_every_file_has_its_checksum(built):
+    directory, manifest = built
+    files = {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
+    files -= {"tokenizer", "dataset.json"}
+    assert files == shas(manifest).keys()
+    for shard in manifest.splits["train"]:
+        assert shard.num_bytes == (directory / shard.name).stat().st_size
 
 
 def test_a_mistake_in_the_second_stage_keeps_the_store(tmp_path, options, tokenised):

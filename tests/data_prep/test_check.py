@@ -55,7 +55,9 @@ def test_healthy(data_dir, workers):
         ("train-00001-of-00003.array_record", "SHA-256"),
         ("validation-00000-of-00001.array_record", "SHA-256"),
         ("token_counts.npy", "SHA-256"),
-        ("tokenizer/vocab.txt", "not the tokenizer"),
+        ("tokenizer/vocab.txt", "SHA-256"),
+        ("tokenizer/tokenizer.json", "SHA-256"),
+        ("tokenizer/tokenizer_config.json", "SHA-256"),
     ],
 )
 def test_changed_files(copy, name, problem):
@@ -99,6 +101,58 @@ def test_document_hashes_that_are_cut_off(copy, split):
     assert ("share of documents that repeat another exactly" in names) == (split != "train")
     assert "documents both in train and validation" not in names
     assert "share of bytes that are not UTF-8" in names
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_missing_file_of_the_tokenizer(copy, name, version):
+    if version == 1:
+        as_version_1(copy)
+    (copy / "tokenizer" / name).unlink()
+    report = check(copy, workers=1)
+    assert not report.is_healthy
+    assert any(f"tokenizer/{name} is missing" in problem for problem in report.problems)
+
+
+def test_a_tokenizer_that_cannot_be_read(copy, capsys, tmp_path):
+    """What the examples are is not known then; the files are still compared."""
+    for name in ("vocab.txt", "tokenizer.json"):
+        (copy / "tokenizer" / name).unlink()
+    page = tmp_path / "page.html"
+    flags = ["--workers=1", "--examples=2", f"--report={page}"]
+    assert check_module.main([str(copy), *flags]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL tokenizer/vocab.txt is missing" in out
+    assert "FAIL tokenizer/ is unusable, so no example was read" in out
+    assert page.exists()
+
+
+def as_version_1(data_dir):
+    """As it was built before there were checksums of the manifest and of tokenizer/."""
+    path = data_dir / "dataset.json"
+    fields = json.loads(path.read_text())
+    del fields["checksum"]
+    fields["format_version"] = 1
+    statistics = fields["statistics"]
+    for name in [name for name in statistics["files"] if name.startswith("tokenizer/")]:
+        del statistics["files"][name]
+    for name in ("characters", "stripped_characters", "unparted_files", "unparted_lines"):
+        del statistics[name]
+    del statistics["cut_documents"], fields["arguments"]["document_per_line"]
+    for split, shards in fields["splits"].items():
+        for shard in shards:
+            del shard["num_bytes"]
+        del statistics["splits"][split]["document_lengths"]
+        del statistics["splits"][split]["long_words"]
+    path.write_text(json.dumps(fields, indent=1))
+
+
+def test_data_sets_of_version_1(copy):
+    as_version_1(copy)
+    assert check(copy, workers=1).is_healthy
+    Manifest.read(copy).verify_quickly(copy, ("train",))
+    options = BuildOptions(**{**Manifest.read(copy).arguments, "input": ("x",)})
+    assert options.document_per_line is False
 
 
 def test_not_a_data_set(tmp_path):
@@ -221,7 +275,7 @@ def test_a_cap_below_the_rate_is_said(tmp_path, corpus_file, tokenizer_dir, caps
     build(options, tmp_path / "capped", workers=1)
     page = tmp_path / "report.html"
     assert check_module.main([str(tmp_path / "capped"), "--workers=1", f"--report={page}"]) == 0
-    said = "the cap of 20 predictions an example keeps it far below --masked_lm_prob=0.3"
+    said = "the cap of 20 predictions per example keeps it far below --masked_lm_prob=0.3"
     assert said in capsys.readouterr().out and said in page.read_text()
 
 
@@ -240,6 +294,84 @@ def test_a_stray_byte_is_healthy(tmp_path, tokenizer_dir):
     build(options, tmp_path / "data", workers=1)
     [measure] = [m for m in check(tmp_path / "data", workers=1).measures if "not UTF-8" in m.name]
     assert measure.value > options.max_decode_errors and measure.is_healthy
+
+
+def failures(report):
+    return {m.name: m.value for m in report.measures if not m.is_healthy}
+
+
+def remarks(report):
+    return {m.name for m in report.measures if m.remark}
+
+
+def write_lines(path, number):
+    texts = [" ".join(document.split("\n")) for document in make_documents(number)]
+    path.write_text("\n".join(texts) + "\n")
+    return str(path)
+
+
+def test_text_that_nothing_parts_into_documents(tmp_path, tokenizer_dir, caplog):
+    """Three lists of documents, each read as one."""
+    sources = tuple(write_lines(tmp_path / f"{name}.txt", 200) for name in "abc")
+    options = BuildOptions(sources, tokenizer_dir, dupe_factor=1, validation_fraction=0)
+    build(options, tmp_path / "data", workers=1)
+    said = "3 text files have no blank line, so that each is one document, of 200 lines on average"
+    assert said in caplog.text and "--document_per_line" in caplog.text
+    name = "text files without a blank line, each one document"
+    assert failures(check(tmp_path / "data", workers=1))[name] == 3
+    with pytest.raises(UserError, match=r"200 lines without a blank.*--document_per_line"):
+        build(dataclasses.replace(options, input=sources[:1]), tmp_path / "one", workers=1)
+    options = dataclasses.replace(options, document_per_line=True)
+    manifest = build(options, tmp_path / "lines", workers=1)
+    assert manifest.statistics["splits"]["train"]["documents"] == 600
+    assert name not in failures(check(tmp_path / "lines", workers=1))
+
+
+def test_files_of_a_document_each_are_remarked(tmp_path, tokenizer_dir):
+    """A hundred books without blank lines look like lists of documents, but may be as they are."""
+    for i in range(101):
+        write_lines(tmp_path / f"{i}.txt", 10)
+    options = BuildOptions((f"{tmp_path}/*.txt",), tokenizer_dir, dupe_factor=1)
+    build(options, tmp_path / "data", workers=1)
+    report = check(tmp_path / "data", workers=1)
+    name = "text files without a blank line, each one document"
+    assert name in remarks(report) and name not in failures(report)
+
+
+def test_stripped_marks_are_measured(tmp_path, tokenizer_dir):
+    """Japanese voicing and Hindi vowel signs, which lowercasing strips as if they were accents."""
+    name = "share of characters that lose a mark"
+    source = write_jsonl(
+        tmp_path / "a.jsonl", ["ガラスの窓から光が入る。", "カラスが屋根に。"] * 20
+    )
+    options = BuildOptions((source,), tokenizer_dir, objective="full_sentences")
+    build(options, tmp_path / "data", workers=1)
+    assert failures(check(tmp_path / "data", workers=1))[name] == pytest.approx(3 / 20)
+    source = write_jsonl(tmp_path / "b.jsonl", [*make_documents(100), "déjà vu été"] * 3)
+    build(dataclasses.replace(options, input=(source,)), tmp_path / "latin", workers=1)
+    report = check(tmp_path / "latin", workers=1)
+    assert name not in failures(report) | dict.fromkeys(remarks(report))
+
+
+def test_long_words_are_counted_apart(tmp_path, tokenizer_dir):
+    """Not the letters' fault: they are all there."""
+    texts = [f"Bako {'acgt' * 40} duna {i}." for i in range(60)]
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    options = BuildOptions((source,), tokenizer_dir, objective="full_sentences")
+    build(options, tmp_path / "data", workers=1)
+    found = failures(check(tmp_path / "data", workers=1))
+    assert "share of words too long for the tokenizer" in found and "[UNK] rate" not in found
+
+
+def test_lengths_of_documents(tmp_path, tokenizer_dir):
+    texts = ["a" + " b" * (n - 1) for n in (1, 3, 3, 5, 6, 7, 60)]
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    options = BuildOptions((source,), tokenizer_dir, objective="full_sentences", dupe_factor=1)
+    options = dataclasses.replace(options, validation_fraction=0)
+    manifest = build(options, tmp_path / "data", workers=1)
+    assert manifest.statistics["splits"]["train"]["document_lengths"] == [1, 2, 3, 0, 0, 1]
+    [median] = [m for m in check(tmp_path / "data", workers=1).measures if "median" in m.name]
+    assert 4 < median.value < 8
 
 
 def test_format_example(data_dir, tokenizer):

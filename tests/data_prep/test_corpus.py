@@ -7,18 +7,21 @@ import sys
 import types
 
 import pytest
+import sentencex
 import zstandard
 
 from bert_jax.cli import UserError
-from data_prep.sources import corpus, parsing, streams
+from data_prep.sources import corpus, languages, parsing, streams
 from data_prep.sources.corpus import Block, Unit
 from data_prep.sources.documents import sentences
 
 
-def read(*sources, field="text", max_decode_errors=parsing.MAX_DECODE_ERRORS):
+def read(
+    *sources, field="text", max_decode_errors=parsing.MAX_DECODE_ERRORS, document_per_line=False
+):
     """All documents of some sources, and the sums of what was counted."""
     documents, parsed = [], []
-    for part in corpus.list_parts([str(source) for source in sources], field):
+    for part in corpus.list_parts([str(s) for s in sources], field, document_per_line):
         for unit in corpus.read_units(part):
             texts, counts = parsing.parse_unit(unit, max_decode_errors)
             documents += texts
@@ -313,6 +316,78 @@ def test_recursive_glob(tmp_path):
         read("gs://bucket/books/**/*.txt")
 
 
+SENTENCES = ["The river rose after a week of rain. The lamp went out.", "Nobody knew the song."]
+
+
+def write_lines(path, number):
+    path.write_text("".join(f"{SENTENCES[i % 2]} {i}\n" for i in range(number)))
+    return path
+
+
+def test_text_without_blank_lines_is_counted(tmp_path):
+    """One file a document: what a list of documents looks like if nothing parts them."""
+    paths = [write_lines(tmp_path / f"{name}.txt", 40) for name in "abc"]
+    documents, counts = read(*paths)
+    assert len(documents) == 3
+    assert (counts.unparted_files, counts.unparted_lines) == (3, 120)
+    documents, counts = read(*paths, document_per_line=True)
+    assert len(documents) == 120 and documents[1] == "Nobody knew the song. 1"
+    assert (counts.unparted_files, counts.empty_documents) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        ("One.\n" * 9, 0),  # a short document
+        ("One.\n" * 10, 1),
+        ("\n\n" + "One.\r\n" * 10 + "\r\n", 1),
+        ("One.\n" * 10 + "\nTwo.\n", 0),
+        ("One. " * 100, 0),
+    ],
+)
+def test_what_counts_as_unparted(tmp_path, text, files):
+    (tmp_path / "a.txt").write_text(text, newline="")
+    assert read(tmp_path / "a.txt")[1].unparted_files == files
+
+
+def test_unparted_text_of_several_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(parsing, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(corpus, "MAX_DOCUMENT_BYTES", 3000)
+    counts = read(write_lines(tmp_path / "a.txt", 200))[1]
+    assert counts.unparted_files == 1 and counts.cut_documents == 2
+    long = "One.\n" * 300
+    (tmp_path / "b.txt").write_text(f"{long}\n{long}\n{long}")
+    counts = read(tmp_path / "b.txt")[1]
+    assert counts.unparted_files == 0 and counts.cut_documents == 0
+
+
+def test_a_document_per_line_in_units(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
+    path = write_lines(tmp_path / "a.txt", 200)
+    [part] = corpus.list_parts([str(path)], document_per_line=True)
+    assert part.kind == corpus.LINES and len(list(corpus.read_units(part))) > 5
+    assert len(read(path, document_per_line=True)[0]) == 200
+
+
+@pytest.mark.parametrize("characters", ["\u6cb3\u6d41", "a\u00e9", "\U0001f600\u20ac"])
+def test_a_cut_is_between_characters(tmp_path, monkeypatch, characters):
+    """Text without blanks, as Chinese on one line: no part of a character is lost."""
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(corpus, "MAX_DOCUMENT_BYTES", 2000)
+    for extra in range(4):
+        text = "x" * extra + characters * 3000
+        (tmp_path / "a.txt").write_text(text)
+        documents, counts = read(tmp_path / "a.txt", max_decode_errors=0)
+        assert "".join(documents) == text
+        assert counts.cut_documents == len(documents) - 1 > 3
+
+
+def test_names_with_brackets(tmp_path):
+    (tmp_path / "a[1].txt").write_text("One.")
+    assert read(tmp_path / "a[1].txt")[0] == ["One."]
+
+
 def test_sentences():
     text = "One is here. Two is there!\nDr. Smith left.\n\nno end"
     assert [s.strip() for s in sentences(text)] == [
@@ -328,6 +403,48 @@ def test_language_changes_the_rules():
     text = "Am 3. Oktober kam er. Ende."
     assert [x.strip() for x in sentences(text, "de")] == ["Am 3. Oktober kam er.", "Ende."]
     assert len(list(sentences(text, "en"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("tag", "language"),
+    [
+        ("en", "en"),
+        ("es-mx", "es"),
+        ("es_419", "es"),
+        ("spa", "es"),
+        ("ES", "es"),
+        ("gre", "el"),
+        ("ell", "el"),
+        ("pt-br", "pt"),
+        ("zh-Hans-CN", "zh"),
+        ("zho", "zh"),
+        ("gsw", "de"),
+        ("cs", "sk"),
+        ("swe", "sv"),
+    ],
+)
+def test_languages(tag, language):
+    assert languages.resolve(tag) == language
+
+
+@pytest.mark.parametrize("tag", ["german", "xx", "qqq", "", "e", "en us", "en-"])
+def test_no_languages(tag):
+    with pytest.raises(UserError, match=f"--language is {tag}: expected an ISO 639-1 code"):
+        languages.resolve(tag)
+
+
+def test_every_language_has_the_rules_that_are_said():
+    """Where sentencex knows a relative, it splits as for that one."""
+    text = "Am 3. Oktober kam Dr. Weiß. Ca. 5 Std. z. B. п. ст. pág. 4 EE. UU. fin. Τέλος; म. क. अ"
+    for code, language in languages._RULES_OF.items():
+        assert sentencex.segment(code, text) == sentencex.segment(language, text)
+
+
+def test_a_language_without_rules_is_said(caplog):
+    languages.warn_without_rules("es")
+    assert not caplog.text
+    languages.warn_without_rules("sv")
+    assert "--language=sv: there are no rules for its sentences; those of English" in caplog.text
 
 
 def test_line_numbers_go_on_in_later_units():
@@ -407,3 +524,33 @@ def test_hf_streams_a_local_directory(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(jsonl(["One.", "Two."]))
     assert read(f"hf:{tmp_path / 'data'}")[0] == ["One.", "Two."]
+
+
+def test_hf_names_the_files_that_datasets_leaves_out(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text(jsonl(["One.", "Two."]))
+    (data / "more.jsonl").write_text(jsonl(["Three."]))
+    assert read(f"hf:{data}")[0] == ["One.", "Two."]
+    assert "split train has 1 of 2 data files; 1 belong to no split and are skipped (more" in (
+        caplog.text
+    )
+    assert read(f"{data}/*.jsonl")[0] == ["Three.", "One.", "Two."]
+
+
+def test_hf_keeps_dates_as_text(tmp_path, monkeypatch):
+    """datasets makes timestamps of them: 2020-01-01 00:00:00."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    dates = ["2020-01-01", "2021-02-03"]
+    (tmp_path / "train.jsonl").write_text(jsonl(dates))
+    assert read(f"hf:{tmp_path}")[0] == dates
+
+
+def test_hf_lines_of_text_are_documents(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    (tmp_path / "test.txt").write_text("One.\nTwo.\n")
+    assert read(f"hf:{tmp_path}:test")[0] == ["One.", "Two."]

@@ -37,8 +37,8 @@ def test_random_b_gives_the_sentences_after_a_back():
 
 def test_sentence_order_example():
     assert pairing.sentence_order_chunks(OFFSETS, 9, [[0.0]] * 3) == [
-        Chunk(0, 4, 9),
-        Chunk(9, 10, 12),
+        (0, 4, 9),
+        (9, 10, 12),
     ]
 
 
@@ -72,11 +72,11 @@ def test_next_sentence_chunks_partition_the_document(lengths, target, seed):
 def test_sentence_order_chunks_partition_the_document(lengths, target, seed):
     offsets = offsets_of(lengths)
     chunks = pairing.sentence_order_chunks(offsets, target, uniforms(seed, len(lengths)))
-    covered = [range(chunk.start, chunk.end) for chunk in chunks]
+    covered = [range(start, end) for start, _, end in chunks]
     lost = set(range(offsets[-1])) - set(itertools.chain(*covered))
     assert sum(map(len, covered)) + len(lost) == offsets[-1]
     assert len(lost) <= 1  # a last sentence of one token
-    assert all(chunk.start < chunk.middle < chunk.end for chunk in chunks)
+    assert all(start < middle < end for start, middle, end in chunks)
 
 
 @settings(max_examples=100, deadline=None)

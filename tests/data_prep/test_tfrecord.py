@@ -33,8 +33,8 @@ def make_examples(count, seed=0):
 
 
 def write(path, examples):
-    with tfrecord.write_tfrecord(path, [examples]) as sha256:
-        return sha256
+    with tfrecord.write_tfrecord(path, [examples]) as written:
+        return written.sha256
 
 
 def test_round_trip(tmp_path):
@@ -68,7 +68,7 @@ def test_damage_is_found(tmp_path, position):
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupted"):
         list(tfrecord.read_tfrecord(path, examples.dtype))
 
 
