@@ -8,10 +8,14 @@ import os
 import pathlib
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
+# Name of threads that compile what is needed later: nothing stops them, so a command does not wait.
+COMPILING = "compiling"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, run the command again
 
 
@@ -35,7 +39,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """An error of another library in one line: 'ValueError: the first line of its message'."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
@@ -108,6 +112,22 @@ def _foreseen(error: BaseException | None, argv: Sequence[str]) -> str:
     return ""
 
 
+def outcome(error: BaseException, argv: Sequence[str]) -> tuple[str, int]:
+    """What a command says that ends with `error`, and its exit code.
+
+    A traceback is for what nothing foresaw.
+    """
+    if isinstance(error, Interrupted):
+        return str(error), EXIT_INTERRUPTED
+    if isinstance(error, KeyboardInterrupt):
+        return "", 130
+    if message := str(error) if isinstance(error, UserError) else _foreseen(error, argv):
+        return f"error: {_with_flags(message, argv)}", EXIT_USER_ERROR
+    if isinstance(error, OSError):
+        return f"error: {brief(error)} (--debug shows where)", 1
+    return "".join(traceback.format_exception(error)).rstrip(), 1
+
+
 def _discard_stdout() -> None:
     """Whoever read standard output is gone: what is still written to it goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -140,28 +160,24 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = main(argv)
     except SystemExit as ended:  # argparse: --help, or a flag that there is not
         code = ended.code
-    except UserError as error:
-        if debug:
-            raise
-        print(f"error: {_with_flags(str(error), argv)}", file=sys.stderr)
-        code = EXIT_USER_ERROR
     except BrokenPipeError:  # whoever read the output has enough, as in `… | head`
         _discard_stdout()
         code = 0
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except Exception as error:
-        message = _foreseen(error, argv)
-        if debug or not (message or isinstance(error, OSError)):
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, Interrupted | KeyboardInterrupt):
             raise
-        text = _with_flags(message, argv) if message else f"{brief(error)} (--debug shows where)"
-        print(f"error: {text}", file=sys.stderr)
-        code = EXIT_USER_ERROR if message else 1
-    except KeyboardInterrupt:
-        code = 130
+        message, code = outcome(error, argv)
+        if message:
+            print(message, file=sys.stderr)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_stdout()
+    threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    # Not waited for: what compiles for later, and what is left of a save that failed.
+    is_compiling = any(thread.name == COMPILING for thread in threads)
+    has_failed = code not in (0, None, EXIT_INTERRUPTED)
+    if is_compiling or (has_failed and not all(thread.daemon for thread in threads)):
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(has_failed))
     sys.exit(code or 0)

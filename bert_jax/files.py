@@ -132,8 +132,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     checksum = value.pop(CHECKSUM, None)
     if checksum is not None and checksum != _checksum(value):
         raise DamagedError(
-            f"{path} is damaged: its contents do not match the field {CHECKSUM!r} in it. Restore a "
-            "copy; where the file was edited on purpose, remove that field"
+            f"{path} is corrupted: its contents do not match the field {CHECKSUM!r} in it. Restore "
+            "a copy; where the file was edited on purpose, remove that field"
         )
     return value
 

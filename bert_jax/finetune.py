@@ -68,9 +68,10 @@ def main(argv: Sequence[str]) -> None:
         workdir="directory of this run, local or gs://",
     )
     from bert_jax.finetuning import sweep
-    from bert_jax.parallel import host_memory
+    from bert_jax.parallel import host_memory, program_cache
 
     host_memory.keep_freed()
+    program_cache.tidy()
     workdir = epath.Path(values["workdir"])
     results = run(config, values["init"], workdir, show=True)
     if config.seeds or config.learning_rates:

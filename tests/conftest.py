@@ -17,10 +17,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import bucket_server as bucket_servers
 import pytest
 from small_finetune import make_pretrained
-from small_run import LENGTH, VOCAB_SIZE, make_data_dir
+from small_run import make_data_dir, small_config
 
 from bert_jax.cli import use_patient_buckets
-from configs import bert_tiny
 
 
 @pytest.fixture(scope="session")
@@ -31,22 +30,7 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def config(data_dir):
-    """bert_tiny, small enough to compile and train in seconds."""
-    config = bert_tiny.get_config("laptop")
-    config.data_dir = str(data_dir)
-    config.batch_size = 16
-    config.num_steps = 20
-    config.log_every = 1
-    config.eval_every = 10
-    config.checkpoint_every = 10
-    config.model.update(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=64,
-        max_position_embeddings=LENGTH,
-    )
-    config.optimizer.warmup_steps = 2
-    return config
+    return small_config(data_dir)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 from array_record.python import array_record_module
 
 from bert_jax.data import records, tokenizer
 from bert_jax.runs import telemetry
+from configs import bert_tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VOCAB_SIZE, LENGTH, PREDICTIONS, PROBABILITY = 100, 32, 5, 0.3
@@ -92,6 +94,25 @@ def make_data_dir(
     )
     manifest.write(directory)
     return directory
+
+
+def small_config(data_dir: pathlib.Path) -> ml_collections.ConfigDict:
+    """bert_tiny, small enough to compile and train in seconds."""
+    config = bert_tiny.get_config("laptop")
+    config.data_dir = str(data_dir)
+    config.batch_size = 16
+    config.num_steps = 20
+    config.log_every = 1
+    config.eval_every = 10
+    config.checkpoint_every = 10
+    config.model.update(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH,
+    )
+    config.optimizer.warmup_steps = 2
+    return config
 
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -91,7 +91,7 @@ def test_json_that_is_not_what_was_written_is_recognised(tmp_path):
     files.write_json(path, value)
     assert files.read_json(path) == {"rate": 1e-4, "sizes": [1, 2], "by_step": {"40": "a"}}
     path.write_text(path.read_text().replace("0.0001", "0.0002"))
-    with pytest.raises(files.DamagedError, match=r"file\.json is damaged: its contents do not"):
+    with pytest.raises(files.DamagedError, match=r"file\.json is corrupted: its contents do not"):
         files.read_json(path)
     path.write_text('{"of": "others"}')
     assert files.read_json(path) == {"of": "others"}

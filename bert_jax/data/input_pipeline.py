@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -333,7 +333,7 @@ class PretrainingData:
 
     def eval_batches(
         self, mesh: Mesh, limit: int, num_parts: int = 1
-    ) -> Iterator[dict[str, jax.Array]]:
+    ) -> Generator[dict[str, jax.Array], None, None]:
         """The split in order, once, with fixed masks; the last batch is filled with zero weights.
 
         Args:
@@ -342,17 +342,25 @@ class PretrainingData:
         """
         part_size = self._batch_size // num_parts
         count = -(-self.num_examples // part_size)
-        for index in range(min(count, limit * num_parts) if limit else count):
+        if limit:
+            count = min(count, limit * num_parts)
+        local = local_rows(mesh, part_size)
+
+        def rows_of(index: int) -> dict[str, np.ndarray]:
             start = index * part_size
             parts = []
-            for rows in local_rows(mesh, part_size):
+            for rows in local:
                 stop = min(start + rows.stop, self.num_examples)
                 kept = max(stop - start - rows.start, 0)
                 part = self.read(stop - kept, stop) if kept else self.read(0, 1)
                 part = {k: _padded(v[:kept], rows.stop - rows.start) for k, v in part.items()}
                 part["next_sentence_labels"][kept:] = -1
                 parts.append(part)
-            yield to_devices(_concatenated(parts), mesh, part_size)
+            return _concatenated(parts)
+
+        options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCH)
+        steps = grain.MapDataset.range(count).map(rows_of).to_iter_dataset(options)
+        return _on_devices(iter(steps), mesh, part_size)
 
     def origin(self, start: int, stop: int) -> dict[str, Any]:
         """Where rows [start, stop) of the endless stream lie, for people to look at them.
@@ -449,7 +457,9 @@ def to_devices(rows: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict
     return {name: place(x) for name, x in rows.items()}
 
 
-def _on_devices(iterator: Any, mesh: Mesh, batch_size: int) -> Iterator[dict[str, jax.Array]]:
+def _on_devices(
+    iterator: Any, mesh: Mesh, batch_size: int
+) -> Generator[dict[str, jax.Array], None, None]:
     """Copies one batch ahead, so that a step never waits for the transfer."""
     try:
         ahead = None

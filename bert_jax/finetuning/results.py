@@ -38,7 +38,7 @@ def selected_step(workdir: epath.PathLike, metric: str) -> int:
 
 def read_results(workdir: epath.PathLike) -> dict[str, Any]:
     """What `write_results` wrote."""
-    return json.loads((epath.Path(workdir) / workdirs.RESULTS_FILE).read_text())
+    return files.read_json(epath.Path(workdir) / workdirs.RESULTS_FILE)
 
 
 def write_results(

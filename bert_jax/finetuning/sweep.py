@@ -163,7 +163,7 @@ def sweep(
     runs = []
     for name, one in all_runs().items():  # another command may have finished some here meanwhile
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
-        results = json.loads((workdir / name / workdirs.RESULTS_FILE).read_text())
+        results = files.read_json(workdir / name / workdirs.RESULTS_FILE)
         runs.append(facts | results)
     summary = summarize(inputs.task.metric, runs)
     with hf_files.replace_directory(workdir / "hf") as scratch:

@@ -1,16 +1,20 @@
 """Several hosts as one run: how the processes find each other and agree."""
 
 import contextlib
+import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import pathlib
+import platform
 import re
 import signal
 import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -19,7 +23,15 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
+
+# A process that has been silent for so long is dead, and the run ends.
+HEARTBEAT_SECONDS = 30
+# Packages that the numbers of a run come from.
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "numpy", "grain", "array_record", "tokenizers"),
+    "orbax-checkpoint",
+)
 
 
 def initialize(coordinator: str = "", num_processes: str = "", process_id: str = "") -> None:
@@ -47,11 +59,17 @@ def initialize(coordinator: str = "", num_processes: str = "", process_id: str =
                 "--coordinator=10.0.0.1:8476 --num_processes=4 --process_id=0 (ids from 0)"
             )
         # Else JAX looks for a scheduler all the same, and takes one GPU a process of it.
-        jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate")
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
     else:
         _take_all_gpus_of_a_slurm_node()
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         except ValueError as error:  # no cluster was recognised: this process is the whole run
             if os.environ.get("JAX_COORDINATOR_ADDRESS"):
                 raise UserError(
@@ -80,21 +98,36 @@ def is_first() -> bool:
 def shared_errors() -> Iterator[None]:
     """At the block's end, where all processes meet, a UserError of any of them is raised in all.
 
-    Else the others would wait for the one that has ended. Inside, none may wait for others.
+    So is an OSError, as of a file that all share. Else the others would wait for the one that has
+    ended. Inside, none may wait for others.
     """
     if jax.process_count() == 1:
         yield
         return
-    message = ""
+    own: UserError | OSError | None = None
     try:
         yield
-    except UserError as error:
-        message = str(error)
-    lengths = multihost_utils.process_allgather(np.int32(len(message)))
-    if lengths.any():
-        number = int(np.flatnonzero(lengths)[0])
-        message = _text_of(number, message)
-        raise UserError(f"process {number}: {message}" if number else message)
+    except (UserError, OSError) as error:
+        own = error
+    kinds = multihost_utils.process_allgather(np.int32(_KINDS.index(_kind_of(own))))
+    if kinds.any():
+        number = int(np.flatnonzero(kinds)[0])
+        message = _text_of(number, "" if own is None else _message_of(own))
+        if number == jax.process_index() and own is not None:
+            raise own
+        message = f"process {number}: {message}" if number else message
+        raise (UserError if _KINDS[kinds[number]] is UserError else OSError)(message)
+
+
+_KINDS = (type(None), UserError, OSError)
+
+
+def _kind_of(error: UserError | OSError | None) -> type:
+    return next(kind for kind in _KINDS if isinstance(error, kind))
+
+
+def _message_of(error: UserError | OSError) -> str:
+    return str(error) if isinstance(error, UserError) else brief(error)
 
 
 def as_in_first(value: Any) -> Any:
@@ -111,6 +144,61 @@ def _text_of(number: int, text: str) -> str:
     size = multihost_utils.broadcast_one_to_all(np.int32(content.size), is_source)
     content = multihost_utils.broadcast_one_to_all(np.resize(content, int(size)), is_source)
     return bytes(np.asarray(content)).decode()
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Compares what each process is about to run.
+
+    Args:
+      facts: name -> value, of JSON; those of packages and of this program are added.
+
+    Raises:
+      UserError: a process differs from the first one; in all of them, and with the first field
+        that does.
+    """
+    if jax.process_count() == 1:
+        return
+    own = json.loads(json.dumps({**facts, **_program()}))
+    text = json.dumps(own, sort_keys=True)
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = np.asarray(multihost_utils.process_allgather(digest))
+    different = np.flatnonzero((digests != digests[0]).any(1))
+    if not different.size:
+        return
+    number = int(different[0])
+    expected, found = (json.loads(_text_of(source, text)) for source in (0, number))
+    names = [
+        name for name in {**expected, **found} if expected.get(name) != found.get(name)
+    ]  # in the order in which they were given
+    first, further = names[0], f" (and {len(names) - 1} more differ)" if names[1:] else ""
+    raise UserError(
+        f"process {number} runs something else than process 0: {first} is "
+        f"{found.get(first)!r} there, {expected.get(first)!r} in process 0{further}. Start all "
+        "processes with the same command, data, packages and version of this program"
+    )
+
+
+def _program() -> dict[str, str]:
+    """What computes: versions of packages, settings of JAX, and the digest of this program."""
+    root = pathlib.Path(__file__).parents[1]
+    source = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        source.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    versions = {f"version of {name}": _version(name) for name in PACKAGES}
+    settings = ("jax_threefry_partitionable", "jax_default_matmul_precision", "jax_enable_x64")
+    return {
+        "version of Python": ".".join(platform.python_version_tuple()[:2]),
+        **versions,
+        **{name: str(getattr(jax.config, name)) for name in settings},
+        "SHA-256 of bert_jax's source": source.hexdigest(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def check_shared(directory: epath.Path) -> None:
@@ -146,6 +234,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = ""  # name of the signal
+        self._asked = 0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -165,8 +254,9 @@ class StopSignal:
             print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
             signal.signal(number, self._former[number])
 
-    def after(self, step: int) -> bool:
-        """Whether all processes stop after `step`; each must ask after every step."""
+    def asked(self) -> bool:
+        """Whether all processes stop here; each must ask at the same places, as after each step."""
+        self._asked += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return bool(self.received)

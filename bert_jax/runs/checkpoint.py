@@ -1,15 +1,15 @@
 """Checkpoints: WORKDIR/checkpoints/STEP written by Orbax, with config.json and tokenizer/ beside.
 
 A checkpoint has two items: `params`, all that inference and conversion read, and `optimizer`, the
-step and the moments, which only going on needs.
+step and the moments, which only resuming needs.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -18,98 +18,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bert_jax import files
-from bert_jax.cli import UserError
+from bert_jax.cli import Interrupted, UserError
 from bert_jax.data import tokenizer as tokenizer_lib
 from bert_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from bert_jax.parallel import distributed, sharding
+from bert_jax.runs import integrity
 from bert_jax.runs import workdir as workdirs
 
 if TYPE_CHECKING:
     from bert_jax.runs.state import TrainState
 
 BEST_FILE = "best.json"
-CHECKSUMS = "checksums.json"
-ORBAX_NOTE = "_CHECKPOINT_METADATA"
-
-
-def _sha256(path: epath.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    """All files below `directory`."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
-def _write_checksums(directory: epath.Path) -> None:
-    """Writes STEP/checksums.json: each file's size and SHA-256."""
-    # Orbax writes its own note of the step once more after this.
-    covered = [p for p in _files(directory) if p.name not in (CHECKSUMS, ORBAX_NOTE)]
-    sums = {
-        str(p.relative_to(directory)): {"bytes": files.size_and_time(p)[0], "sha256": _sha256(p)}
-        for p in sorted(covered)
-    }
-    (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-
-
-def _damage(directory: epath.Path, item: str = "") -> str:
-    """What is wrong with the checkpoint in `directory`, or with one item of it; "" if nothing.
-
-    Orbax restores a file with flipped bits without an error, hence the checksums.
-    """
-    if not (directory / CHECKSUMS).exists():
-        return f"{CHECKSUMS} is missing, so it was not written to its end"
-    for name, written in json.loads((directory / CHECKSUMS).read_text()).items():
-        path = directory / name
-        if not name.startswith(item):
-            continue
-        if not path.exists():
-            return f"{name} is missing"
-        size, _ = files.size_and_time(path)
-        if size != written["bytes"]:
-            return f"{name} has {size} bytes, {written['bytes']} were written"
-        if _sha256(path) != written["sha256"]:
-            return f"{name} is not what was written (other SHA-256)"
-    return ""
-
-
-def _set_damaged_aside(directory: epath.Path, start_from: str) -> None:
-    """Renames damaged checkpoints to STEP.damaged, from the newest down to the first whole one.
-
-    Raises:
-      UserError: there are finished checkpoints, and not one is whole; all are left as they are.
-    """
-    damaged: dict[int, str] = {}
-    instead = "there is no earlier one, starting from the beginning"
-    for step in reversed(workdirs.steps_in(directory)):
-        if not (reason := _damage(directory / str(step))):
-            instead = f"taking that of step {step}"
-            break
-        damaged[step] = reason
-    else:
-        # Unfinished ones alone are what an object store keeps of a run killed in its first save.
-        if any((directory / str(step) / CHECKSUMS).exists() for step in damaged):
-            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            best = directory.parent / workdirs.BEST
-            perhaps = f", perhaps from the parameters in {start_from}={best}"
-            raise UserError(
-                f"every checkpoint in {directory} is damaged ({reasons}). Bring back a copy of "
-                f"one, or start a new run with --workdir=NEW{perhaps if best.exists() else ''}"
-            )
-    for step, reason in damaged.items():
-        aside = directory / f"{step}.damaged"
-        if aside.exists():
-            aside.rmtree()
-        (directory / str(step)).rename(aside)
-        logging.warning(
-            f"checkpoint {step} is damaged: {reason}; kept as {directory.name}/{aside.name}; "
-            f"{instead}"
-        )
 
 
 class CheckpointStore:
@@ -137,7 +56,7 @@ class CheckpointStore:
     ):
         self._workdir = epath.Path(workdir)
         self._start_from = workdirs.start_from(config)
-        self._lock = None
+        self._lock: IO[bytes] | None = None
         try:
             # What the files say is for the first process to judge, as others may see older ones.
             with distributed.shared_errors():
@@ -150,7 +69,10 @@ class CheckpointStore:
             raise
         root = files.absolute(self._workdir)
         self._checkpoints, self._best = root / workdirs.CHECKPOINTS, root / workdirs.BEST
-        self._writing: dict[epath.Path, int] = {}  # directory -> step that is being written there
+        # What is being written: directory -> step, and what is to be done before it counts.
+        self._writing: dict[epath.Path, tuple[int, Callable[[epath.Path], None]]] = {}
+        self._failures = _SaveFailures()
+        logging.getLogger("absl").addFilter(self._failures)
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
         self._best_manager: ocp.CheckpointManager | None = None
 
@@ -173,7 +95,10 @@ class CheckpointStore:
             "another --workdir"
         )
         self._lock = files.lock(self._workdir / files.LOCK_FILE, in_use)
-        _set_damaged_aside(self._workdir / workdirs.CHECKPOINTS, self._start_from)
+        for name in (workdirs.CHECKPOINTS, workdirs.BEST):
+            integrity.remove_unfinished(self._workdir / name)
+        integrity.set_damaged_aside(self._workdir / workdirs.CHECKPOINTS, self._start_from)
+        _publish_best(self._workdir / workdirs.BEST)
         length = config.model.max_position_embeddings
         tokenizer_lib.save(tokenizer, self._workdir / workdirs.TOKENIZER, length)
         workdirs.write_config(self._workdir, workdirs.describe(config, identity))
@@ -183,11 +108,12 @@ class CheckpointStore:
 
         def seal() -> None:
             if distributed.is_first():
+                step, finish = self._writing[directory]
                 # STEP.orbax-checkpoint-tmp where directories can be renamed, STEP on gs://.
-                step = f"{self._writing[directory]}"
                 for written in directory.iterdir():
-                    if written.name == step or written.name.startswith(f"{step}.orbax"):
-                        _write_checksums(written)
+                    if written.name in (f"{step}", f"{step}{integrity.UNFINISHED}"):
+                        finish(written)
+                        integrity.write_checksums(written)
 
         return ocp.CheckpointManager(
             directory,
@@ -203,16 +129,42 @@ class CheckpointStore:
             item_names=("params", "optimizer"),
         )
 
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes, but for an error of this process alone: others may never come where all meet."""
+        if kind is None or issubclass(kind, Interrupted) or jax.process_count() == 1:
+            self.close()
+        elif self._lock:
+            self._lock.close()
+
+    def check(self) -> None:
+        """Raises what has failed in the background since the last call; waits for nobody.
+
+        Orbax itself says it when the save is waited for, which with several processes is when a
+        barrier that the others never come to is given up, after ten minutes.
+        """
+        if self._failures.found:
+            raise self._failures.found.pop(0)
+
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: "TrainState") -> None:
-        """Starts writing a checkpoint of the state in the background; atomic."""
+    def save(
+        self, step: int, state: "TrainState", before_it_counts: Callable[[], None] = lambda: None
+    ) -> None:
+        """Starts writing a checkpoint of the state in the background; atomic.
+
+        Args:
+          before_it_counts: called, in the first process and another thread, when all but the name
+            is written: what must be stored with it.
+        """
         if step == self.latest_step:  # saved when the run was interrupted here
             return
-        self._manager.wait_until_finished()
-        self._writing[self._checkpoints] = step
+        self._wait(self._manager)
+        self._writing[self._checkpoints] = step, lambda _: before_it_counts()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -229,33 +181,49 @@ class CheckpointStore:
         """
         if self._best_manager is None:
             self._best_manager = self._open(self._best, 1)
-        self._best_manager.wait_until_finished()
-        record = self._best / BEST_FILE
-        is_best = distributed.is_first() and self._is_best(record, step, loss, phase_start)
+        self._wait_for_best()
+        record = {"step": step, "loss": loss, "phase_start": phase_start}
+        best = _best_record(self._best) if distributed.is_first() else None
+        is_best = distributed.is_first() and best != record and _is_best(best, record)
         if not distributed.as_in_first(is_best):
             return False
         for lost in self._best_manager.all_steps():
             if lost >= step:  # of what an interrupted run had come to; a later one blocks saving
                 self._best_manager.delete(lost)
-        self._writing[self._best] = step
+        text = json.dumps(record) + "\n"
+        # With the parameters, so that the two are of one step whenever the run is killed.
+        self._writing[self._best] = step, lambda path: files.write_whole(path / BEST_FILE, text)
         self._best_manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
-        if distributed.is_first():
-            line = {"step": step, "loss": loss, "phase_start": phase_start}
-            files.write_whole(record, json.dumps(line) + "\n")
         return True
 
-    def _is_best(self, record: epath.Path, step: int, loss: float, phase_start: int) -> bool:
-        if not record.exists():
-            return True
-        best = json.loads(record.read_text())
-        comparable = best["phase_start"] == phase_start and best["step"] < step
-        # Not there: the run was killed while it was written.
-        is_there = best["step"] in workdirs.steps_in(self._best)
-        return not (comparable and is_there and loss >= best["loss"])
+    def _wait_for_best(self) -> None:
+        if self._best_manager:
+            self._wait(self._best_manager)
+            if distributed.is_first():
+                _publish_best(self._best)
+
+    def _wait(self, manager: ocp.CheckpointManager) -> None:
+        while manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.01)
+        manager.wait_until_finished()
+        self.check()
+
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        self._wait(self._manager)
+        self._wait_for_best()
 
     def restore(self, state: "TrainState") -> "TrainState":
-        """The last checkpoint, laid out as `state` is: on any mesh, layers scanned or not."""
-        self._manager.wait_until_finished()
+        """The last checkpoint, laid out as `state` is: on any mesh, layers scanned or not.
+
+        Args:
+          state: arrays, or their shapes with shardings, so that the devices hold one state alone.
+
+        Raises:
+          UserError: it has no optimizer state, as of an import.
+        """
+        self._wait(self._manager)
         step = self.latest_step
         directory = self._checkpoints / str(step)
         if not (directory / "optimizer").exists():
@@ -270,9 +238,7 @@ class CheckpointStore:
         layout = jax.tree.map(lambda x: x.sharding, wanted)
         saved = sharding.abstract(wanted, layout)
         if is_scanned != was_scanned:
-            to_saved, to_wanted = (
-                stack_layers if scanned else unstack_layers for scanned in (was_scanned, is_scanned)
-            )
+            to_saved = stack_layers if was_scanned else unstack_layers
             shapes = jax.eval_shape(to_saved, wanted)
             mesh = jax.tree.leaves(layout)[0].mesh
             saved = sharding.abstract(shapes, sharding.shardings_of(shapes, mesh))
@@ -283,20 +249,103 @@ class CheckpointStore:
                 optimizer=ocp.args.StandardRestore(saved[1]),
             ),
         )
-        params, others = restored.params, restored.optimizer
+        values = [restored.params, *restored.optimizer.values()]
+        names = ("params", *restored.optimizer)
+        del restored
         if is_scanned != was_scanned:
-            params, others = jax.jit(to_wanted, out_shardings=layout)((params, others))
-        return state.replace(params=params, **others)
+            layouts = (layout[0], *(layout[1][name] for name in names[1:]))
+            values = _converted(values, layouts, stack_layers if is_scanned else unstack_layers)
+        return state.replace(**dict(zip(names, values, strict=True)))
+
+    def roll_back(self, state: "TrainState") -> "TrainState":
+        """`restore`, in place of `state`, whose arrays are freed first."""
+        layout = sharding.abstract(state, jax.tree.map(lambda x: x.sharding, state))
+        self.wait()  # what is being written may be of these arrays
+        for array in jax.tree.leaves(state):
+            array.delete()
+        return self.restore(layout)
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk, and gives the workdir free."""
         try:
+            self.wait()
             for manager in filter(None, (self._manager, self._best_manager)):
-                manager.wait_until_finished()
                 manager.close()
         finally:
+            logging.getLogger("absl").removeFilter(self._failures)
             if self._lock:
                 self._lock.close()
+
+
+class _SaveFailures(logging.Filter):
+    """Takes what Orbax logs, with a traceback, when a save fails in the background."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[BaseException] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] and "background save" in record.getMessage():
+            self.found.append(record.exc_info[1])
+            return False
+        return True
+
+
+def _converted(
+    values: list[Any], layouts: tuple[Any, ...], convert: Callable[[Any], Any]
+) -> list[Any]:
+    """Parts of a state with their layers stacked, or side by side again.
+
+    One tree of parameters or moments at a time, each freed when its converted form is there; so
+    that the devices hold little more than one state.
+    """
+    is_tree = lambda x: isinstance(x, dict)  # noqa: E731
+    trees, structure = jax.tree.flatten(values, is_leaf=is_tree)
+    shardings = jax.tree.leaves(list(layouts), is_leaf=is_tree)
+    values.clear()
+    for number, layout in enumerate(shardings):
+        if isinstance(trees[number], dict):
+            trees[number] = jax.jit(convert, out_shardings=layout)(trees[number])
+            jax.block_until_ready(trees[number])
+    return jax.tree.unflatten(structure, trees)
+
+
+def _best_record(directory: epath.Path) -> dict[str, Any] | None:
+    """Step, loss and phase_start of the parameters in best/; None if there are none.
+
+    None, too, if the record is corrupted: the next evaluation is the best then.
+    """
+    steps = workdirs.steps_in(directory)
+    if not steps:
+        return None
+    # Older runs have it beside the parameters alone.
+    for path in (directory / f"{steps[-1]}" / BEST_FILE, directory / BEST_FILE):
+        try:
+            record = files.read_json(path) if path.exists() else {}
+            best = {"step": int(record["step"]), "loss": float(record["loss"])}
+            best["phase_start"] = int(record["phase_start"])
+        except (files.DamagedError, LookupError, TypeError, ValueError):
+            continue
+        if best["step"] == steps[-1]:
+            return best
+    return None
+
+
+def _is_best(best: dict[str, Any] | None, record: dict[str, Any]) -> bool:
+    """Whether an evaluation is better than the best so far."""
+    if best is None or best["phase_start"] != record["phase_start"]:
+        return True
+    return best["step"] >= record["step"] or record["loss"] < best["loss"]
+
+
+def _publish_best(directory: epath.Path) -> None:
+    """Writes best/best.json, for scripts, once the parameters that it speaks of are stored."""
+    path = directory / BEST_FILE
+    if (best := _best_record(directory)) is None:
+        return
+    text = json.dumps(best) + "\n"
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_whole(path, text)
 
 
 def _without_params(state: "TrainState") -> dict[str, Any]:
@@ -319,7 +368,7 @@ def load(path: epath.PathLike) -> workdirs.Loaded:
     """Loads the parameters of WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best[/STEP].
 
     Of WORKDIR it is the checkpoint that a finished fine-tuning selected, else the last one; a
-    damaged last checkpoint is passed over for the one before, with a warning.
+    corrupted last checkpoint is skipped for the one before, with a warning.
 
     Raises:
       UserError: no such workdir, no such checkpoint in it, or none that is whole.
@@ -337,12 +386,14 @@ def load(path: epath.PathLike) -> workdirs.Loaded:
     if selected in saved:
         wanted = selected
     for step in reversed(saved) if wanted is None else [wanted]:
-        reason = _damage(directory / str(step), item="params")
+        reason = integrity.damage(directory / str(step), item="params")
         if not reason:
             break
-        logging.warning(f"checkpoint {directory / str(step)} is damaged: {reason}")
+        logging.warning(f"checkpoint {directory / str(step)} is corrupted: {reason}")
     else:
-        raise UserError(f"{path}: every checkpoint there is damaged")
+        raise UserError(
+            f"{path}: every checkpoint there is corrupted: restore a copy, or name another one"
+        )
     # The handler itself, since a manager opened to read wants the run's state as a template.
     handler = ocp.PyTreeCheckpointHandler()
     directory = files.absolute(directory / str(step) / "params")
@@ -351,11 +402,18 @@ def load(path: epath.PathLike) -> workdirs.Loaded:
     )
     params = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     handler.close()
+    tokenizer = tokenizer_lib.load(workdir / workdirs.TOKENIZER)
+    trained_with = config.get("identity", {}).get("tokenizer", tokenizer.fingerprint)
+    if tokenizer.fingerprint != trained_with:
+        raise UserError(
+            f"{workdir / workdirs.TOKENIZER} is not the tokenizer that the run has trained with, "
+            "or is corrupted: copy that of its data set there (DATA_DIR/tokenizer)"
+        )
     return workdirs.Loaded(
         params=jax.tree.map(np.asarray, unstack_layers(params)),
         config=config,
         step=step,
-        tokenizer=tokenizer_lib.load(workdir / workdirs.TOKENIZER),
+        tokenizer=tokenizer,
     )
 
 
@@ -387,7 +445,7 @@ def save_params(
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(directory, options=options, item_names=("params",)) as manager:
         manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
-    _write_checksums(directory / str(step))
+    integrity.write_checksums(directory / str(step))
     workdirs.write_config(
         workdir, json.loads(config.to_json())
     )  # last: its presence says it is whole

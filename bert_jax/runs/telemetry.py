@@ -118,7 +118,8 @@ class Upload:
         self._lines.append(line)
         if time.monotonic() < self._next or (self._running and not self._running.done()):
             return
-        if self._running and (error := self._running.exception()):
+        error = self._running.exception() if self._running else None
+        if isinstance(error, Exception):
             logging.warning(f"{self._path} could not be stored ({brief(error)}); trying again")
         self._running = self._thread.submit(self._store)
 

@@ -97,8 +97,8 @@ def best_run(path: epath.Path) -> epath.Path | None:
     name = files.read_json(summary).get("best")
     if not isinstance(name, str):
         raise files.DamagedError(
-            f"{summary} is damaged (it names no best run): run the same fine-tuning command again, "
-            "which rewrites it"
+            f"{summary} is corrupted (it names no best run): run the same fine-tuning command "
+            "again, which rewrites it"
         )
     return path / name
 
@@ -138,7 +138,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
 def _read_config(path: epath.Path) -> dict[str, Any]:
     config = files.read_json(path)
     if not isinstance(config.get("model"), Mapping):
-        raise files.DamagedError(f"{path} is damaged (it has no model): restore a copy of it")
+        raise files.DamagedError(f"{path} is corrupted (it has no model): restore a copy of it")
     return config
 
 

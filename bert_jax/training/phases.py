@@ -39,9 +39,9 @@ class Phase:
     """Steps [start, stop) of a run.
 
     Attributes:
-      config: the run's config with the phase's fields laid over it.
+      config: the run's config, overridden by the phase's fields.
       schedule: step of the run -> learning rate.
-      optimizer: gradients -> directions; the moments of all phases are laid out alike.
+      optimizer: gradients -> updates; the moments of all phases are laid out alike.
       reset_moments: whether the optimizer starts with empty moments.
       number: its place in `config.phases`.
     """
@@ -88,13 +88,12 @@ class Phase:
 def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
     """The phases that `config.phases` describes; without any the whole run is one.
 
-    An entry of the list is laid over the config: it lasts its `num_steps` (0, or the last: up to
-    the run's `num_steps`), and fields that it leaves out, or empty, are the run's. With `optimizer`
-    (which may be {}) it has a schedule of its own, from its start over its steps; without, the
-    run's goes on.
+    An entry of the list overrides the config: it lasts its `num_steps` (the last one to the end of
+    the run), and fields that it omits, or has empty, are the run's. With `optimizer` (which may be
+    {}) it has a schedule of its own, from its start over its steps; without, the run's continues.
 
     Raises:
-      UserError: an unknown field, a length that leaves a phase nothing, or an impossible optimizer.
+      UserError: an unknown field, lengths that do not add up, or an impossible optimizer.
     """
     total = config.num_steps
     if total < 1:
@@ -116,6 +115,12 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         length = entry.pop("num_steps", 0)
         if length < 0 or (not length and not is_last):
             raise UserError(f"config.phases[{number}].num_steps={length}: expected at least 1")
+        if is_last and length and start + length != total:
+            raise UserError(
+                f"config.phases[{number}].num_steps={length:,} ends the last phase at step "
+                f"{start + length:,}, config.num_steps={total:,} the run: leave the phase's out "
+                f"(it lasts to the run's end), or give --config.num_steps={start + length}"
+            )
         # The run's num_steps is the limit, so a trial run needs that one flag alone.
         stop = total if is_last else min(start + length, total)
         reset = entry.pop("reset_moments", False)

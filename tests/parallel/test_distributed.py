@@ -1,13 +1,17 @@
-"""Several processes as one run: the same losses, one stop, and other counts on going on."""
+"""Several processes as one run: the same losses, one stop, and other counts on resuming."""
 
 import json
 import os
+import pathlib
+import re
+import shutil
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
+from small_run import make_data_dir
 from two_processes import finish, start
 
 from bert_jax import files
@@ -25,7 +29,7 @@ def evaluations(workdir) -> list[float]:
     return [line["eval_loss"] for line in telemetry.read(workdir) if "eval_loss" in line]
 
 
-def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_goes_on(
+def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_resumes(
     config, tmp_path
 ):
     config.update(num_steps=2000, eval_every=1000, checkpoint_every=1000)
@@ -68,6 +72,114 @@ def test_a_mistake_of_one_process_ends_all_of_them(config, tmp_path):
     assert time.monotonic() - started < 60  # none waited for the other until it was given up
 
 
+def test_processes_that_would_run_different_things_end_with_the_first_difference(config, tmp_path):
+    flag = "--config.optimizer.learning_rate=3e-3"
+    for error in finish(start(config, tmp_path, 2, flags={1: flag}), EXIT_USER_ERROR):
+        assert (
+            "process 1 runs something else than process 0: config.optimizer.learning_rate" in error
+        )
+        assert "learning_rate is 0.003 there, 0.0005 in process 0. Start all processes" in error
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_other_data_in_one_process(config, tmp_path):
+    other = make_data_dir(tmp_path / "data", {"train": [150, 100, 71], "validation": [45]})
+    processes = start(config, tmp_path / "run", 2, flags={1: f"--config.data_dir={other}"})
+    for error in finish(processes, EXIT_USER_ERROR):
+        assert "process 1 runs something else" in error and "contents of phases.0.data" in error
+    same = shutil.copytree(config.data_dir, tmp_path / "mounted elsewhere")
+    config.update(num_steps=2, eval_every=0)
+    finish(start(config, tmp_path / "run", 2, flags={1: f"--config.data_dir={same}"}))
+
+
+def raising(where: str, error: str, after: int, mark: pathlib.Path) -> str:
+    """Python that has a function of the program raise an error when it has been called so often.
+
+    The time at which it does so is that of the file `mark`.
+    """
+    module, name = where.split(":")
+    *owners, attribute = name.split(".")
+    return f"""
+import importlib, itertools
+owner = importlib.import_module("{module}")
+for name in {owners}:
+    owner = getattr(owner, name)
+method, calls = getattr(owner, "{attribute}"), itertools.count(1)
+def failing(*args, **kwargs):
+    if next(calls) > {after}:
+        open("{mark}", "a").close()
+        raise {error}
+    return method(*args, **kwargs)
+setattr(owner, "{attribute}", failing)
+"""
+
+
+STAGES = {
+    "loading": ("bert_jax.data.input_pipeline:PretrainingData.read", 12),
+    "step": ("bert_jax.training.reporting:Reporter.step", 4),
+    "evaluation": ("bert_jax.training.evaluation:evaluate", 1),
+    "saving": ("bert_jax.runs.checkpoint:CheckpointStore.save", 1),
+    # In another thread, of the first process.
+    "writing": ("bert_jax.runs.integrity:write_checksums", 1),
+}
+CASES = [
+    ("loading", 1, "OSError(5, 'no answer')", 1, "OSError: .*no answer"),
+    ("loading", 0, "ValueError('odd record')", 1, "ValueError: odd record"),
+    ("step", 1, "KeyError('loss')", 1, "KeyError: 'loss'"),
+    ("evaluation", 0, "MemoryError('host')", 1, "MemoryError: host"),
+    ("evaluation", 1, "OSError(5, 'no answer')", 1, "OSError: .*no answer"),
+    ("saving", 1, "RuntimeError('odd state')", 1, "RuntimeError: odd state"),
+    ("writing", 0, "OSError(28, 'no space')", 1, "no space"),
+    ("step", 0, "UserError('give up')", 2, "give up"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "error", "code", "message"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if i else []) for i, case in enumerate(CASES)],
+)
+def test_an_error_of_one_process_ends_all_with_its_message(
+    stage, number, error, code, message, config, tmp_path
+):
+    config.update(num_steps=4000, eval_every=5, checkpoint_every=5)
+    where, after = STAGES[stage]
+    imported = "from bert_jax.cli import UserError\n" if "UserError" in error else ""
+    failing = raising(where, error, after, tmp_path / "mark")
+    processes = start(config, tmp_path / "run", 2, before={number: imported + failing})
+    errors = finish(processes, code)
+    seconds = time.time() - (tmp_path / "mark").stat().st_mtime
+    print(f"{stage}, {error} in process {number}: codes {code} in {seconds:.0f} s")
+    assert re.search(message, errors[number])
+    assert re.search(f"error: process {number}: .*{message}", errors[1 - number]), errors
+    assert seconds < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_a_signal_to_one_process_ends_all_within_a_minute(name, number, config, tmp_path):
+    config.update(num_steps=100_000, eval_every=0, checkpoint_every=1000)
+    processes = start(config, tmp_path, 2)
+    deadline = time.monotonic() + 120
+    while len(telemetry.read(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[number].send_signal(signal.Signals[name])
+    begun = time.monotonic()
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    seconds = time.monotonic() - begun
+    codes = [process.returncode for process in processes]
+    print(f"{name} to process {number}: codes {codes} in {seconds:.0f} s")
+    print("\n".join(error.splitlines()[-1] for error in errors if error))
+    assert seconds < 60
+    if name == "SIGINT":
+        assert codes == [130, 130], errors
+        assert f"process {number}: stopped by Ctrl-C" in errors[1 - number]
+    else:
+        # 1 as a launcher expects it, or JAX's own end where the first process has died.
+        assert codes[1 - number] in (1, -signal.SIGABRT), errors
+
+
 @pytest.mark.slow
 def test_eight_devices_in_two_processes_then_four_in_one(config, tmp_path):
     config.mesh.update(data=2, fsdp=2, tensor=2)
@@ -107,10 +219,11 @@ def test_the_only_process_of_a_slurm_node_takes_all_its_gpus(tasks, expected, mo
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     distributed.initialize()
-    assert seen == [(expected, {})]
+    beats = {"heartbeat_timeout_seconds": distributed.HEARTBEAT_SECONDS}
+    assert seen == [(expected, beats)]
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2")  # one's own choice
     distributed.initialize()
-    assert seen[1] == ("2", {})
+    assert seen[1] == ("2", beats)
     # Told who is who, JAX does not ask Slurm, which would give a process one GPU.
     distributed.initialize("host:1", "2", "0")
-    assert seen[2] == ("2", {"cluster_detection_method": "deactivate"})
+    assert seen[2] == ("2", {"cluster_detection_method": "deactivate", **beats})

@@ -1,4 +1,4 @@
-"""Checkpoints: what they refuse, what they recognise as damaged, and what is loaded from them."""
+"""Checkpoints: what they refuse, what they recognise as corrupted, and what is loaded from them."""
 
 import json
 import re
@@ -7,11 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from small_run import make_tokenizer, small_config
 
 from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.huggingface import card
-from bert_jax.runs import checkpoint
+from bert_jax.runs import checkpoint, integrity
 from bert_jax.runs import workdir as workdirs
 from bert_jax.training import loop
 
@@ -78,6 +80,154 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def whole_run(data_dir, tmp_path_factory):
+    """A workdir with checkpoints of steps 2 and 4 and best parameters, to be copied."""
+    config = small_config(data_dir)
+    config.update(num_steps=4, checkpoint_every=2, eval_every=2)
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    loop.train_and_evaluate(config, workdir)
+    saved = json.loads((workdir / "config.json").read_text())
+    return config, workdir, saved["identity"]
+
+
+@pytest.fixture
+def copy(whole_run, tmp_path):
+    """A copy of it to harm: its path, and what opens it as the same command would."""
+    config, workdir, identity = whole_run
+    shutil.copytree(workdir, tmp_path / "run")
+
+    def reopen() -> checkpoint.CheckpointStore:
+        return checkpoint.CheckpointStore(tmp_path / "run", config, make_tokenizer(), identity)
+
+    return tmp_path / "run", reopen
+
+
+HARMS = (empty, cut, flip_a_bit, remove)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_corrupted_checksums_are_a_corrupted_checkpoint(copy, caplog, harm):
+    workdir, reopen = copy
+    harm(workdir / "checkpoints" / "4" / "checksums.json")
+    assert checkpoint.load(workdir).step == 2
+    store = reopen()
+    assert store.latest_step == 2
+    store.close()
+    assert "checkpoint 4 is corrupted: " in caplog.text
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4.damaged"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_corrupted_record_of_the_best_is_no_record(copy, harm):
+    workdir, reopen = copy
+    record = json.loads((workdir / "best" / "best.json").read_text())
+    harm(workdir / "best" / "best.json")
+    reopen().close()
+    assert json.loads((workdir / "best" / "best.json").read_text()) == record  # written again
+    harm(workdir / "best" / f"{record['step']}" / "best.json")
+    harm(workdir / "best" / "best.json")
+    if harm is not flip_a_bit:  # which may have made another loss of it
+        assert checkpoint._best_record(workdir / "best") is None
+    params = {"bert": {"kernel": jax.numpy.ones(3)}}
+    store = reopen()
+    assert store.save_if_best(record["step"] + 1, params, record["loss"] - 1e3)
+    store.close()
+    assert json.loads((workdir / "best" / "best.json").read_text())["step"] == record["step"] + 1
+
+
+@pytest.mark.parametrize("harm", (empty, cut, flip_a_bit))
+def test_corrupted_config_is_one_line(copy, harm):
+    workdir, reopen = copy
+    harm(workdir / "config.json")
+    for read in (reopen, lambda: checkpoint.load(workdir)):
+        with pytest.raises(UserError, match=r"config\.json is (not JSON|corrupted)") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_flipped_setting_in_a_config_is_recognised(copy):
+    workdir, _ = copy
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"hidden_size": 32', '"hidden_size": 36'))
+    with pytest.raises(UserError, match="do not match the field 'checksum' in it"):
+        checkpoint.load(workdir)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_corrupted_tokenizer_is_one_line_and_comes_back_with_the_next_start(copy, harm):
+    workdir, reopen = copy
+    for name in ("vocab.txt", "tokenizer.json"):
+        harm(workdir / "tokenizer" / name)
+    with pytest.raises(UserError, match="tokenizer"):
+        checkpoint.load(workdir)
+    reopen().close()
+    assert checkpoint.load(workdir).step == 4
+
+
+def test_unfinished_saves_are_removed_and_one_corrupted_checkpoint_is_kept(copy, caplog):
+    workdir, reopen = copy
+    for name in ("checkpoints/6.orbax-checkpoint-tmp", "best/6.orbax-checkpoint-tmp"):
+        shutil.copytree(workdir / "checkpoints" / "4", workdir / name)
+    (workdir / "checkpoints" / "1.damaged").mkdir()
+    for step in ("8", "6"):
+        shutil.copytree(workdir / "checkpoints" / "4", workdir / "checkpoints" / step)
+        truncate(largest_file(workdir / "checkpoints" / step))
+    reopen().close()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "8.damaged"]
+    assert not list((workdir / "best").glob("6*"))
+    assert re.search("checkpoint 6 is corrupted: .*; removed; taking that of step 4", caplog.text)
+
+
+def test_a_store_s_unfinished_save_is_one_without_the_commit_marker(tmp_path, monkeypatch):
+    monkeypatch.setattr(integrity.files, "is_remote", lambda path: True)
+    for name in ("2", "4"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "2" / "commit_success.txt").write_text("")
+    integrity.remove_unfinished(epath.Path(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["2"]
+
+
+def test_a_workdir_in_which_nothing_was_saved_takes_other_settings(copy):
+    """As after running out of memory, when a smaller batch is advised."""
+    workdir, _ = copy
+    config = workdirs.read_config(workdir)
+    identity = config.identity.to_dict()
+    identity["phases"]["0"]["batch_size"] = 8
+    with pytest.raises(UserError, match="batch_size of the phase from step 0 is 16 there, 8 here"):
+        workdirs.check_same_run(workdir, config, identity)
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(UserError, match="holds another run"):  # best/ could be mixed up
+        workdirs.check_same_run(workdir, config, identity)
+    shutil.rmtree(workdir / "best")
+    assert workdirs.check_same_run(workdir, config, identity) == []
+
+
+def test_a_model_s_field_that_an_older_run_lacks_has_its_default(copy):
+    workdir, _ = copy
+    config = workdirs.read_config(workdir)
+    older = json.loads((workdir / "config.json").read_text())
+    del older["checksum"], older["model"]["dropout_rng"]
+    older["model"].pop("architecture", None)
+    (workdir / "config.json").write_text(json.dumps(older))
+    workdirs.check_same_run(workdir, config, config.identity.to_dict())
+    config.model.dropout_rng = "threefry"
+    with pytest.raises(UserError, match=r"model\.dropout_rng is 'hash' there, 'threefry' here"):
+        workdirs.check_same_run(workdir, config, config.identity.to_dict())
+
+
 @pytest.mark.parametrize(
     "harm, reason",
     [
@@ -86,10 +236,10 @@ def truncate(path):
         (lambda path: path.unlink(), "is missing"),
     ],
 )
-def test_damaged_checkpoint_is_passed_over_with_the_reason(config, trained, caplog, harm, reason):
+def test_corrupted_checkpoint_is_skipped_with_the_reason(config, trained, caplog, harm, reason):
     whole = checkpoint.load(trained / "checkpoints" / "2").params
     harm(largest_file(trained / "checkpoints" / "4" / "params"))
-    with pytest.raises(UserError, match="every checkpoint there is damaged"):
+    with pytest.raises(UserError, match="every checkpoint there is corrupted"):
         checkpoint.load(trained / "checkpoints" / "4")
     loaded = checkpoint.load(trained)
     assert loaded.step == 2
@@ -97,17 +247,17 @@ def test_damaged_checkpoint_is_passed_over_with_the_reason(config, trained, capl
     caplog.clear()
     config.update(num_steps=6)
     loop.train_and_evaluate(config, trained)
-    assert "checkpoint 4 is damaged: params/" in caplog.text
+    assert "checkpoint 4 is corrupted: params/" in caplog.text
     assert "taking that of step 2" in caplog.text
     assert re.search(reason, caplog.text)
     assert (trained / "checkpoints" / "4.damaged").is_dir()
     assert checkpoint.load(trained).step == 6
 
 
-def test_run_without_a_whole_checkpoint_is_not_started_anew(config, trained):
+def test_run_without_a_whole_checkpoint_is_not_started_from_scratch(config, trained):
     for step in ("2", "4"):
         truncate(largest_file(trained / "checkpoints" / step))
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(4: .*; 2: "):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is corrupted \(4: .*; 2: "):
         loop.train_and_evaluate(config, trained)
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["2", "4"]
 
@@ -136,7 +286,7 @@ def test_layers_may_become_scanned_and_unrolled_again(config, trained, tmp_path)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mixed, unrolled)
 
 
-def test_second_run_in_a_workdir_is_turned_away(config, trained):
+def test_second_run_in_a_workdir_is_rejected(config, trained):
     lock = files.lock(trained / files.LOCK_FILE, "held")
     with lock, pytest.raises(UserError, match="is in use by a run that has not ended"):
         loop.train_and_evaluate(config, trained)
@@ -148,7 +298,7 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
     config.update(num_steps=8, eval_every=2, checkpoint_every=4)
     losses = iter([3.0, 1.0, 2.0, 1.0])
     evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
     loop.train_and_evaluate(config, workdir)
     assert json.loads((workdir / "best" / "best.json").read_text()) == {
         "step": 4,
@@ -168,7 +318,7 @@ def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatc
 
 def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monkeypatch):
     config.update(num_steps=4, eval_every=2, checkpoint_every=4)
-    monkeypatch.setattr(loop, "evaluate", lambda *args: {"loss": 1.0, "mlm_loss": 0.0})
+    monkeypatch.setattr(loop.evaluation, "evaluate", lambda *args: {"loss": 1.0, "mlm_loss": 0.0})
     (tmp_path / "best").mkdir(parents=True)
     line = {"step": 2, "loss": 1.0, "phase_start": 0}
     (tmp_path / "best" / "best.json").write_text(json.dumps(line))
@@ -177,11 +327,11 @@ def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monke
 
 
 def test_best_parameters_of_steps_that_were_lost_make_room(config, tmp_path, monkeypatch):
-    """Best at step 6, killed at 7, gone on from 4: what is best then is kept, whatever its step."""
+    """Best at step 6, killed at 7, resumed from 4: what is best then is kept, whatever its step."""
     config.update(num_steps=6, eval_every=2, checkpoint_every=4)
     losses = iter([3.0, 2.0, 1.0])
     evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
     loop.train_and_evaluate(config, tmp_path)
     assert checkpoint.load(tmp_path / "best").step == 6
     shutil.rmtree(tmp_path / "checkpoints" / "6")

@@ -1,6 +1,7 @@
-"""The loop: what it writes, that it goes on exactly, and what it does when something goes wrong."""
+"""The loop: what it writes, that it resumes exactly, and what it does when something goes wrong."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import small_run
 from array_record.python import array_record_module
+from etils import epath
 from small_run import (
     ROOT,
     SPEEDS,
@@ -20,11 +22,14 @@ from small_run import (
     numbers,
     overrides,
 )
+from two_processes import PRETRAIN
 
-from bert_jax.cli import EXIT_INTERRUPTED, UserError
+from bert_jax.cli import EXIT_INTERRUPTED, Interrupted, UserError
 from bert_jax.data import input_pipeline, records
 from bert_jax.runs import checkpoint, telemetry
-from bert_jax.training import loop
+from bert_jax.runs import workdir as workdirs
+from bert_jax.training import compilation, loop, phases, reporting
+from bert_jax.training.inputs import open_inputs
 
 
 def test_metrics_have_the_names_of_the_contract(config, tmp_path):
@@ -54,33 +59,38 @@ def test_metrics_have_the_names_of_the_contract(config, tmp_path):
 
 
 def dying_at(step: int):
-    """A stand-in for _Run.report that is interrupted at a step."""
-    report = loop._Run.report
+    """A stand-in for Reporter.step that is interrupted at a step."""
+    report = reporting.Reporter.step
 
     def interrupted(self, number, *args):
         if number == step:
             raise KeyboardInterrupt
-        report(self, number, *args)
+        return report(self, number, *args)
 
     return interrupted
+
+
+class StopAt:
+    """Asked for the n-th time, it says that the run is to stop."""
+
+    received = "SIGTERM"
+
+    def __init__(self, number):
+        self.left = number
+
+    def asked(self):
+        self.left -= 1
+        return self.left <= 0
 
 
 def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
     loop.train_and_evaluate(config, tmp_path / "whole")
     # The interruption: the loop dies at step 13, after the checkpoint of step 10.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Run, "report", dying_at(13))
+        patch.setattr(reporting.Reporter, "step", dying_at(13))
         loop.train_and_evaluate(config, tmp_path / "parts")
     loop.train_and_evaluate(config, tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
-
-
-# As from a terminal: where the tests are a shell's background job, Ctrl-C would be ignored.
-PRETRAIN = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("bert_jax.pretrain", run_name="__main__", alter_sys=True)
-"""
 
 
 def start(config, workdir) -> subprocess.Popen:
@@ -110,9 +120,9 @@ def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, capfd):
     again = start(config, killed)
     _, error = again.communicate()
     assert again.returncode == 0, error
-    assert "going on from step" in error
+    assert "resuming from step" in error
     assert numbers(killed) == numbers(tmp_path / "whole")
-    loop.train_and_evaluate(config, killed)
+    loop.train_and_evaluate(config, killed, show=True)
     assert "trained to the end already" in capfd.readouterr().err
 
 
@@ -153,21 +163,34 @@ def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
     assert telemetry.read(tmp_path)[-1]["step"] == step
 
 
-def test_phases_that_the_length_cuts_off_are_named(config, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(loop._Run, "to_the_end", lambda run: {})
+def test_phases_that_the_length_cuts_off_are_named(config, caplog):
     config.update(num_steps=3, eval_every=0)
     config.phases = ({"num_steps": 7}, {"num_steps": 4}, {"batch_size": 8})
-    loop.train_and_evaluate(config, tmp_path)
-    assert "num_steps=3 ends the run in phase 1: the last 2 of 3 are left out" in caplog.text
+    open_inputs(config)
+    assert "num_steps=3 ends the run in phase 1: the last 2 of 3 are skipped" in caplog.text
     caplog.clear()
     config.phases = ()
-    loop.train_and_evaluate(config, tmp_path / "one")
-    assert "left out" not in caplog.text
+    open_inputs(config)
+    assert "skipped" not in caplog.text
+
+
+@pytest.mark.parametrize("length", [4, 6])
+def test_a_last_phase_s_length_that_is_not_the_run_s_is_refused(length, config):
+    config.num_steps = 12
+    config.phases = ({"num_steps": 7}, {"num_steps": length})
+    with pytest.raises(
+        UserError, match=rf"the phase's out .*, or give --config\.num_steps={7 + length}"
+    ):
+        phases.resolve(config)
+    config.phases = ({"num_steps": 7}, {"num_steps": 5})
+    assert [phase.stop for phase in phases.resolve(config)] == [7, 12]
+    config.num_steps = 3  # a trial run needs this one flag alone
+    assert [phase.stop for phase in phases.resolve(config)] == [3]
 
 
 def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tmp_path):
     longer = make_data_dir(tmp_path / "longer", {"train": [200], "validation": [20]}, shortest=8)
-    config.update(num_steps=12, eval_every=0, checkpoint_every=2)
+    config.update(num_steps=12, eval_every=0, checkpoint_every=5)
     config.phases = (
         {"num_steps": 7},
         {
@@ -181,13 +204,15 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
     loop.train_and_evaluate(config, tmp_path / "whole")
     lines = {line["step"]: line for line in numbers(tmp_path / "whole") if "loss" in line}
     assert sorted(lines) == list(range(1, 13))
+    # Also at the boundary: the time after it may be all that a phase has.
+    assert workdirs.steps_in(epath.Path(tmp_path / "whole" / "checkpoints")) == [7, 10, 12]
     assert lines[7]["learning_rate"] == pytest.approx(5e-4 * (12 - 6) / 12)  # of the run
     assert lines[8]["learning_rate"] == pytest.approx(3e-4)  # of the phase
     assert lines[12]["learning_rate"] == pytest.approx(3e-4 * 1 / 5)
     assert lines[8]["padding"] < 0.1 < 0.2 < lines[7]["padding"]
     for interruption in (6, 9):  # on either side of the boundary
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(loop._Run, "report", dying_at(interruption))
+            patch.setattr(reporting.Reporter, "step", dying_at(interruption))
             loop.train_and_evaluate(config, tmp_path / f"{interruption}")
         loop.train_and_evaluate(config, tmp_path / f"{interruption}")
         assert numbers(tmp_path / f"{interruption}") == numbers(tmp_path / "whole")
@@ -201,7 +226,7 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
         loop.train_and_evaluate(config, tmp_path / "whole")
 
 
-def test_a_phase_on_the_same_data_goes_on_where_the_one_before_stopped(
+def test_a_phase_on_the_same_data_continues_where_the_one_before_stopped(
     config, tmp_path, monkeypatch, caplog
 ):
     read, starts = input_pipeline.PretrainingData._read_rows, []
@@ -214,11 +239,11 @@ def test_a_phase_on_the_same_data_goes_on_where_the_one_before_stopped(
     config.update(num_steps=12, eval_every=0, checkpoint_every=2)
     config.phases = ({"num_steps": 7}, {"batch_size": 8})
     loop.train_and_evaluate(config, tmp_path / "whole")
-    assert "the phase from step 7 has no data of its own and goes on with" in caplog.text
+    assert "the phase from step 7 has no data of its own and continues with" in caplog.text
     second = list(range(7 * 16, 7 * 16 + 5 * 8, 8))
     assert sorted(starts) == [*range(0, 7 * 16, 16), *second]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Run, "report", dying_at(10))
+        patch.setattr(reporting.Reporter, "step", dying_at(10))
         loop.train_and_evaluate(config, tmp_path / "parts")
     starts.clear()
     loop.train_and_evaluate(config, tmp_path / "parts")
@@ -226,9 +251,8 @@ def test_a_phase_on_the_same_data_goes_on_where_the_one_before_stopped(
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
     # Packed, it has other rows.
     caplog.clear()
-    monkeypatch.setattr(loop._Run, "to_the_end", lambda run: {})
     config.phases = ({"num_steps": 7}, {"packing": 4})
-    loop.train_and_evaluate(config, tmp_path / "packed")
+    open_inputs(config)
     assert "has no data of its own and begins again with" in caplog.text
 
 
@@ -263,8 +287,11 @@ def test_attention_that_a_later_phase_s_length_excludes_is_refused_before_the_fi
 
 
 @pytest.fixture
-def poisoned(config, tmp_path):
-    """The config on a data set of which one example has a token id that does not exist."""
+def poisoned(config, tmp_path, request):
+    """The config on a data set of which one example has a token id that does not exist.
+
+    Or several, the numbers of which are the parameter.
+    """
     directory = make_data_dir(tmp_path / "poisoned", {"train": [1280], "validation": [20]})
     manifest = records.Manifest.read(directory)
     shard = directory / manifest.splits["train"][0].name
@@ -275,7 +302,7 @@ def poisoned(config, tmp_path):
     order = np.random.default_rng((config.seed, 0)).permutation(20)
     bad = int(order[17])
     examples = np.frombuffer(raw[bad], manifest.dtype).copy()
-    examples["input_ids"][5, 1] = 200
+    examples["input_ids"][list(getattr(request, "param", [5])), 1] = 200
     raw[bad] = examples.tobytes()
     writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
     for record in raw:
@@ -287,7 +314,7 @@ def poisoned(config, tmp_path):
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])
-def test_poisoned_record_is_named_and_the_run_goes_on(poisoned, tmp_path, caplog, action):
+def test_poisoned_record_is_named_and_the_run_continues(poisoned, tmp_path, caplog, action):
     config, record = poisoned
     config.guard.action = action
     loop.train_and_evaluate(config, tmp_path / "run")
@@ -302,11 +329,170 @@ def test_poisoned_record_is_named_and_the_run_goes_on(poisoned, tmp_path, caplog
     assert len(lines) == 74 and None not in lines.values()
     # Interrupted after it, the run meets it again and does the same.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Run, "report", dying_at(71))
+        patch.setattr(reporting.Reporter, "step", dying_at(71))
         loop.train_and_evaluate(config, tmp_path / "parts")
     loop.train_and_evaluate(config, tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
     assert len((tmp_path / "parts" / "incidents.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("poisoned", [[5, 20]], indirect=True)  # in two batches, one after another
+def test_what_is_rolled_back_already_is_not_restored_again(poisoned, tmp_path, monkeypatch):
+    config, _ = poisoned
+    config.guard.action = "rollback"
+    restored, restore = [], checkpoint.CheckpointStore.restore
+    live = lambda: sum(x.nbytes for x in jax.live_arrays())  # noqa: E731
+
+    def counted(store, state):
+        restored.append((len(list(store._checkpoints.iterdir())), live()))
+        return restore(store, state)
+
+    monkeypatch.setattr(checkpoint.CheckpointStore, "restore", counted)
+    loop.train_and_evaluate(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [69, 70]
+    assert len(restored) == 1
+    # The state was freed first: what is left are batches and metrics.
+    assert restored[0][1] < 0.2 * state_bytes(config)
+
+
+def state_bytes(config) -> int:
+    """Parameters and two moments of each."""
+    inputs = open_inputs(config)
+    state = inputs.phases[0].phase.abstract_state(inputs.model, inputs.mesh)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def test_resuming_holds_one_state_and_compiles_no_fresh_one(config, tmp_path, monkeypatch):
+    config.update(num_steps=2, eval_every=0)
+    loop.train_and_evaluate(config, tmp_path)
+    live = lambda: sum(x.nbytes for x in jax.live_arrays())  # noqa: E731
+    before, seen, restore = live(), [], checkpoint.ocp.CheckpointManager.restore
+
+    def watched(manager, *arguments, **keywords):
+        seen.append(live() - before)
+        result = restore(manager, *arguments, **keywords)
+        seen.append(live() - before)
+        return result
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", watched)
+    monkeypatch.setattr(loop, "init_state", None)  # not called
+    config.num_steps = 3
+    loop.train_and_evaluate(config, tmp_path)
+    assert seen[0] < 1e-3 * state_bytes(config)
+    assert seen[1] == pytest.approx(state_bytes(config), rel=1e-3)
+
+
+@pytest.mark.parametrize("asks", [10, 12])  # after step 10, and between batches of its evaluation
+def test_a_stop_around_an_evaluation_saves_and_resumes_exactly(asks, config, tmp_path):
+    config.update(checkpoint_every=10 if asks > 10 else 7)
+    whole = loop.train_and_evaluate(config, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: step 10 is saved"):
+        loop.train_and_evaluate(config, tmp_path / "parts", StopAt(asks))
+    assert checkpoint.load(tmp_path / "parts").step == 10
+    assert not [line for line in telemetry.read(tmp_path / "parts") if "eval_loss" in line]
+    assert loop.train_and_evaluate(config, tmp_path / "parts") == whole
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+    assert loop.train_and_evaluate(config, tmp_path / "parts") == whole  # nothing left to do
+
+
+def test_a_stop_in_the_last_evaluation_leaves_the_run_unfinished(config, tmp_path):
+    config.update(num_steps=4, eval_every=4)
+    whole = loop.train_and_evaluate(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        loop.train_and_evaluate(config, tmp_path / "parts", StopAt(5))
+    assert loop.train_and_evaluate(config, tmp_path / "parts") == whole
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_what_is_due_is_saved_before_the_evaluation(config, tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.evaluation, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_and_evaluate(config, tmp_path)
+    assert checkpoint.load(tmp_path).step == 10
+
+
+def test_best_parameters_whose_saving_was_cut_off_are_saved_by_the_next_start(
+    config, tmp_path, monkeypatch
+):
+    losses = iter([1.0, 2.0])
+    evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
+    monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
+    config.update(num_steps=2, eval_every=2)
+    loop.train_and_evaluate(config, tmp_path)
+    shutil.rmtree(tmp_path / "best")
+    config.num_steps = 4
+    loop.train_and_evaluate(config, tmp_path)
+    assert checkpoint.load(tmp_path / "best").step == 2
+
+
+def test_evaluation_reads_ahead_and_fetches_its_sums_once(config, tmp_path, monkeypatch):
+    inputs = open_inputs(config)
+    (part,) = inputs.phases
+    data, started, fetched = part.eval_data["eval_"], [], []
+    read, fetch = data.read, jax.device_get
+    monkeypatch.setattr(data, "read", lambda *rows: started.append(rows) or read(*rows))
+    batches = data.eval_batches(inputs.mesh, 0)
+    next(batches)
+    deadline = time.monotonic() + 20
+    while len(started) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(started) == 3  # all of them, and one was asked for
+    batches.close()
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(tree) or fetch(tree))
+    step = lambda params, batch: ({"mlm_loss": 6.0}, {"mlm_loss": 2.0})  # noqa: E731
+    result = loop.evaluation.evaluate(step, None, range(9), ("mlm_loss",))
+    assert result["loss"] == 3.0 and len(fetched) == 1
+
+
+def test_the_end_is_announced_when_the_last_checkpoint_is_there(config, tmp_path, monkeypatch):
+    config.update(num_steps=2, eval_every=2)
+    there = {}
+
+    def note(progress, text):
+        there[text.split(":")[0]] = [
+            sorted(p.name for p in (tmp_path / name).glob("*")) for name in ("checkpoints", "best")
+        ]
+
+    monkeypatch.setattr(telemetry.Progress, "note", note)
+    loop.train_and_evaluate(config, tmp_path, show=True)
+    assert there["finished"] == [["2"], ["2", "best.json"]]
+
+
+def test_a_later_phase_that_does_not_fit_ends_the_run_while_the_first_one_trains(
+    config, tmp_path, monkeypatch
+):
+    config.update(num_steps=3000, eval_every=0, log_every=1)
+    config.phases = ({"num_steps": 2000}, {"batch_size": 8})
+    needed = iter([2**20, 2**40])  # the first phase's, the second's
+    monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: next(needed))
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    with pytest.raises(
+        UserError,
+        match=r"the phase from step 2,000 needs 1024\.0 GiB .*smaller --config\.phases\[1\]\.batch",
+    ):
+        loop.train_and_evaluate(config, tmp_path)
+    assert 0 < telemetry.read(tmp_path)[-1]["step"] < 2000
+
+
+def test_each_line_s_speed_is_of_its_own_steps(config, tmp_path, monkeypatch):
+    """On CPUs a step is over when it is dispatched: read later, its time would be another's."""
+    events = []
+    for name in ("before_step", "step"):
+        method = getattr(reporting.Reporter, name)
+
+        def noted(self, step, *args, name=name, method=method):
+            events.append((name, step))
+            return method(self, step, *args)
+
+        monkeypatch.setattr(reporting.Reporter, name, noted)
+    config.update(num_steps=3, eval_every=0)
+    loop.train_and_evaluate(config, tmp_path)
+    assert events == [(name, step) for step in (1, 2, 3) for name in ("before_step", "step")]
 
 
 def test_gives_up_after_too_many_incidents(poisoned, tmp_path):
@@ -334,25 +520,25 @@ def test_impossible_token_in_the_first_examples_stops_before_compiling(config, t
 
 
 def test_step_that_does_not_fit_into_memory_is_refused(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_bytes_needed", lambda compiled: 2**40)
+    monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: 2**40)
     small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34})
     monkeypatch.setattr(jax, "local_devices", lambda: [small])
-    with pytest.raises(UserError, match=r"needs 1024\.0 GiB a device, which has 16\.0.*remat"):
+    with pytest.raises(UserError, match=r"needs 1024\.0 GiB per device, which has 16\.0.*remat"):
         loop.train_and_evaluate(config, tmp_path)
 
 
 def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_path, monkeypatch):
     needed = iter([2**33, 2**20])  # the evaluation's, the step's
-    monkeypatch.setattr(loop, "_bytes_needed", lambda compiled: next(needed))
-    monkeypatch.setattr(loop, "_bytes_held", lambda moments: 2**33)
+    monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: next(needed))
+    monkeypatch.setattr(compilation, "bytes_held", lambda moments: 2**33)
     small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 15 * 2**30})
     monkeypatch.setattr(jax, "local_devices", lambda: [small])
-    with pytest.raises(UserError, match=r"needs 16\.0 GiB a device, which has 15\.0"):
+    with pytest.raises(UserError, match=r"needs 16\.0 GiB per device, which has 15\.0"):
         loop.train_and_evaluate(config, tmp_path)
     assert not telemetry.read(tmp_path)
 
 
-def test_evaluation_goes_in_the_parts_that_a_step_works_off(config, tmp_path):
+def test_evaluation_goes_in_the_microbatches_of_a_step(config, tmp_path):
     config.update(num_steps=4, eval_every=4)
     whole = loop.train_and_evaluate(config, tmp_path / "whole")
     config.accumulate_steps = 4
