@@ -3,8 +3,18 @@
 from etils import epath
 
 from bert_jax.huggingface import load
+from bert_jax.models import architectures
+from bert_jax.models.architectures import EncoderConfig
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
+
+
+def load_config(source: str | epath.PathLike) -> EncoderConfig:
+    """The encoder's config of any model, without its parameters; `source` as in `load_parts`."""
+    if workdirs.is_workdir(source):
+        workdir, _, _ = workdirs.path_parts(source)
+        return architectures.make_config(workdirs.read_config(workdir).model)
+    return load.read_config(source)
 
 
 def load_parts(source: str | epath.PathLike) -> workdirs.Loaded:

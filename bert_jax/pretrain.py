@@ -3,6 +3,7 @@
 From Python: `run`.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,14 @@ def main(argv: Sequence[str]) -> None:
         argv, USAGE, workdir="directory of this run, local or gs://", optional=DISTRIBUTED
     )
     from bert_jax.parallel import distributed, failures, host_memory, program_cache
+    from bert_jax.training import warm_start
 
     host_memory.keep_freed()
     program_cache.tidy()
     distributed.initialize(**{name: values[name] for name in DISTRIBUTED})
+    given = [match[1] for flag in argv if (match := re.match(r"--?config\.model\.(\w+)", flag))]
     with failures.ending_together(), distributed.StopSignal() as stop:
+        warm_start.adopt_model(config, given, values["workdir"])
         run(config, values["workdir"], show=True, stop=stop)
 
 

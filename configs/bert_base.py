@@ -45,7 +45,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.checkpoint_every = 5_000
     config.keep_checkpoints = 3  # the newest that are kept
     config.keep_best = True  # parameters of the best evaluation (lowest eval_loss) in WORKDIR/best
-    config.init_from = ""  # WORKDIR[/checkpoints/STEP], WORKDIR/best or Hugging Face model
+    # WORKDIR[/checkpoints/STEP], WORKDIR/best or Hugging Face model. Its sizes are taken where no
+    # --config.model.… says others; of longer or shorter tables the rows of both are.
+    config.init_from = ""
+    config.init_new_rows = "random"  # of new tokens; "mean": that of the pieces that they were
+    config.init_partial = False  # accept other layers or widths, most at random
 
     config.profile_steps = ()  # (first, last): a trace of these steps in WORKDIR/profile
     config.wandb_project = ""  # of Weights & Biases; metrics.jsonl is written always

@@ -14,6 +14,7 @@ from bert_jax.cli import UserError
 from bert_jax.data import foreign, tokenizer
 from bert_jax.huggingface import config_json, files, tensorflow, tensors, weights
 from bert_jax.models import architectures
+from bert_jax.models.architectures import EncoderConfig
 from bert_jax.runs import workdir as workdirs
 
 
@@ -30,6 +31,21 @@ class _TokenizerLength(TypedDict, total=False):
     model_max_length: float | None
 
 
+def read_config(source: str | epath.PathLike) -> EncoderConfig:
+    """The encoder's config of what `read` reads.
+
+    Raises:
+      UserError: see `config_json.read`.
+    """
+    directory, _ = _encoder_of(files.locate(source))
+    return _described(directory).model
+
+
+def _described(directory: epath.Path) -> config_json.Description:
+    name = "bert_config.json" if tensorflow.is_checkpoint(directory) else "config.json"
+    return config_json.read(directory / name)
+
+
 def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workdirs.Loaded:
     """Reads a Hugging Face directory (or hub repository), as at step 0 of a run.
 
@@ -43,8 +59,7 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
       UserError: see `config_json.read`, `weights.read` and `tensors.from_tensors`.
     """
     directory, embedding = _encoder_of(files.locate(source))
-    is_google = tensorflow.is_checkpoint(directory)
-    described = config_json.read(directory / ("bert_config.json" if is_google else "config.json"))
+    described = _described(directory)
     vocabulary = tokenizer.load(directory)
     if vocabulary.vocab_size > described.model.vocab_size:
         raise UserError(
@@ -57,11 +72,10 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
             "(do_lower_case in sentence_bert_config.json), which no tokenizer says: write "
             '"do_lower_case": true into tokenizer_config.json'
         )
-    stored = (
-        tensorflow.read(directory)
-        if is_google
-        else weights.read(directory, tensors.most_bytes(described.model))
-    )
+    if tensorflow.is_checkpoint(directory):
+        stored = tensorflow.read(directory)
+    else:
+        stored = weights.read(directory, tensors.most_bytes(described.model))
     try:
         params = tensors.from_tensors(
             stored, described.model, described.class_name, ignore_unexpected

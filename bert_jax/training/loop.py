@@ -67,7 +67,11 @@ def train_and_evaluate(
             )
             if config.init_from:
                 with distributed.shared_errors():
-                    state = warm_start(state, config.init_from, model.config, inputs.tokenizer)
+                    state = warm_start(
+                        *(state, config.init_from, model.config, inputs.tokenizer),
+                        partial=config.init_partial,
+                        new_rows=config.init_new_rows,
+                    )
         step = int(state.step)
         guard = Guard(config.guard, workdir, step)
         with distributed.shared_errors():
