@@ -308,7 +308,7 @@ def test_a_killed_worker_comes_back_and_the_run_equals_an_uninterrupted_one(
     killer.join()
     assert killed.returncode == 0, log
     assert "exited 137" in log and "restart 1 of 2" in log
-    assert "going on from step" in (cloud.home / "worker-0/bert_jax-run/log").read_text()
+    assert "resuming from step" in (cloud.home / "worker-0/bert_jax-run/log").read_text()
     assert len(numbers(tmp_path / "whole")) == 40
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     assert not (cloud.home / "exists").exists()  # deleted at the end
