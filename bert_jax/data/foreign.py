@@ -5,7 +5,7 @@ import os
 import reprlib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from etils import epath
@@ -97,7 +97,10 @@ def _problems(value: Any, shape: Any, where: str) -> Iterator[str]:
             yield f"{where!r} is {_shown(value)}, expected {_names(shape)}"
             return
         kind = arguments[-1]
-        for name, x in value.items() if origin is dict else enumerate(value):
+        entries: Iterable[tuple[Any, Any]] = (
+            value.items() if isinstance(value, dict) else enumerate(value)
+        )
+        for name, x in entries:
             # A shortcut: vocabularies are long.
             if type(x) is not kind or (kind is int and not 0 <= x <= _MAX_INT):
                 yield from _problems(x, kind, f"{where}.{name}")

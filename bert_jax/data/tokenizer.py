@@ -200,14 +200,19 @@ def load(source: str | epath.PathLike) -> Tokenizer:
 def _make(read: tokenizer_files.Source) -> Tokenizer:
     """The tokenizer that `read` describes."""
     vocab = [""] * (max([*read.ids.values(), *read.added]) + 1)
-    for token, i in read.ids.items():
-        vocab[i] = token
+    for piece, i in read.ids.items():
+        vocab[i] = piece
     added = []
     for i, token in sorted(read.added.items()):
         vocab[i] = token.content
         kept = AddedToken(
-            *(token.content, token.special, token.normalized, token.lstrip, token.rstrip),
-            *(token.single_word, token.content in read.ids),
+            content=token.content,
+            special=token.special,
+            normalized=token.normalized,
+            lstrip=bool(token.lstrip),
+            rstrip=bool(token.rstrip),
+            single_word=token.single_word,
+            in_vocabulary=token.content in read.ids,
         )
         if kept != AddedToken(token.content) or token.content not in SPECIAL_TOKENS:
             added.append(kept)

@@ -274,16 +274,16 @@ def _read_config(
         config["extra_special_tokens"] = extra
     declared: dict[int, _AddedToken] = {}
     if "added_tokens_decoder" in config:  # transformers then reads no other file
-        for i, fields in config["added_tokens_decoder"].items():
-            if not i.isdecimal():
-                raise UserError(f"{path}: the added token {fields!r} has the id {i!r}")
-            declared[int(i)] = fields
+        for number, fields in config["added_tokens_decoder"].items():
+            if not number.isdecimal():
+                raise UserError(f"{path}: the added token {fields!r} has the id {number!r}")
+            declared[int(number)] = fields
     else:
         legacy = foreign.read_json(directory / "special_tokens_map.json", _TokenizerConfig)
-        for name, value in legacy.items():
-            known = config.get(name)
-            is_list = isinstance(known, list) and isinstance(value, list)
-            config[name] = known + value if is_list else value
+        known = config.get("extra_special_tokens")
+        config |= legacy
+        if isinstance(known, list) and isinstance(legacy.get("extra_special_tokens"), list):
+            config["extra_special_tokens"] = [*known, *(legacy["extra_special_tokens"] or [])]
         # An older file's additional_special_tokens are no special tokens to transformers 5.
         others = {k: v for k, v in config.items() if k != "additional_special_tokens"}
         special = {content for content, _ in _special_tokens(others)}
@@ -370,7 +370,8 @@ def _check_kind(
         problems.append(f"it is a {name}, not a BertTokenizer")
     if whole:
         for part, field, expected in _PARTS:
-            found = (whole.get(part) or {}).get(field)
+            values: Any = whole.get(part) or {}
+            found = values.get(field)
             if part == "model" and field == "type" and found is None:
                 continue  # not written by tokenizers of 2020; the other lines tell its kind
             if found != expected:
@@ -381,7 +382,7 @@ def _check_kind(
     if not config.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)):
         problems.append("it does not part Chinese characters (tokenize_chinese_chars is false)")
     for field, expected in NAMED.items():
-        value = config.get(field) or expected
+        value: Any = config.get(field) or expected
         content = value if isinstance(value, str) else value.get("content")
         if content != expected:
             problems.append(f"its {field} is {content!r}, not {expected!r}")

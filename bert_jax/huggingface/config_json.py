@@ -88,12 +88,13 @@ def read(path: epath.Path) -> Description:
         )
     config = foreign.read_json(path, _ConfigJson)
     architecture, table = _row(path, config)
+    values: dict[str, Any] = {**config}
     problems = [
-        f"{field} is {config[field]!r}, only {expected!r} is known here"
+        f"{field} is {values[field]!r}, only {expected!r} is known here"
         for field, expected in table.settings.items()
-        if config.get(field, expected) != expected
+        if values.get(field, expected) != expected
     ]
-    sizes, others = _fields(config, architectures.named(architecture).config_class)
+    sizes, others = _fields(values, architectures.named(architecture).config_class)
     if problems := problems + others:
         raise UserError(
             f"{path}: this is not a {architecture} model that this project computes: "
@@ -109,7 +110,7 @@ def read(path: epath.Path) -> Description:
     if task == "text_classification":
         # One output without a problem_type is a score, as in transformers.
         kind = config.get("problem_type") or ("regression" if len(labels) == 1 else None)
-        task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind, task)
+        task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind or "", task)
     fields = {"architecture": architecture, **sizes}
     return Description(class_name, architectures.make_config(fields), task, labels)
 
@@ -127,7 +128,7 @@ def _row(path: epath.Path, config: _ConfigJson) -> tuple[str, KeyTable]:
 def _fields(config: Any, config_class: type) -> tuple[dict[str, Any], list[str]]:
     """The fields of a config class that a config.json has, and what is wrong with them."""
     # The defaults of the class are transformers' too, but for the GELU's form.
-    values = {"hidden_act": "gelu"} | {
+    values: dict[str, Any] = {"hidden_act": "gelu"} | {
         field.name: config[field.name]
         for field in dataclasses.fields(config_class)
         if field.name in config and field.name not in COMPUTE_FIELDS
@@ -141,7 +142,7 @@ def _fields(config: Any, config_class: type) -> tuple[dict[str, Any], list[str]]
         if isinstance(value, bool) or not isinstance(value, kinds):
             problems.append(f"{name} is {value!r}, expected one like {default!r}")
         elif name == "hidden_act":
-            values[name] = _ACTIVATION_ALIASES.get(value, value)
+            values[name] = _ACTIVATION_ALIASES.get(str(value), value)
             if values[name] not in ACTIVATIONS:
                 problems.append(f"{name} is {value!r}, expected one of {[*ACTIVATIONS]}")
         elif isinstance(default, int) and not 1 <= value <= _MAX_SIZE:

@@ -139,7 +139,7 @@ def _encoder_of(directory: epath.Path) -> tuple[epath.Path, dict[str, Any]]:
     sentence = foreign.read_json(encoder / "sentence_bert_config.json", _SentenceConfig)
     lengths = foreign.read_json(encoder / "tokenizer_config.json", _TokenizerLength)
     pooling_file = directory / folders["Pooling"] / "config.json"
-    pooling = foreign.read_json(pooling_file, _Pooling)
+    pooling: dict[str, Any] = {**foreign.read_json(pooling_file, _Pooling)}
     modes = pooling.get("pooling_mode") or [
         mode
         for name, mode in (("cls_token", "cls"), ("mean_tokens", "mean"), ("max_tokens", "max"))

@@ -14,6 +14,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.huggingface.keys import PRETRAINING, HeadClass
 from bert_jax.models import architectures, heads
 from bert_jax.models.architectures import EncoderConfig
+from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import kinds
 from bert_jax.tasks.base import join
 
@@ -88,23 +89,22 @@ def inputs(model: EncoderConfig, tokenizer: Tokenizer) -> list[Batch]:
     for row, (first, second) in enumerate(TEXTS):
         pair = None if second is None else tokenizer.encode(second)
         ids, segments = join(tokenizer, tokenizer.encode(first), pair, width)
-        values = (ids, [1] * len(ids), segments)
-        for name, x in zip(MODEL_INPUTS, values, strict=True):
+        for name, x in zip(MODEL_INPUTS, (ids, [1] * len(ids), segments), strict=True):
             batches[0][name][row, : len(x)] = x
         batches[0]["input_ids"][row, len(ids) :] = tokenizer.pad_id
     random_rows = [(0, len(TEXTS) + i, length) for i, length in enumerate((width, 31, 12, 5))]
-    for batch, row, length in (*random_rows, (1, 0, longest)):
-        length = min(length, longest)
+    for number, row, most in (*random_rows, (1, 0, longest)):
+        length = min(most, longest)
         values = (
             rng.integers(0, model.vocab_size, length),
             np.ones(length),
             np.arange(length) >= rng.integers(1, length),
         )
-        for name, x in zip(MODEL_INPUTS, values, strict=True):
-            batches[batch][name][row, :length] = x
-    for batch in batches:  # a model may have one segment alone
-        segments = batch["token_type_ids"]
-        np.minimum(segments, model.type_vocab_size - 1, out=segments)
+        for name, array in zip(MODEL_INPUTS, values, strict=True):
+            batches[number][name][row, :length] = array
+    for arrays in batches:  # a model may have one segment alone
+        types = arrays["token_type_ids"]
+        np.minimum(types, model.type_vocab_size - 1, out=types)
     return batches
 
 
@@ -113,7 +113,7 @@ def flax_outputs(
 ) -> dict[str, np.ndarray]:
     """Output name -> float32 array of our model, on every position, vocabulary unpadded.
 
-    `params` may lack the pooler or a pretraining head: what hangs on it is left out.
+    `params` may lack the pooler or a pretraining head: what hangs on it is skipped.
     """
     model = architectures.computed_as(
         model, dtype="float32", attention="xla", scan_layers=False, remat="none"
@@ -179,7 +179,7 @@ def differences(
 
 
 def compare(
-    loaded: Any, head_class: HeadClass, directory: pathlib.Path, dtype: str
+    loaded: workdirs.Loaded, head_class: HeadClass, directory: pathlib.Path, dtype: str
 ) -> ParityReport:
     """Compares `loaded` (a `workdirs.Loaded`) with what transformers reads from `directory`.
 
@@ -203,9 +203,9 @@ def compare(
     ours = [flax_outputs(params, model, task, batch) for batch in batches]
     if dtype == "bfloat16":
         rounding = differences(ours, before)
-    arguments = {"add_pooling_layer": False} if "pooler" not in params["bert"] else {}
-    if head_class.parts:
-        arguments = {}
+    arguments = {}
+    if not head_class.parts and "pooler" not in params[architectures.of(model).prefix]:
+        arguments = {"add_pooling_layer": False}
     with _quiet(transformers):
         network, info = getattr(transformers, head_class.name).from_pretrained(
             str(directory),
@@ -228,6 +228,14 @@ def compare(
         read = tokenizer(first, second, truncation=True, max_length=width)["input_ids"]
         if read != ids_L[: len(read)].tolist() or any(ids_L[len(read) :] != tokenizer.pad_token_id):
             problems.append(f"transformers tokenizes {first!r} otherwise")
+    with _quiet(transformers):
+        source = _source_tokenizer(transformers, loaded)
+    if source is not None:
+        problems += [
+            f"the tokenizer of {loaded.config.imported_from} gives other ids for {text!r}"
+            for text in _texts(loaded.tokenizer)
+            if source(text, add_special_tokens=False)["input_ids"] != loaded.tokenizer.encode(text)
+        ]
     theirs = [torch_outputs(network.eval(), head_class, batch) for batch in batches]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return ParityReport(
@@ -239,6 +247,29 @@ def compare(
         ),
         rounding=rounding,
     )
+
+
+def _source_tokenizer(transformers: Any, loaded: workdirs.Loaded) -> Any:
+    """The tokenizer of the directory that a model was imported from; None if it is not there.
+
+    What we write was made by our tokenizer, and would prove it right whatever it computes.
+    """
+    directory = pathlib.Path(loaded.config.get("imported_from", ""))
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if not names & {"tokenizer.json", "vocab.txt"}:
+        return None
+    if "tokenizer.json" in names:
+        return transformers.AutoTokenizer.from_pretrained(str(directory))
+    # A vocabulary of which nothing says the case: transformers takes it for uncased.
+    case = {"do_lower_case": loaded.tokenizer.lowercase}
+    return transformers.BertTokenizer.from_pretrained(str(directory), **case)
+
+
+def _texts(tokenizer: Tokenizer) -> list[str]:
+    """Texts of which all that a tokenizer may do otherwise makes other ids."""
+    pieces = " ".join(token for token in tokenizer.vocab if token)
+    added = [f"x {token.content} x{token.content}y" for token in tokenizer.added]
+    return [*(text for pair in TEXTS for text in pair if text), *added, pieces]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,11 @@ from bert_jax.data import foreign
 
 _MAGIC = 0xDB4775248B80FB57
 _FLOAT, _INT64 = 1, 9  # of TensorFlow's DataType; BERT's checkpoints have no others of use
-_DTYPES = {_FLOAT: np.dtype("<f4"), _INT64: np.dtype("<i8"), 3: np.dtype("<i4")}
+_DTYPES: dict[int, np.dtype] = {
+    _FLOAT: np.dtype("<f4"),
+    _INT64: np.dtype("<i8"),
+    3: np.dtype("<i4"),
+}
 _MAX_INDEX = 1 << 28
 # Variables that are no parameters: Adam's moments and the step.
 _SKIPPED = re.compile(r"(.*/)?(adam_m|adam_v|AdamWeightDecayOptimizer(_1)?|global_step)(/.*)?$")

@@ -1,5 +1,6 @@
 """Directories of others: read for what they are, or refused in one message."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -323,3 +324,13 @@ def test_a_damaged_checkpoint_of_google(file, change, message, tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"holds 0 checkpoints|lacks"):
         load.read(tmp_path / "g")
+
+
+def test_the_source_has_its_say_on_the_tokenizer(model_dir, tmp_path):
+    """What we write was made by our tokenizer: it would agree with itself."""
+    shutil.copytree(model_dir, tmp_path / "m")
+    convert.from_hugging_face(tmp_path / "m", tmp_path / "run")
+    cased = dataclasses.replace(TOKENIZER, lowercase=False)
+    tokenizer.save(cased, tmp_path / "run" / "tokenizer", 40)  # as a wrong reading would have it
+    with pytest.raises(UserError, match=r"the tokenizer of .*m gives other ids for 'The capital"):
+        convert.to_hugging_face(tmp_path / "run", tmp_path / "hf")
