@@ -50,7 +50,7 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
     """Reads a Hugging Face directory (or hub repository), as at step 0 of a run.
 
     Its `config` has `model`, `task`, `labels` and `imported_from`; of a sentence-transformers model
-    also `embedding`, how `embed` makes vectors: `pooling`, `normalize`, `max_seq_length`.
+    also how it makes vectors: `pooling`, `normalize`, `max_seq_length`.
 
     Args:
       ignore_unexpected: skip arrays of heads that are not known here.
@@ -91,7 +91,7 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
     if embedding:
         longest = described.model.max_position_embeddings
         length = min(int(embedding["max_seq_length"] or longest), longest)
-        config["embedding"] = embedding | {"max_seq_length": length}
+        config |= embedding | {"max_seq_length": length}
     return workdirs.Loaded(params, ml_collections.ConfigDict(config), 0, vocabulary)
 
 

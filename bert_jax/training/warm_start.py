@@ -40,7 +40,7 @@ def adopt_model(
 ) -> None:
     """Gives `config.model` the sizes and settings of `config.init_from`, but for those given.
 
-    The vocabulary is the data's where that is larger. A run that is resumed has its own.
+    The vocabulary's size is the data's. A run that is resumed has its own sizes.
 
     Args:
       given: names of fields of config.model that the command line sets.
@@ -59,7 +59,7 @@ def adopt_model(
     if config.data_dir and dataset.exists():
         tokens = files.read_json(dataset).get("vocab_size")
         if isinstance(tokens, int):
-            fields["vocab_size"] = max(fields["vocab_size"], tokens)
+            fields["vocab_size"] = tokens
     changed = []
     for name, value in fields.items():
         if name in config.model and name not in _FREE and name not in given:
