@@ -27,19 +27,19 @@ import transformers
 
 from benchmarks import peers
 from bert_jax.cli import UserError, run
-from bert_jax.data import input_pipeline
+from bert_jax.data.dataset import PretrainingData
 from bert_jax.parallel import sharding
 
 IN_MEMORY = 20_000  # examples that torch's side goes round
 
 
-def our_batches(data: input_pipeline.PretrainingData) -> Iterator[Any]:
+def our_batches(data: PretrainingData) -> Iterator[Any]:
     """The endless stream of training batches on this process's devices."""
     with data.batches(sharding.make_mesh(), 0, 10**9) as batches:
         yield from batches
 
 
-def torch_batches(data: input_pipeline.PretrainingData, batch_size: int) -> Iterator[Any]:
+def torch_batches(data: PretrainingData, batch_size: int) -> Iterator[Any]:
     """The same examples by DataLoader, round after round."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(data.data_dir / "tokenizer"))
     collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--seconds, --repeats and --batch_size must be positive")
     results = []
     for data_dir in options.data_dir.split(","):
-        data = input_pipeline.PretrainingData(data_dir, "train", options.batch_size, seed=0)
+        data = PretrainingData(data_dir, "train", options.batch_size, seed=0)
         sides = {
             "bert_jax": our_batches(data),
             "torch": torch_batches(data, options.batch_size),

@@ -24,7 +24,7 @@ if not __package__:
 
 from benchmarks import peers
 from bert_jax.cli import HelpFormatter, UserError, run
-from bert_jax.data import input_pipeline
+from bert_jax.data import input_pipeline, placing, records
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
 from bert_jax.runs.state import init_state
@@ -46,7 +46,7 @@ def make_config(options: argparse.Namespace):
     config.model.attention_probs_dropout_prob = 0.0
     config.optimizer.bias_correction = True
     config.optimizer.warmup_steps = options.steps // 10
-    manifest = input_pipeline.records.Manifest.read(options.data_dir)
+    manifest = records.Manifest.read(options.data_dir)
     config.model.vocab_size = manifest.vocab_size
     return config
 
@@ -77,7 +77,7 @@ def our_losses(config, mesh, tx, state, batches) -> list[float]:
     step_fn = make_train_step(objective, tx, schedule, mesh, config.seed)
     losses = []
     for step, batch in enumerate(batches):
-        on_device = input_pipeline.to_devices(batch, mesh, config.batch_size)
+        on_device = placing.to_devices(batch, mesh, config.batch_size)
         state, values = step_fn(state, on_device)
         losses.append(float(values["loss"]))
         progress("bert_jax", step, losses[-1])

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import functools
+import importlib.util
 import logging
 import os
 import pathlib
@@ -128,6 +129,17 @@ def outcome(error: BaseException, argv: Sequence[str]) -> tuple[str, int]:
     return "".join(traceback.format_exception(error)).rstrip(), 1
 
 
+def _has_libtpu_alone(root: pathlib.Path = pathlib.Path("/")) -> bool:
+    """Whether the `tpu` extra is installed on a machine without an accelerator, as for planning."""
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    devices = ("dev/accel*", "dev/vfio/[0-9]*", "dev/nvidia[0-9]*", "dev/kfd", "dev/dxg")
+    if any(any(root.glob(pattern)) for pattern in devices):
+        return False
+    vendors = root.glob("sys/bus/pci/devices/*/vendor")
+    return not any(path.read_text().strip() == "0x1ae0" for path in vendors)  # Google's
+
+
 def _discard_stdout() -> None:
     """Whoever read standard output is gone: what is still written to it goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -148,6 +160,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     if jax := sys.modules.get("jax"):  # imported before, by a benchmark: it has read it already
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if not os.environ.get("JAX_PLATFORMS") and _has_libtpu_alone():
+        # libtpu would look for a TPU for seconds, and print what it did not find.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        if jax:
+            jax.config.update("jax_platforms", "cpu")
     if any("gs://" in argument for argument in argv):
         use_patient_buckets()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)

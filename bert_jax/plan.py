@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 
@@ -89,7 +90,7 @@ def run(
     LOG.info("compiling for %d devices; minutes, the first time", len(devices))
     plans, tried = [], []
     for phase, size in zip(planned, sizes, strict=True):
-        arguments = {"devices": devices, **size, "hardware_name": hardware_name}
+        arguments: dict[str, Any] = {"devices": devices, **size, "hardware_name": hardware_name}
         if swept:
             grid = sweep.parse_grid(swept, len(devices))
             tried.append(sweep.sweep(phase, grid, **arguments))

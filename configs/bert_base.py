@@ -32,6 +32,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # Pairs packed one behind the other into a sequence, this many at most (8, say); 0: one each.
     config.packing = 0
     config.accumulate_steps = 1  # microbatches of an optimizer step, to save memory
+    # Threads that read batches, and batches made ahead; 0: 2 and 8 from a disk, 16 and 32 from gs://.
+    config.data_threads = 0
+    config.data_prefetch = 0  # never more than 1 GiB of them
     config.seed = 0  # of parameters, dropout, and the order of the data
 
     # Length, and what happens on the way (all in optimizer steps).

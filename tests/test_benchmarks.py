@@ -247,7 +247,7 @@ def test_input_pipeline_prints_both_sides(data_dir, capsys, monkeypatch):
 
 
 def test_torch_sees_the_examples_that_ours_are(data_dir):
-    data = input_pipeline.input_pipeline.PretrainingData(str(data_dir), "train", 8, seed=0)
+    data = input_pipeline.PretrainingData(str(data_dir), "train", 8, seed=0)
     batch = next(iter(input_pipeline.torch_batches(data, 8)))
     assert batch["input_ids"].shape == (8, 32) and (batch["labels"] != peers.IGNORED).any()
     # A random word of the collator may be [CLS]; what is to be guessed never is.

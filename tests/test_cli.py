@@ -63,3 +63,22 @@ def test_a_package_lists_its_commands(package, command):
     lines = cli.commands(ROOT / package)
     assert any(line.split()[0] == command and len(line.split()) > 3 for line in lines if line)
     assert not any(line.split()[0] == "cli" for line in lines if line)
+
+
+def test_the_tpu_extra_without_a_tpu_leaves_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert not cli._has_libtpu_alone(tmp_path)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name)
+    assert cli._has_libtpu_alone(tmp_path)
+    vendor = tmp_path / "sys/bus/pci/devices/0000:00:05.0/vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("0x8086\n")
+    assert cli._has_libtpu_alone(tmp_path)
+    vendor.write_text("0x1ae0\n")  # Google's
+    assert not cli._has_libtpu_alone(tmp_path)
+    vendor.unlink()
+    (tmp_path / "dev/vfio").mkdir(parents=True)
+    (tmp_path / "dev/vfio/vfio").touch()  # there without any device
+    assert cli._has_libtpu_alone(tmp_path)
+    (tmp_path / "dev/vfio/0").touch()
+    assert not cli._has_libtpu_alone(tmp_path)

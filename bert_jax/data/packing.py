@@ -4,18 +4,111 @@ Shapes: G groups, E examples (of a group, or in all), R rows, L positions, M pre
 example, N of a row, K the most examples in a row.
 """
 
+import io
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
+
+from bert_jax import files
+from bert_jax.cli import UserError
+from bert_jax.data import records
+from bert_jax.data.records import EXAMPLES_PER_RECORD
+
+LOG = logging.getLogger(__name__)
 
 # Records whose examples are packed together. They are read together, so few of them; but the more
 # there are to choose from, the less is left over.
 GROUP_RECORDS = 8
 
 
+def rows_of_examples(
+    data_dir: epath.Path, split: str, sizes_R: np.ndarray, length: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every example its row within its group, uint16[E]; of every group its rows, int64[G].
+
+    Worked out once and kept beside the lengths, packing-SPLIT-MOST.npy, where that can be written.
+
+    Args:
+      sizes_R: examples of each record of the split.
+      length, most: as of `first_fit`.
+
+    Raises:
+      UserError: the data set has no lengths of its examples, or those of other examples.
+    """
+    path, num_examples = data_dir / records.NUM_TOKENS.format(split=split), int(sizes_R.sum())
+    if not path.exists():
+        raise UserError(
+            f"{data_dir} has no {path.name}, which packing needs: rebuild the data set "
+            "(data_prep.build writes it since it knows of packing), or train with "
+            "--config.packing=0"
+        )
+    with path.open("rb") as file:
+        num_tokens_E = np.load(file)
+    if len(num_tokens_E) != num_examples:
+        raise UserError(
+            f"{path} has {len(num_tokens_E)} lengths, the shards {num_examples} examples: "
+            "it is another data set's; rebuild the data set"
+        )
+    ends = [*range(0, len(sizes_R), GROUP_RECORDS), len(sizes_R)]
+    sizes_G = np.diff(np.concatenate([[0], np.cumsum(sizes_R)])[ends])
+    kept = data_dir / f"packing-{split}-{most}.npy"
+    if (row_E := _read(kept)) is not None:
+        rows_G = _rows_if_valid(row_E, num_tokens_E, sizes_G, length, most)
+        if rows_G is not None:
+            return row_E, rows_G
+        LOG.warning("%s does not fit the data set: packed again", kept)
+    is_example_GE = np.arange(GROUP_RECORDS * EXAMPLES_PER_RECORD) < sizes_G[:, None]
+    num_tokens_GE = np.zeros(is_example_GE.shape, np.uint16)
+    num_tokens_GE[is_example_GE] = num_tokens_E
+    row_GE = np.concatenate(
+        [
+            first_fit(part_GE, length, most)
+            for part_GE in np.array_split(num_tokens_GE, -(-len(num_tokens_GE) // 1024))
+        ]
+    )
+    row_E = row_GE[is_example_GE].astype(np.uint16)
+    if jax.process_index() == 0:
+        _write(kept, row_E)
+    return row_E, row_GE.max(1).astype(np.int64) + 1
+
+
+def _read(path: epath.Path) -> np.ndarray | None:
+    try:
+        with path.open("rb") as file:
+            return np.load(file)
+    except (OSError, ValueError, EOFError):  # not there, or not whole
+        return None
+
+
+def _write(path: epath.Path, row_E: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, row_E)
+    try:
+        files.write_whole(path, content.getvalue())
+    except (OSError, UserError) as error:  # a data set that may only be read
+        LOG.debug("%s: %s", path, error)
+
+
+def _rows_if_valid(
+    row_E: np.ndarray, num_tokens_E: np.ndarray, sizes_G: np.ndarray, length: int, most: int
+) -> np.ndarray | None:
+    """int64[G], the rows of each group; None unless the rows hold these examples as they must."""
+    if row_E.dtype != np.uint16 or row_E.shape != num_tokens_E.shape:
+        return None
+    rows_G = np.maximum.reduceat(row_E, np.cumsum(sizes_G) - sizes_G).astype(np.int64) + 1
+    row_E = row_E + np.repeat(np.cumsum(rows_G) - rows_G, sizes_G)
+    examples_R = np.bincount(row_E)
+    tokens_R = np.bincount(row_E, weights=num_tokens_E)
+    whole = examples_R.min() > 0 and examples_R.max() <= most and tokens_R.max() <= length
+    return rows_G if whole else None
+
+
 def first_fit(num_tokens_GE: np.ndarray, length: int, most: int) -> np.ndarray:
-    """int32[G, E]: each example's row in its group, by first fit, the longest examples first.
+    """int32[G, E]: each example's row in its group, by first-fit decreasing.
 
     Rows are numbered in the order of their longest examples, so that long and short ones alternate
     as they do among the examples.

@@ -1,9 +1,14 @@
 """What accelerators can do."""
 
 import dataclasses
+import functools
+import logging
+import os
 from collections.abc import Sequence
 
 import jax
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Chip:
 # TPUs: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e ("key chip specifications"); GB of HBM are GiB.
 # Interconnect: half of the bidirectional figure (v4 600, v5e 400, v5p 1200, v6e 800 GB/s).
 # Clocks: peak / (2 × multipliers); each TensorCore has four 128 × 128 units, v6e's 256 × 256.
-# GPUs: NVIDIA's data sheets of A100, H100 and H200; NVLink: half of the 600 and 900 GB/s.
+# GPUs: NVIDIA's data sheets, bfloat16 without sparsity; of NVLink and PCIe one direction, half of
+# what the sheets name.
 CHIPS = (
     Chip("v4", ("TPU v4",), 275e12, 32 * 2**30, 1228e9, 300e9, 2, 1.05e9, torus=3, ring=4),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 819e9, 200e9, 1, 1.5e9, 2, ring=16),
@@ -47,14 +53,46 @@ CHIPS = (
     ),
     Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40e9, 1555e9, 300e9),
     Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9),
+    Chip("A100 PCIe 40GB", ("NVIDIA A100-PCIE-40GB",), 312e12, 40e9, 1555e9, 32e9),
+    Chip("A100 PCIe 80GB", ("NVIDIA A100 80GB PCIe",), 312e12, 80e9, 1935e9, 32e9),
+    Chip("L4", ("NVIDIA L4",), 121e12, 24e9, 300e9, 32e9),
+    Chip("H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80e9, 2000e9, 64e9),
+    Chip("H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94e9, 3900e9, 300e9),
     Chip("H100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9),
     Chip("H200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9),
+    Chip("B200", ("NVIDIA B200",), 2250e12, 180e9, 7700e9, 900e9),
 )
 
 
 def chip_of(device: jax.Device) -> Chip | None:
     """The device's entry in `CHIPS`; None if it has none (CPUs)."""
     return next((chip for chip in CHIPS if device.device_kind in chip.device_kinds), None)
+
+
+@functools.cache
+def _log_unknown(device_kind: str) -> None:
+    LOG.warning(
+        "no MFU: the peak of %r is not in the table of bert_jax/parallel/hardware.py", device_kind
+    )
+
+
+def memory_of_host() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_of_device(device: jax.Device) -> int | None:
+    """Bytes that JAX may take of a device; None where nobody says.
+
+    Of CPUs that is the machine's memory, which its devices share.
+    """
+    if device.platform == "cpu":
+        return memory_of_host()
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    chip = chip_of(device)
+    if limit is None and chip:
+        limit = int(chip.memory_bytes * share_of_chip(device, chip))
+    return limit
 
 
 def share_of_chip(device: jax.Device, chip: Chip) -> float:
@@ -87,6 +125,11 @@ def group_bandwidth(
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 FLOP/s of a JAX device; None for a chip that is not in the table."""
+    """Dense bfloat16 FLOP/s of a JAX device; None for a chip that is not in the table.
+
+    For an accelerator that is not there a line is logged, once.
+    """
     chip = chip_of(device)
-    return chip and chip.peak_flops * share_of_chip(device, chip)
+    if chip is None and device.platform != "cpu":
+        _log_unknown(device.device_kind)
+    return chip.peak_flops * share_of_chip(device, chip) if chip else None

@@ -5,6 +5,7 @@ batch; `tensor` splits heads, feed-forward width and vocabulary (Megatron's layo
 moments have their parameter's paths inside them, so the same table serves them.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -19,6 +20,11 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.cli import UserError
 
+# Arrays whose rule does not split them over `fsdp` are kept whole up to so many parts, vectors and
+# other small ones longer than large ones (position embeddings): one that is whole needs no gather,
+# but at 48 parts BERT-base's would be a fifth of what a device holds.
+LARGE = 100_000  # elements
+WHOLE_UP_TO = {True: 16, False: 64}
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -56,12 +62,12 @@ def make_mesh(
     shape, count = [data, fsdp, tensor], len(devices)
     sizes = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise UserError(f"{sizes}: sizes are positive, and one of them at most is -1 (fill up)")
+        raise UserError(f"{sizes}: sizes are positive, and one of them at most is -1 (inferred)")
     known = int(np.prod([size for size in shape if size != -1]))
     if (-1 in shape and count % known) or (-1 not in shape and known != count):
         raise UserError(
             f"{sizes} does not fit {count} device(s): the axes must multiply up to {count}; "
-            "set one of config.mesh.data, .fsdp, .tensor to -1 to fill up"
+            "set one of config.mesh.data, .fsdp, .tensor to -1 to have it inferred"
         )
     shape = [count // known if size == -1 else size for size in shape]
     grid = device_grid(shape, devices)
@@ -114,20 +120,107 @@ def spec_of(path: str, shape: tuple[int, ...]) -> P:
 
 
 def shardings_of(tree: Any, mesh: Mesh) -> Any:
-    """NamedShardings for a pytree of arrays or shapes. An axis that does not divide is left whole.
+    """NamedShardings for a pytree of arrays or shapes, by the rule table.
 
-    Which happens for the two rows of the segment embeddings or the two of the NSP classifier.
+    An array that `fsdp` does not divide where its rule says is split along another dimension, or
+    along two (768 × 768 over 512 devices: 256 × 2). What is left is held by several devices. Small
+    arrays are split where they would outweigh a device's part of the others (`WHOLE_UP_TO`). Shapes
+    are the same on every mesh, so checkpoints are too.
     """
 
     def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = spec_of(path_of(key_path), leaf.shape)
-        fitting = [
-            axes if size % _extent(mesh, axes) == 0 else None
-            for size, axes in zip(leaf.shape, spec, strict=False)
-        ]
-        return NamedSharding(mesh, P(*fitting))
+        return _fitted(leaf.shape, spec_of(path_of(key_path), leaf.shape), mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _fitted(shape: tuple[int, ...], spec: P, mesh: Mesh) -> NamedSharding:
+    """`spec` as far as it divides the shape; its `fsdp` in parts over the last two dimensions."""
+    names = [() if axes is None else (axes,) if isinstance(axes, str) else axes for axes in spec]
+    names += [()] * (len(shape) - len(names))
+    # Of the other axes, those that divide.
+    kept = [tuple(name for name in axes if name != "fsdp") for axes in names]
+    kept = [a if size % _extent(mesh, a) == 0 else () for size, a in zip(shape, kept, strict=True)]
+    own = next((d for d, axes in enumerate(names) if "fsdp" in axes), None)
+    fsdp = mesh.shape["fsdp"]
+    if own is None and shape and fsdp > WHOLE_UP_TO[math.prod(shape) >= LARGE]:
+        own = len(shape) - 1
+    if own is None or fsdp == 1:
+        return NamedSharding(mesh, P(*(axes or None for axes in kept)))
+    rooms = [size // _extent(mesh, axes) for size, axes in zip(shape, kept, strict=True)]
+    other = next((d for d in range(len(shape) - 1, max(len(shape) - 3, -1), -1) if d != own), own)
+    divisors = [n for n in range(fsdp, 0, -1) if fsdp % n == 0]
+    splits = [
+        (n, m)
+        for n in divisors
+        for m in (divisors if other != own else [1])
+        if fsdp % (n * m) == 0 and rooms[own] % n == 0 and rooms[other] % m == 0
+    ]
+    # The finest; if it can be had so, along one dimension alone.
+    n, m = max(splits, key=lambda s: (s[0] * s[1], 1 in s, s[0]))
+    if fsdp in (n, m):
+        d = own if n == fsdp else other
+        kept[d] = (*kept[d], "fsdp")
+        return NamedSharding(mesh, P(*(axes or None for axes in kept)))
+    kept[own] += ("fsdp_own",)
+    if m > 1:
+        kept[other] += ("fsdp_other",)
+    return NamedSharding(_split_fsdp(mesh, n, m), P(*(axes or None for axes in kept)))
+
+
+@functools.lru_cache
+def _split_fsdp(mesh: Mesh, n: int, m: int) -> Mesh:
+    """The same devices in the same order, with `fsdp` as three axes: of n, of m, and of copies."""
+    data, fsdp, tensor = mesh.devices.shape
+    grid = mesh.devices.reshape(data, n, m, fsdp // (n * m), tensor)
+    names = ("data", "fsdp_own", "fsdp_other", "fsdp_copies", "tensor")
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a state takes of a device, and what it would if it were split evenly; in bytes.
+
+    Attributes:
+      largest: paths of the arrays that take the most beyond their even part, the worst first.
+    """
+
+    per_device: int
+    ideal: float
+    largest: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The line at a run's start and in plans."""
+        text = (
+            f"parameters and moments: {self.per_device / 2**30:.2f} GiB per device, ideal "
+            f"{self.ideal / 2**30:.2f}"
+        )
+        if self.per_device > 2 * self.ideal:
+            text += (
+                f"; more than twice the ideal, since the mesh divides neither dimension of "
+                f"{', '.join(self.largest)}: take sizes of config.mesh.fsdp and .tensor that do"
+            )
+        return text
+
+
+def memory_of(state: Any) -> Memory:
+    """The memory that arrays, or shapes with shardings, take of a device."""
+    per_device, ideal = 0, 0.0
+    excess: list[tuple[float, str]] = []
+    for key_path, x in jax.tree_util.tree_leaves_with_path(state):
+        mesh = x.sharding.mesh
+        whole = math.prod(x.shape) * x.dtype.itemsize
+        part = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        even = whole / (mesh.size / mesh.shape["data"])
+        per_device, ideal = per_device + part, ideal + even
+        excess.append((part - even, path_of(key_path)))
+    # Moments are split as their parameters are: one of the three names says it.
+    names = dict.fromkeys(
+        path.removeprefix("params/")
+        for _, path in sorted(excess, reverse=True)
+        if path.startswith("params/")
+    )
+    return Memory(per_device, ideal, tuple(names)[:3])
 
 
 def _extent(mesh: Mesh | jax.sharding.AbstractMesh, axes: str | tuple[str, ...] | None) -> int:

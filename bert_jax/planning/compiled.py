@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from jax.experimental import topologies
 from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline
+from bert_jax.data.placing import batch_shapes
 from bert_jax.models import heads
 from bert_jax.models.flops import training_flops
 from bert_jax.objectives.base import Batch
@@ -53,11 +55,14 @@ class Plan:
       mesh, settings: axes, and the fields that matter for speed and memory.
       memory: per device, by kind; they add up to memory_needed.
       collectives: kind -> how many run in a step, and bytes that a device sends.
+      state: parameters and moments beside what they would take if they were split evenly.
       estimate: "compiler", its cycles at the chip's clock; "roofline", where the compiler gives no
         cycles: then a lower bound.
       compiler_seconds: with kernels, which the compiler gives no cycles for.
       kernel_seconds: kernels' part of that: of each the longer of its schedule (`hlo.KERNELS`, by
         hand) and its bytes at full bandwidth.
+      uncounted_operations, uncounted_seconds: operations without an estimate of the compiler's
+        (lookups, scatters, sorts), and their bytes at full bandwidth, which is less than they take.
       roofline_seconds: of each operation the longer of its FLOPs at peak and its bytes at full
         bandwidth, added up.
       collective_seconds, hidden_collective_seconds: of those that nothing runs beside, which the
@@ -81,12 +86,15 @@ class Plan:
     fits: bool | None
     would_fit: list[str]
     model_flops: float
+    state: sharding.Memory
     flops: float | None = None
     hbm_bytes: float | None = None
     collectives: dict[str, dict[str, float]] | None = None
     estimate: str | None = None
     compiler_seconds: float | None = None
     kernel_seconds: float | None = None
+    uncounted_operations: int | None = None
+    uncounted_seconds: float | None = None
     collective_seconds: float | None = None
     hidden_collective_seconds: float | None = None
     roofline_seconds: float | None = None
@@ -155,7 +163,8 @@ def compile_step(
     parts = (str(CACHE_VERSION), *versions, lowered.as_text())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     # Beside JAX's own cache, which cannot be read without the devices.
-    path = epath.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"plan-{digest[:32]}.json.gz"
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.gettempdir()
+    path = epath.Path(kept) / f"plan-{digest[:32]}.json.gz"
     if path.exists():
         return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     start = time.monotonic()
@@ -167,7 +176,7 @@ def compile_step(
         stats = compiled.memory_analysis()
         kinds = ("argument", "output", "alias", "temp", "generated_code")
         memory = {kind: int(getattr(stats, f"{kind}_size_in_bytes")) for kind in kinds}
-        result = Compiled(compiled.as_text(), memory)
+        result = Compiled(compiled.as_text() or "", memory)
     LOG.info("  compiled in %.0f s", time.monotonic() - start)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, gzip.compress(json.dumps(dataclasses.asdict(result)).encode()))
@@ -196,15 +205,21 @@ def lower_step(
     phase: Phase, mesh: jax.sharding.Mesh, max_seq_length: int, max_predictions_per_seq: int
 ) -> tuple[jax.stages.Lowered, TrainState, Batch]:
     """The step that pretraining runs in `phase`, ready to compile, and its arguments as shapes."""
+    state, batch = step_arguments(phase, mesh, max_seq_length, max_predictions_per_seq)
+    step = phase.make_train_step(heads.make_model(phase.config), mesh)
+    return step.lower(state, batch), state, batch
+
+
+def step_arguments(
+    phase: Phase, mesh: jax.sharding.Mesh, max_seq_length: int, max_predictions_per_seq: int
+) -> tuple[TrainState, Batch]:
+    """State and batch as shapes, laid out on the mesh."""
     config = phase.config
-    model = heads.make_model(config)
-    state = phase.abstract_state(model, mesh)
-    shapes = input_pipeline.batch_shapes(
+    state = phase.abstract_state(heads.make_model(config), mesh)
+    shapes = batch_shapes(
         config.batch_size, max_seq_length, max_predictions_per_seq, config.packing
     )
-    batch = sharding.abstract_batch(shapes, mesh)
-    step = phase.make_train_step(model, mesh)
-    return step.lower(state, batch), state, batch
+    return state, sharding.abstract_batch(shapes, mesh)
 
 
 def make_plan(
@@ -221,17 +236,23 @@ def make_plan(
     hosts = len({device.process_index for device in devices})
     chip = hardware.chip_of(devices[0])
     share = hardware.share_of_chip(devices[0], chip) if chip else 1.0
-    lowered, state, batch = lower_step(phase, mesh, max_seq_length, max_predictions_per_seq)
-    compiled = compile_step(
-        lowered, f"{hardware_name} {devices[0].device_kind}", compiler_options(mesh)
-    )
+    available = int(chip.memory_bytes * share) if chip else None
+    limit = available
+    if not hardware_name:  # this machine: what JAX may take of a device, as in pretraining
+        limit = hardware.memory_of_device(devices[0])
+        available = limit if chip else None
+    arguments = step_arguments(phase, mesh, max_seq_length, max_predictions_per_seq)
+    if limit and sharding.memory_of(arguments).per_device > limit:
+        available, compiled = limit, Compiled("", {"temp": 0})  # nothing to compile for
+        state, batch = arguments
+    else:
+        lowered, state, batch = lower_step(phase, mesh, max_seq_length, max_predictions_per_seq)
+        compiled = compile_step(
+            lowered, f"{hardware_name} {devices[0].device_kind}", compiler_options(mesh)
+        )
 
     memory = _memory_by_kind(compiled, state, batch)
     needed = sum(memory.values())
-    available = int(chip.memory_bytes * share) if chip else None
-    if not hardware_name:  # this machine: what JAX may take of a device, as in pretraining
-        stats = jax.local_devices()[0].memory_stats() or {}
-        available = stats.get("bytes_limit") or available
     fits = None
     if devices[0].platform == "tpu":
         fits = bool(compiled.text)  # the compiler knows exactly
@@ -264,6 +285,7 @@ def make_plan(
         fits=fits,
         would_fit=[],
         model_flops=model_flops / len(devices),
+        state=sharding.memory_of(state),
     )
     if not compiled.text:
         return plan
@@ -272,21 +294,19 @@ def make_plan(
 
 
 def _memory_by_kind(compiled: Compiled, state: TrainState, batch: Batch) -> dict[str, int]:
-    def per_device(tree: Any) -> int:
-        return sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-            for x in jax.tree.leaves(tree)
-        )
-
+    of_params, of_state = sharding.memory_of(state.params), sharding.memory_of(state)
     memory = {
-        "parameters": per_device(state.params),
-        "optimizer state": per_device(state) - per_device(state.params),
-        "batch": per_device(batch),
+        "parameters": of_params.per_device,
+        "optimizer state": of_state.per_device - of_params.per_device,
+        "batch": sharding.memory_of(batch).per_device,
     }
     sizes = compiled.memory
     if not compiled.text:
-        rest = sizes.get("temp") or max(sizes["needed"] - sum(memory.values()), 0)
-        return memory | {"activations and gradients": rest}
+        if "temp" in sizes:
+            return memory | {"activations and gradients": sizes["temp"]}
+        return memory | {
+            "activations and gradients": max(sizes["needed"] - sum(memory.values()), 0)
+        }
     return memory | {
         # Outputs take the place of the state; tiling pads some arrays.
         "padding and outputs": sizes["argument"]
@@ -307,7 +327,8 @@ def _traffic(
 ) -> dict[str, Any]:
     """FLOPs, bytes, collectives and times, from the text of the compiled step."""
     program = hlo.parse(compiled.text)
-    flops = hbm_bytes = roofline = kernels = 0.0
+    flops = hbm_bytes = roofline = kernels = uncounted = 0.0
+    operations = 0
     for computation, instruction, times in hlo.executions(program):
         f = hlo.flops(program, computation, instruction) * times
         b = hlo.hbm_bytes(program, computation, instruction) * times
@@ -315,6 +336,9 @@ def _traffic(
         if chip:
             bytes_seconds = b / (chip.memory_bandwidth * share)
             roofline += max(f / (chip.peak_flops * share), bytes_seconds)
+            if hlo.is_uncounted(computation, instruction):
+                operations += times
+                uncounted += bytes_seconds
             kernel = hlo.kernel(computation, instruction)
             if kernel and chip.clock_hz:
                 kernels += max(kernel.cycles * times / chip.clock_hz, bytes_seconds)
@@ -336,7 +360,9 @@ def _traffic(
     # Products in library calls (cuBLAS) are not in the text: the model needs so many at least.
     roofline = max(roofline, model_flops / (chip.peak_flops * share))
     cycles = hlo.cycles(program)
-    compiler = cycles / chip.clock_hz + kernels if chip.clock_hz and cycles else None
+    compiler = None
+    if chip.clock_hz and cycles:
+        compiler = cycles / chip.clock_hz + kernels + uncounted
     return {
         "flops": flops,
         "hbm_bytes": hbm_bytes,
@@ -344,6 +370,8 @@ def _traffic(
         "roofline_seconds": roofline,
         "compiler_seconds": compiler,
         "kernel_seconds": kernels if compiler else None,
+        "uncounted_operations": operations if compiler else None,
+        "uncounted_seconds": uncounted if compiler else None,
         # Asynchronous ones cost what they take beyond the computation.
         "collective_seconds": exposed + max(0.0, hidden - (compiler or roofline)),
         "hidden_collective_seconds": hidden,
@@ -351,9 +379,9 @@ def _traffic(
 
 
 def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[str, Any]:
-    if not chip:
-        return {}
     compute = plan.compiler_seconds or plan.roofline_seconds
+    if not chip or compute is None or plan.collective_seconds is None:
+        return {}
     step = compute + plan.collective_seconds
     batch, hours = plan.settings["batch_size"], step * plan.num_steps / 3600
     return {

@@ -44,7 +44,6 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,9 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.search(r"\d+", self.dtype)[0])
+        bits = _BITS.get(self.dtype)
+        if bits is None:  # bf16, f8e4m3fn
+            bits = int(re.sub(r"\D*(\d+).*", r"\1", self.dtype))
         return -(-self.elements * bits // 8)
 
 
@@ -81,6 +82,13 @@ class Instruction:
         """The value of `name={…}` or `name=word`, without braces."""
         match = re.search(rf"\b{name}=(?:\{{([^{{}}]*)\}}|([^\s,]+))", self.rest)
         return match and (match[1] if match[1] is not None else match[2])
+
+    def called(self, name: str) -> str:
+        """The computation that `name=%computation` says."""
+        value = self.attribute(name)
+        if value is None:
+            raise ValueError(f"{self.name} names no {name}: {self.rest[:100]}")
+        return value.lstrip("%")
 
     @property
     def cycles(self) -> int | None:
@@ -204,13 +212,13 @@ def executions(program: Program) -> Iterator[tuple[Computation, Instruction, int
         for instruction in computation.values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                body = instruction.attribute("body").lstrip("%")
+                body = instruction.called("body")
                 yield from walk(body, times * trip_count(program, instruction))
             elif instruction.opcode == "call":
-                yield from walk(_CALLED.search(instruction.rest)[1], times)
+                yield from walk(instruction.called("to_apply"), times)
             elif instruction.opcode == "conditional":
                 branches = instruction.attribute("branch_computations") or ",".join(
-                    instruction.attribute(f"{value}_computation") for value in ("true", "false")
+                    instruction.called(f"{value}_computation") for value in ("true", "false")
                 )
                 for branch in branches.split(","):
                     yield from walk(branch.strip().lstrip("%"), times)
@@ -226,7 +234,7 @@ def trip_count(program: Program, loop: Instruction) -> int:
     """
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(match[1])
-    condition = program.computations[loop.attribute("condition").lstrip("%")]
+    condition = program.computations[loop.called("condition")]
     bounds = [
         int(i.arguments)
         for i in condition.values()
@@ -241,6 +249,19 @@ def trip_count(program: Program, loop: Instruction) -> int:
 def cycles(program: Program) -> int:
     """Sum of the compiler's estimates over all executions."""
     return sum((i.cycles or 0) * times for _, i, times in executions(program))
+
+
+def is_uncounted(computation: Computation, instruction: Instruction) -> bool:
+    """Whether it takes time that the compiler gives no estimate of: lookups, scatters, sorts.
+
+    Scalars and what moves no data are left aside, and so are kernels, which we count ourselves.
+    """
+    if instruction.opcode not in ("fusion", "gather", "scatter", "sort", "custom-call"):
+        return False
+    if instruction.cycles is not None or kernel(computation, instruction):
+        return False
+    is_small = all(shape.elements < 1024 for shape in instruction.shapes)
+    return not is_small and "ConcatBitcast" not in instruction.rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +298,8 @@ def kernel(computation: Computation, instruction: Instruction) -> Kernel | None:
 
 def flops(program: Program, computation: Computation, instruction: Instruction) -> int:
     """FLOPs of the matrix products in one execution, those inside fusions and kernels included."""
-    if called := kernel(computation, instruction):
-        return called.flops
+    if known := kernel(computation, instruction):
+        return known.flops
     if instruction.opcode == "dot":
         left = computation[instruction.operands[0]].shapes[0].dims
         contracted = instruction.attribute("lhs_contracting_dims") or ""
@@ -287,7 +308,7 @@ def flops(program: Program, computation: Computation, instruction: Instruction) 
     if instruction.opcode == "convolution":
         return _convolution_flops(computation, instruction)
     if instruction.opcode == "fusion":
-        called = program.computations[instruction.attribute("calls").lstrip("%")]
+        called = program.computations[instruction.called("calls")]
         return sum(flops(program, called, inner) for inner in called.values())
     return 0
 
@@ -297,8 +318,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
 
     Then window positions fall on padding or between dilated elements: those are not counted.
     """
-    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
-    left, right, out = labels.groups()
+    left, right, out = re.split("_|->", instruction.called("dim_labels"))
     lhs, rhs = (computation[name].shapes[0].dims for name in instruction.operands[:2])
     result = instruction.shapes[0].dims
     window = re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute("window") or "")
@@ -336,7 +356,7 @@ def hbm_bytes(program: Program, computation: Computation, instruction: Instructi
     if opcode.endswith("-start"):
         return 0
     if opcode == "fusion":
-        called = program.computations[instruction.attribute("calls").lstrip("%")]
+        called = program.computations[instruction.called("calls")]
         root = next(i for i in called.values() if i.is_root)
         is_tuple = root.opcode == "tuple"
         parts = [called[n] for n in root.operands] if is_tuple else [root] * len(shapes)
@@ -406,7 +426,7 @@ def collectives(program: Program) -> list[Collective]:
                 channels.add(channel)
             found.append(Collective(kind, size, _first_group(instruction), times, hidden))
         elif instruction.opcode in ("fusion", "async-start"):
-            name = _CALLED.search(instruction.rest)[1]
+            name = instruction.called("calls")
             for inner in program.computations[name].values():
                 visit(inner, program.computations[name], times, name)
 

@@ -72,40 +72,47 @@ def describe(plan: Plan) -> str:
         total = f"  {_gib(plan.memory_needed):>11}  of {_gib(plan.memory_available)}: {verdict}"
     else:
         total = f"  {_gib(plan.memory_needed):>11}  in all; this device's memory is not known"
-    lines.append(total)
+    lines += [total, plan.state.describe()]
     if plan.fits is False:
         lines += ["", "each of these alone makes it fit:" if plan.would_fit else NOTHING_FITS]
         lines += [f"  {flags}" for flags in plan.would_fit]
         return "\n".join(lines)
     lines += ["", "collectives per step (bytes that a device sends)"]
-    for kind, figures in plan.collectives.items():
-        lines.append(f"  {figures['bytes'] / 1e6:8.1f} MB  {figures['count']} × {kind}")
+    for kind, numbers in (plan.collectives or {}).items():
+        lines.append(f"  {numbers['bytes'] / 1e6:8.1f} MB  {numbers['count']} × {kind}")
     if not plan.collectives:
         lines.append("  none")
     lines += [
         "",
-        f"FLOPs per device and step: {plan.model_flops:.3e} of the model, {plan.flops:.3e} in the "
-        f"program; {plan.hbm_bytes / 1e9:.1f} GB from and to memory",
+        f"FLOPs per device and step: {plan.model_flops:.3e} of the model, "
+        f"{plan.flops or 0:.3e} in the program; "
+        f"{(plan.hbm_bytes or 0) / 1e9:.1f} GB from and to memory",
     ]
     if not plan.step_seconds:
         lines.append(f"no time: the speed of {plan.device_kind!r} is not known")
         return "\n".join(lines)
     if plan.estimate == "compiler":
         compute = (
-            f"{plan.compiler_seconds * 1e3:.1f} ms by the compiler's estimate (roofline "
-            f"{plan.roofline_seconds * 1e3:.1f} ms)"
+            f"{_ms(plan.compiler_seconds)} by the compiler's estimate (roofline "
+            f"{_ms(plan.roofline_seconds)})"
         )
         if plan.kernel_seconds:
-            compute += f", {plan.kernel_seconds * 1e3:.1f} ms of it kernels by our own count"
+            compute += f", {_ms(plan.kernel_seconds)} of it kernels by our own count"
+        if plan.uncounted_operations:
+            compute += (
+                f", and {plan.uncounted_operations} operations that it does not estimate, at least "
+                f"{_ms(plan.uncounted_seconds)} by their bytes"
+            )
     else:
-        compute = f"at least {plan.roofline_seconds * 1e3:.1f} ms (roofline; no estimate given)"
+        compute = f"at least {_ms(plan.roofline_seconds)} (roofline; no estimate given)"
     lines += [
-        f"step {plan.step_seconds * 1e3:.1f} ms: {compute} + "
-        f"{plan.collective_seconds * 1e3:.1f} ms of exposed communication "
-        f"({plan.hidden_collective_seconds * 1e3:.1f} ms overlap)",
-        f"{plan.sequences_per_second:,.0f} sequences/s, {plan.tokens_per_second:,.0f} tokens/s, "
-        f"MFU {plan.utilisation:.1%}",
-        f"{plan.num_steps:,} steps: {plan.hours:,.1f} hours, {plan.chip_hours:,.0f} chip-hours",
+        f"step {_ms(plan.step_seconds)}: {compute} + "
+        f"{_ms(plan.collective_seconds)} of exposed communication "
+        f"({_ms(plan.hidden_collective_seconds)} overlap)",
+        f"{plan.sequences_per_second or 0:,.0f} sequences/s, "
+        f"{plan.tokens_per_second or 0:,.0f} tokens/s, MFU {plan.utilisation or 0:.1%}",
+        f"{plan.num_steps:,} steps: {plan.hours or 0:,.1f} hours, "
+        f"{plan.chip_hours or 0:,.0f} chip-hours",
     ]
     return "\n".join(lines)
 
@@ -129,6 +136,10 @@ def describe_sweep(phase: Phase, tried: Sequence[tuple[dict[str, Any], Plan]]) -
     else:
         verdict = f"no speed of {plan.device_kind!r} is known, so none of them is the best"
     return "\n".join([*lines, "", verdict])
+
+
+def _ms(seconds: float | None) -> str:
+    return f"{(seconds or 0) * 1e3:.1f} ms"
 
 
 def _gib(size: int) -> str:

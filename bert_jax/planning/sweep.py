@@ -34,6 +34,8 @@ def what_would_fit(
     phase: Phase, plan: Plan, devices: Sequence[jax.Device], **lengths: Any
 ) -> list[str]:
     """Single fields that make `phase` fit, each compiled to be sure, as flags."""
+    if plan.memory_available is None:
+        return []
     state = plan.memory["parameters"] + plan.memory["optimizer state"]
     rest = plan.memory_needed - state
     room = plan.memory_available - state
@@ -48,7 +50,7 @@ def what_would_fit(
     groups = plan.mesh["data"] * plan.mesh["fsdp"]
     if state > room / 4:
         changes += [{"data": -1, "fsdp": n} for n in (8, 64) if groups % n == 0 and n <= groups]
-    fitting = []
+    fitting: list[str] = []
     for change in changes:
         flags = as_flags(phase, change)
         if any(flag.partition("=")[0] == flags.partition("=")[0] for flag in fitting):

@@ -169,7 +169,8 @@ def _with_programs(
     """A phase with its programs, traced.
 
     Raises:
-      UserError: an optimizer's rule that matches nothing, or an attention that cannot be.
+      UserError: an optimizer's rule that matches nothing, an attention that cannot be, or sizes
+        beyond memory.
     """
     objective = pretraining_objective(
         model, data.has_next_sentence_labels, data.tokenizer.mask_id, data.token_ranks_V
@@ -184,8 +185,9 @@ def _with_programs(
         objective.losses,
     )
     state = phase.abstract_state(model, mesh)
-    shapes = data.batch_shapes(phase.config.batch_size)
-    part.train_step.trace(state, sharding.abstract_batch(shapes, mesh))
+    batch = sharding.abstract_batch(data.batch_shapes(phase.config.batch_size), mesh)
+    input_pipeline.check_sizes(phase.config, mesh, state, batch)
+    part.train_step.trace(state, batch)
     for held_out in eval_data.values():
         batch = sharding.abstract_batch(held_out.batch_shapes(part.eval_rows), mesh)
         part.eval_step.function.trace(state.params, batch)

@@ -14,7 +14,7 @@ from etils import epath
 from bert_jax.cli import Interrupted
 from bert_jax.models import heads
 from bert_jax.objectives.base import Batch, Scalars
-from bert_jax.parallel import distributed
+from bert_jax.parallel import distributed, sharding
 from bert_jax.runs import checkpoint
 from bert_jax.runs.state import init_state, reset_moments
 from bert_jax.training import evaluation
@@ -77,6 +77,7 @@ def train_and_evaluate(
         with distributed.shared_errors():
             report = Reporter(config, workdir, inputs, step, show)
             closing.callback(report.close)
+        report.note(sharding.memory_of(state).describe())
         if step:
             report.note(f"resuming from step {step:,} in {workdir}")
 

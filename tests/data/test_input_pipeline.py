@@ -1,7 +1,13 @@
 """The loader: which examples a step gets, and that it is a function of the step alone."""
 
+import concurrent.futures
 import dataclasses
+import gc
+import json
+import os
+import time
 
+import grain
 import ml_collections
 import numpy as np
 import pytest
@@ -9,8 +15,11 @@ import small_run
 from small_run import LENGTH, PREDICTIONS, make_data_dir
 
 from bert_jax.cli import UserError
-from bert_jax.data import input_pipeline
+from bert_jax.data import dataset, input_pipeline, placing
+from bert_jax.data.dataset import PretrainingData
+from bert_jax.models import heads
 from bert_jax.parallel import sharding
+from bert_jax.training import phases
 
 
 @pytest.fixture
@@ -71,7 +80,7 @@ def test_rows_of_a_process_are_those_of_its_devices(data, monkeypatch):
 
     def rows(*ranges):
         monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: Layout(*ranges))
-        return input_pipeline.local_rows(None, 16)
+        return placing.local_rows(None, 16)
 
     assert rows((0, 8), (8, 16)) == [slice(0, 8), slice(8, 16)]
     assert rows((8, 16), (8, 16)) == [slice(8, 16)]  # a tensor axis: both need the same rows
@@ -79,6 +88,98 @@ def test_rows_of_a_process_are_those_of_its_devices(data, monkeypatch):
     apart = rows((12, 16), (4, 8))
     read = data._read_rows(16 * 7, apart)["input_ids"]
     np.testing.assert_array_equal(read, np.concatenate([whole[4:8], whole[12:16]]))
+
+
+def test_a_batch_is_one_read_and_its_records_are_shared(data, monkeypatch):
+    reads, real = [], data.shards.read
+
+    def counted(numbers):
+        reads.append(list(numbers))
+        return real(numbers)
+
+    monkeypatch.setattr(data.shards, "read", counted)
+    data._cache.clear()  # opening has read some to check them
+    whole = data._read_rows(0, [slice(0, 64)])
+    assert len(reads) == 1
+    parts = data._read_rows(0, [slice(0, 4), slice(10, 30), slice(60, 64)])
+    assert len(reads) == 1  # nothing again
+    rows = [*range(4), *range(10, 30), *range(60, 64)]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array[rows])
+    # Over the end of an epoch: one read each.
+    data._read_rows(data.num_rows - 60, [slice(0, 10), slice(100, 110)])
+    numbers = [number for read in reads for number in read]
+    assert len(reads) <= 3 and len(numbers) == len(set(numbers))
+
+
+def test_threads_share_what_they_read(data, monkeypatch):
+    reads, real = [], data.shards.read
+
+    def slow(numbers):
+        reads.extend(numbers)
+        time.sleep(0.05)
+        return real(numbers)
+
+    monkeypatch.setattr(data.shards, "read", slow)
+    data._cache.clear()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda i: data.read(8 * i, 8 * i + 8), range(8)))
+    assert len(reads) == len(set(reads))
+    whole = data.read(0, 64)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+
+
+def test_a_read_that_failed_is_tried_again(data):
+    data._cache.clear()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(data.shards, "read", Failing())
+        data.read(0, 8)
+    assert len(data.read(0, 8)["input_ids"]) == 8
+
+
+class Failing:
+    def __call__(self, numbers):
+        raise ConnectionError
+
+
+def test_batches_ahead_are_bounded_by_their_bytes(config, data, mesh, monkeypatch):
+    seen, real = [], grain.ReadOptions
+
+    def noted(**options):
+        seen.append((options["num_threads"], options["prefetch_buffer_size"]))
+        return real(**options)
+
+    monkeypatch.setattr(grain, "ReadOptions", noted)
+
+    def options(**fields):
+        opened = PretrainingData(config.data_dir, "train", 16, 0, **fields)
+        with opened.batches(mesh, 0, 1) as batches:
+            next(batches)
+        return seen.pop()
+
+    assert options() == (2, 8)
+    assert options(threads=3, prefetch=5) == (3, 5)
+    assert options(threads=3, prefetch=2) == (2, 2)
+    row = 4 * (3 * LENGTH + 3 * PREDICTIONS + 1)
+    monkeypatch.setattr(dataset, "MAX_PREFETCH_BYTES", 4 * 16 * row + 1)
+    assert options() == (2, 4)
+    monkeypatch.setattr(dataset, "MAX_PREFETCH_BYTES", 1)
+    assert options() == (1, 1)
+
+
+def test_shards_are_closed_with_the_batches(data, mesh):
+    gc.collect()  # data of other tests
+
+    def open_shards():
+        links = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return [link for link in links if link.startswith(f"{data.data_dir}/train-")]
+
+    with data.batches(mesh, 0, 30) as batches:
+        list(batches)
+        assert open_shards()
+    assert not open_shards()
+    assert len(data.read(0, 8)["input_ids"]) == 8  # they open again
 
 
 def test_batch_arrays_follow_from_the_record(data):
@@ -98,7 +199,7 @@ def test_batch_arrays_follow_from_the_record(data):
 
 
 def test_batch_shapes_are_those_of_batches(data):
-    shapes = input_pipeline.batch_shapes(7, LENGTH, PREDICTIONS)
+    shapes = placing.batch_shapes(7, LENGTH, PREDICTIONS)
     batch = data.read(0, 7)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         k: (v.shape, v.dtype) for k, v in shapes.items()
@@ -187,10 +288,41 @@ def test_misfits_are_named(config, tmp_path):
     make_data_dir(tmp_path, {"train": [64, 64]})
     (tmp_path / "train-00001-of-00002.array_record").unlink()
     config.data_dir = str(tmp_path)
-    assert "train-00001-of-00002.array_record missing" in message(max_position_embeddings=64)
+    assert "train-00001-of-00002.array_record is missing" in message(max_position_embeddings=64)
     manifest = tmp_path / "dataset.json"
-    manifest.write_text(manifest.read_text().replace('"array_record"', '"tfrecord"'))
+    fields = json.loads(manifest.read_text())
+    fields["arguments"]["format"] = "tfrecord"
+    del fields["checksum"]
+    manifest.write_text(json.dumps(fields))
     assert "is in the format tfrecord" in message()
+
+
+def test_segments_that_the_model_does_not_have_are_refused(config, tmp_path):
+    config.model.type_vocab_size = 1
+    with pytest.raises(UserError, match=r"pairs of segments, but config\.model\.type_vocab_size=1"):
+        input_pipeline.open_data(config.data_dir, "train", config)
+
+
+def test_numbers_of_threads_are_checked(config):
+    config.data_prefetch = -1
+    with pytest.raises(UserError, match=r"config\.data_prefetch=-1: expected at least 1, or 0"):
+        input_pipeline.open_data(config.data_dir, "train", config)
+
+
+def test_sizes_beyond_memory_are_named_before_anything_is_allocated(config, mesh):
+    def check(**fields):
+        config.update_from_flattened_dict(fields)
+        (phase,) = phases.resolve(config)
+        state = phase.abstract_state(heads.make_model(config), mesh)
+        shapes = placing.batch_shapes(config.batch_size, LENGTH, PREDICTIONS)
+        batch = sharding.abstract_batch(shapes, mesh)
+        input_pipeline.check_sizes(config, mesh, state, batch)
+
+    check()
+    with pytest.raises(UserError, match=r"GiB per device .*config\.batch_size=2000000000\)"):
+        check(batch_size=2 * 10**9)
+    with pytest.raises(UserError, match=r"GiB per device .*vocab_size=1000000000, \.hidden_size"):
+        check(**{"batch_size": 16, "model.vocab_size": 10**9})
 
 
 def test_batch_that_does_not_divide_is_refused(config, mesh):

@@ -8,7 +8,7 @@ import pytest
 from small_run import make_tokenizer
 
 from bert_jax.cli import UserError
-from bert_jax.data import input_pipeline, packing, tokenizer
+from bert_jax.data import input_pipeline, packing, placing, tokenizer
 from bert_jax.models import heads
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
@@ -149,7 +149,7 @@ def test_predictions_of_a_row_always_fit(length, prob, of_example, most):
 
 def test_an_epoch_is_every_example_once_with_the_masks_it_has_unpacked(config):
     packed, unpacked = open_data(config), open_data(config, 0)
-    assert len(packed._rows_of_group) > 3 and packed.examples_per_row > 1.3
+    assert len(packed._order.rows_of_group) > 3 and packed.examples_per_row > 1.3
     assert packed.padding < 0.6 * unpacked.padding
     for epoch in range(2):
         rows = packed.read(epoch * packed.num_rows, (epoch + 1) * packed.num_rows)
@@ -178,7 +178,7 @@ def test_the_position_alone_decides(config):
 def test_batch_shapes_are_those_of_batches(config):
     batch = open_data(config).read(0, 7)
     sizes = lengths.lengths_of(config)
-    shapes = input_pipeline.batch_shapes(7, *sizes.values(), MOST)
+    shapes = placing.batch_shapes(7, *sizes.values(), MOST)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         k: (v.shape, v.dtype) for k, v in shapes.items()
     }
@@ -285,7 +285,7 @@ def test_origin_names_the_records_of_the_rows_examples(config, monkeypatch):
     found = [
         example
         for name in origin["records"]
-        for example in examples_of(data.examples(0, np.array([names.index(name)])))
+        for example in examples_of(data.to_batch(data.examples(0, np.array([names.index(name)]))))
     ]
     assert set(wanted) <= set(found) and origin["rows"] == [5, 9]
     # A token id beyond the vocabulary, in one of those examples and in one of another row.
@@ -293,16 +293,46 @@ def test_origin_names_the_records_of_the_rows_examples(config, monkeypatch):
     real = data.examples
 
     def damaged(epoch, numbers):
-        batch = real(epoch, numbers)
-        bad = [i for i, e in enumerate(examples_of(batch)) if e in (wanted[0], elsewhere)]
-        batch["input_ids"][bad, 1] = 200
-        return batch
+        examples = real(epoch, numbers)
+        batch = examples_of(data.to_batch(examples))
+        bad = [i for i, e in enumerate(batch) if e in (wanted[0], elsewhere)]
+        examples["input_ids"][bad, 1] = 200
+        return examples
 
     monkeypatch.setattr(data, "examples", damaged)
     (bad,) = data.origin(5, 9)["out_of_vocabulary"]
     assert bad["token_id"] == 200 and bad["record"] in origin["records"]
     record = real(0, np.array([names.index(bad["record"])]))
-    assert examples_of(record)[bad["example"]] == wanted[0]
+    assert examples_of(data.to_batch(record))[bad["example"]] == wanted[0]
+
+
+def test_the_packing_is_worked_out_once(config, built, tmp_path, monkeypatch):
+    for path in built.iterdir():
+        if not path.name.startswith("packing-"):
+            (tmp_path / path.name).symlink_to(path)
+    config.data_dir = str(tmp_path)
+    first = open_data(config)
+    kept = tmp_path / f"packing-train-{MOST}.npy"
+    right = kept.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "first_fit", lambda *_: pytest.fail("packed again"))
+        assert examples_of(open_data(config).read(3, 40)) == examples_of(first.read(3, 40))
+    # What does not hold these examples is not believed.
+    rows = np.load(kept)
+    for damaged in (rows[:-1], np.zeros_like(rows), rows.astype(np.int32)):
+        np.save(kept, damaged)
+        assert open_data(config).num_rows == first.num_rows
+        assert kept.read_bytes() == right
+    kept.write_bytes(right[:100])
+    assert open_data(config).num_rows == first.num_rows
+    # A data set that may only be read is packed at each start.
+    kept.unlink()
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(packing.files, "write_whole", refused)
+    assert open_data(config).num_rows == first.num_rows and not kept.exists()
 
 
 def test_what_cannot_be_packed_is_refused(config, tmp_path, built):
@@ -317,5 +347,5 @@ def test_what_cannot_be_packed_is_refused(config, tmp_path, built):
         open_data(config)
     assert open_data(config, 0).num_rows
     np.save(tmp_path / "num_tokens-train.npy", np.full(3, 9, np.uint16))
-    with pytest.raises(UserError, match=r"3 lengths.*build the data set anew"):
+    with pytest.raises(UserError, match=r"3 lengths.*rebuild the data set"):
         open_data(config)

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,14 +16,24 @@ from bert_jax.parallel import hardware
         ("TPU v4", 2, 275e12),
         ("TPU v4", 1, 137.5e12),  # each of the chip's two cores is a device
         ("NVIDIA H100 80GB HBM3", None, 989e12),
-        ("cpu", None, None),
+        ("NVIDIA H100 PCIe", None, 756e12),
+        ("NVIDIA L4", None, 121e12),
     ],
 )
 def test_peak_flops(kind, cores, expected):
-    device = types.SimpleNamespace(device_kind=kind)
+    device = types.SimpleNamespace(device_kind=kind, platform="gpu" if cores is None else "tpu")
     if cores:
         device.num_cores = cores
     assert hardware.peak_flops(device) == expected
+
+
+def test_an_accelerator_outside_the_table_is_named_once(caplog):
+    unknown = types.SimpleNamespace(device_kind="NVIDIA T1000", platform="gpu")
+    for _ in range(3):
+        assert hardware.peak_flops(unknown) is None
+    assert caplog.text.count("no MFU: the peak of 'NVIDIA T1000' is not in the table") == 1
+    assert hardware.peak_flops(jax.devices()[0]) is None  # a CPU: nothing is expected
+    assert "cpu" not in caplog.text
 
 
 def test_device_kinds_are_unambiguous():

@@ -53,11 +53,20 @@ def test_plan_of_this_machine_s_devices(capsys):
     assert result["step_seconds"] is result["hours"] is result["fits"] is None
 
 
+@pytest.mark.parametrize("flag", ["batch_size=1000000000", "model.vocab_size=1000000000"])
+def test_what_is_beyond_any_memory_is_not_compiled(capsys, monkeypatch, flag):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: pytest.fail("compiled"))
+    plan.main([*TINY, f"--config.{flag}"])
+    text = capsys.readouterr().out
+    assert "DOES NOT FIT" in text and "parameters and moments: " in text
+
+
 def test_text_says_what_is_not_known(capsys):
     plan.main(TINY)
     text = capsys.readouterr().out
     assert "no time: the speed of 'cpu' is not known" in text
     assert "GiB  parameters" in text
+    assert "parameters and moments: 0.01 GiB per device, ideal 0.01" in text
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}])
@@ -351,10 +360,16 @@ def test_kernels_add_to_the_compiler_s_cycles(bandwidth, expected):
     text = """\
 HloModule m
 
+%gather (p: bf16[1,512,64]) -> bf16[512,64] {
+  ROOT %p = bf16[1,512,64]{2,1,0} parameter(0)
+}
+
 ENTRY %main () -> bf16[1,512,64] {
   %q = bf16[1,512,64]{2,1,0} parameter(0)
   %seeds = u32[2]{0} parameter(1)
   %n = bf16[1,512,64]{2,1,0:S(1)} negate(%q), backend_config={"estimated_cycles":"3000"}
+  %rows = bf16[512,64]{1,0} fusion(%q), kind=kCustom, calls=%gather
+  %few = bf16[8,64]{1,0} fusion(%q), kind=kCustom, calls=%gather
   ROOT %fused_attention_forward_dropout.1 = bf16[1,512,64]{2,1,0} custom-call(%seeds, %q, %q, %q), \
 backend_config={"cost_estimate":{"flops":"67108864","transcendentals":"262144"}}
 }
@@ -364,7 +379,12 @@ backend_config={"cost_estimate":{"flops":"67108864","transcendentals":"262144"}}
     result = compiled._traffic(program, sharding.make_mesh(), chip, 1.0, 0.0)
     assert result["flops"] == 2 * 2 * 512**2 * 64
     assert result["kernel_seconds"] == pytest.approx(expected)
-    assert result["compiler_seconds"] == pytest.approx(3000 / 1.5e9 + expected)
+    # The lookup, of which the compiler says nothing, by what it reads and writes.
+    assert result["uncounted_operations"] == 1
+    assert result["uncounted_seconds"] == pytest.approx(2 * 512 * 64 * 2 / bandwidth)
+    assert result["compiler_seconds"] == pytest.approx(
+        3000 / 1.5e9 + expected + result["uncounted_seconds"]
+    )
 
 
 def test_memory_that_the_compiler_refuses_is_read_from_its_message():

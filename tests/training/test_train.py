@@ -16,7 +16,7 @@ import optax
 import pytest
 from small_run import ROOT, make_data_dir, make_tokenizer, overrides
 
-from bert_jax.data import input_pipeline
+from bert_jax.data import input_pipeline, placing
 from bert_jax.models import heads
 from bert_jax.models.layers.dropout import dropout, dropout_keys
 from bert_jax.objectives import mlm
@@ -42,7 +42,7 @@ def test_loss_on_one_batch_falls_to_near_zero(config):
     state = init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
     schedule = optimizer.make_schedule(config.optimizer, 200)
     step = make_train_step(pretraining_objective(model), tx, schedule, mesh, 0)
-    batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
+    batch = placing.to_devices(data.read(0, 16), mesh, 16)
     losses = []
     for _ in range(50):
         state, values = step(state, batch)
@@ -105,7 +105,7 @@ def test_the_step_by_length_is_the_same_step(config):
         7,
     )
     data = input_pipeline.open_data(config.data_dir, "train", config)
-    batches = [input_pipeline.to_devices(data.read(0, size), mesh, size) for size in (16, 8)]
+    batches = [placing.to_devices(data.read(0, size), mesh, size) for size in (16, 8)]
     results = []
     by_length = StepByLength(*settings)
     for step in (make_train_step(*settings), by_length):
@@ -145,7 +145,7 @@ def test_seeds_share_a_program_and_draw_differently(config):
     tx = optimizer.make_optimizer(config.optimizer)
     schedule = optimizer.make_schedule(config.optimizer, 20)
     data = input_pipeline.open_data(config.data_dir, "train", config)
-    batch = input_pipeline.to_devices(data.read(0, 16), mesh, 16)
+    batch = placing.to_devices(data.read(0, 16), mesh, 16)
     texts, losses = set(), set()
     for seed in (0, 1, 2**40 + 1):  # JAX takes the lower 32 bits of a seed
         state = init_state(lambda key: heads.init_params(model, key), tx, mesh, 0)
