@@ -6,6 +6,11 @@ Ours is what `pretrain` iterates over, from the shards to batches on the device,
 other side has the same examples, tokenised, in memory: DataLoader with one worker process and
 DataCollatorForLanguageModeling, which draws masks for every batch. Both take turns in every repeat;
 the ratio is the median over the repeats. Needs the extra `hf`.
+
+    python benchmarks/input_pipeline.py --data_dir=DATA_DIR --latency_ms=50
+
+has ours wait so long for each read, as for one of a bucket, with the threads and batches ahead that
+are the default there.
 """
 
 import argparse
@@ -27,10 +32,27 @@ import transformers
 
 from benchmarks import peers
 from bert_jax.cli import UserError, run
+from bert_jax.data import dataset
 from bert_jax.data.dataset import PretrainingData
 from bert_jax.parallel import sharding
 
 IN_MEMORY = 20_000  # examples that torch's side goes round
+
+
+def open_ours(data_dir: str, batch_size: int, latency_ms: float) -> PretrainingData:
+    """The data set, each read of which takes `latency_ms` longer."""
+    if not latency_ms:
+        return PretrainingData(data_dir, "train", batch_size, seed=0)
+    remote = {"threads": dataset.THREADS_REMOTE, "prefetch": dataset.PREFETCH_REMOTE}
+    data = PretrainingData(data_dir, "train", batch_size, seed=0, **remote)
+    read = data.shards.read
+
+    def read_late(numbers: Sequence[int]) -> list[bytes]:
+        time.sleep(latency_ms / 1e3)
+        return read(numbers)
+
+    data.shards.read = read_late
+    return data
 
 
 def our_batches(data: PretrainingData) -> Iterator[Any]:
@@ -84,15 +106,16 @@ def main(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("--data_dir", required=True, help="data sets made by data_prep.build, by commas")
     add("--batch_size", type=int, default=256)
+    add("--latency_ms", type=float, default=0.0, help="that each of our reads takes longer")
     add("--seconds", type=float, default=5.0, help="of a side in a repeat")
     add("--repeats", type=int, default=5)
-    add("--json", action="store_true", help="print the figures as JSON, not the table")
+    add("--json", action="store_true", help="print the numbers as JSON, not the table")
     options = parser.parse_args(argv)
     if options.seconds <= 0 or options.repeats < 1 or options.batch_size < 1:
         raise UserError("--seconds, --repeats and --batch_size must be positive")
     results = []
     for data_dir in options.data_dir.split(","):
-        data = PretrainingData(data_dir, "train", options.batch_size, seed=0)
+        data = open_ours(data_dir, options.batch_size, options.latency_ms)
         sides = {
             "bert_jax": our_batches(data),
             "torch": torch_batches(data, options.batch_size),
@@ -111,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
                 "masking": data.manifest.arguments["masking"],
                 "max_seq_length": data.max_seq_length,
                 "examples": data.num_examples,
+                "latency_ms": options.latency_ms,
                 **{name: statistics.median(values) for name, values in rates.items()},
                 "ratio": statistics.median(
                     ours / theirs

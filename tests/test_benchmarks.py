@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import time
 
 import jax
 import numpy as np
@@ -244,6 +245,16 @@ def test_input_pipeline_prints_both_sides(data_dir, capsys, monkeypatch):
     assert result["examples"] == 320 and result["bert_jax"] > 0 and result["torch"] > 0
     with pytest.raises(UserError, match="must be positive"):
         input_pipeline.main([f"--data_dir={data_dir}", "--seconds=0"])
+
+
+def test_late_reads_are_late(data_dir):
+    data = input_pipeline.open_ours(str(data_dir), 8, latency_ms=50)
+    start = time.monotonic()
+    first = data.read(0, 8)
+    assert time.monotonic() - start > 0.05
+    np.testing.assert_array_equal(
+        first["input_ids"], input_pipeline.open_ours(str(data_dir), 8, 0).read(0, 8)["input_ids"]
+    )
 
 
 def test_torch_sees_the_examples_that_ours_are(data_dir):
