@@ -106,33 +106,39 @@ def write_task(splits: dict[str, list[dict[str, str]]], directory: epath.Path) -
                         writer.writerow([text, package])
 
 
-def guesses(hf_dir: epath.Path, documents: Sequence[dict[str, str]]) -> list[str]:
-    """A few sentences of held-out documents with one word masked, and the model's best guesses."""
-    try:
-        import transformers
-    except ImportError:
-        return ["    left out: they need transformers (pip install 'bert_jax[hf]')"]
+def guesses(model: Any, documents: Sequence[dict[str, str]]) -> list[str]:
+    """A few sentences of held-out documents with one word masked, and the model's best guesses.
 
+    Args:
+      model: as `bert_jax.load` returns it.
+    """
     from data_prep.sources.documents import sentences
 
-    transformers.logging.set_verbosity_error()
-    fill_mask = transformers.pipeline("fill-mask", model=str(hf_dir), device="cpu")
-    vocabulary = fill_mask.tokenizer.get_vocab()
-    lines = []
+    tokenizer = model.tokenizer
+    words, texts = [], []
     for document in documents:
         for sentence in sentences(document["text"]):
-            words = re.findall(r"\b[A-Za-z]+\b", sentence)
-            known = [w for w in words if len(w) >= 5 and w.lower() in vocabulary]
-            if not 8 <= len(words) <= 16 or not known or not sentence[0].isupper():
+            here = re.findall(r"\b[A-Za-z]+\b", sentence)
+            known = [w for w in here if len(w) >= 5 and w.lower() in tokenizer.ids]
+            if not 8 <= len(here) <= 16 or not known or not sentence[0].isupper():
                 continue
             word = known[len(known) // 2]
-            masked = re.sub(rf"\b{word}\b", fill_mask.tokenizer.mask_token, sentence, count=1)
-            best = fill_mask(masked, top_k=3)
-            found = ", ".join(f"{b['token_str']} {b['score']:.0%}" for b in best)
-            lines.append(f"    {masked}\n      was {word.lower()}; guesses: {found}")
-            break  # one a document
-        if len(lines) == NUM_GUESSES:
+            masked = re.sub(rf"\b{word}\b", "[MASK]", sentence, count=1)
+            if len(tokenizer.encode(masked)) > model.max_seq_length - 2:
+                continue
+            words.append(word.lower())
+            texts.append(masked)
+            break  # one per document
+        if len(texts) == NUM_GUESSES:
             break
+    lines = []
+    results = model.fill_mask(texts, top_k=tokenizer.vocab_size)
+    for word, text, result in zip(words, texts, results, strict=True):
+        best = result["masks"][0]
+        rank = [choice["token"] for choice in best].index(word) + 1
+        found = ", ".join(f"{choice['token']} {choice['score']:.0%}" for choice in best[:3])
+        mark = "right" if rank == 1 else f"its rank of {tokenizer.vocab_size:,}: {rank:,}"
+        lines.append(f"    {text}\n      was {word} ({mark}); guesses: {found}")
     return lines
 
 
@@ -146,6 +152,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     """Runs all steps; `num_steps` 0 takes the recipe's."""
     from bert_jax import convert, finetune, pretrain
+    from bert_jax.inference import model as models
     from data_prep import build, check, vocab
 
     started = time.monotonic()
@@ -210,7 +217,8 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
 
     splits = split_corpus(corpus, data)
     print("\n    Guesses on held-out documents:", flush=True)
-    print("\n".join(guesses(hf, splits["validation"])), flush=True)
+    guessed = guesses(models.load(model), splits["validation"])
+    print("\n".join(guessed), flush=True)
 
     write_task(splits, task)
     steps.run(
@@ -274,7 +282,8 @@ Try next:
 
 {_activation()}  python -m data_prep.check {data} --examples=3          # see what the model reads
   python -m bert_jax.pretrain --help --config=configs/bert_base.py   # the recipe to scale up
-  python -c "import transformers as t; print(t.pipeline('fill-mask', '{hf}')('the [MASK] module'))"
+  echo "the [MASK] module" | python -m bert_jax.predict fill-mask --model={model}
+  python -m bert_jax.predict classify --model={classifier} --input=TEXTS.txt
 """
     (root / "summary.txt").write_text(summary)
     print(summary)

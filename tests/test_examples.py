@@ -7,6 +7,8 @@ import transformers
 from small_finetune import write_reviews
 
 from bert_jax import convert, loading
+from bert_jax.runs import telemetry
+from bert_jax.training import loop
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
@@ -40,3 +42,14 @@ def test_finetune_with_transformers(pretrained, tmp_path, one_thread):
     assert classify("the film was good")[0]["label"] == "yes"
     # What torch wrote comes back.
     assert list(loading.load_parts(tmp_path / "classifier").config.labels) == ["no", "yes"]
+
+
+def test_a_loop_of_ones_own_is_the_same_as_pretraining(config, tmp_path):
+    config.num_steps, config.eval_every = 4, 0
+    found = list(load("own_loop").train(config))
+    loop.train_and_evaluate(config, tmp_path)
+    expected = [line for line in telemetry.read(tmp_path) if "loss" in line]
+    assert len(found) == len(expected) == 4
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("mlm_loss", "mlm_accuracy", "nsp_loss", "learning_rate"):
+            assert ours[name] == theirs[name]

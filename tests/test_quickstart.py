@@ -1,49 +1,31 @@
 """What quickstart does between the commands, which have tests of their own."""
 
 import sys
-import types
 
+from small_models import random_model
+
+import bert_jax
 from bert_jax import quickstart
+from bert_jax.data import tokenizer
+
+TEXTS = [
+    "Can be overridden by ensure_multiple_of in the preprocess method of it.",
+    "Nothing here is in the ensure_multiple_of vocabulary of that small model.",
+    "This is overridden by (a), (b), (c), (d) and more of it, which are tokens.",
+]
 
 
-class Guesser:
-    """Stands in for the fill-mask pipeline; keeps what it is asked, and knows every word."""
-
-    def __init__(self):
-        self.asked = []
-        self.tokenizer = self
-        self.mask_token = "[MASK]"
-
-    def get_vocab(self):
-        return {"multiple": 0, "overridden": 1}
-
-    def __call__(self, text, top_k):
-        assert self.mask_token in text  # the pipeline raises an error otherwise
-        self.asked.append(text)
-        return [{"token_str": "word", "score": 0.5}] * top_k
-
-
-def test_guesses_mask_whole_words(monkeypatch, tmp_path):
-    guesser = Guesser()
-    fake = types.SimpleNamespace(
-        pipeline=lambda *args, **kwargs: guesser,
-        logging=types.SimpleNamespace(set_verbosity_error=lambda: None),
-    )
-    monkeypatch.setitem(sys.modules, "transformers", fake)
-    texts = [
-        "Can be overridden by ensure_multiple_of in the preprocess method of it.",
-        "Nothing here is in the ensure_multiple_of vocabulary of that small model.",
-    ]
-    lines = quickstart.guesses(tmp_path, [{"text": text} for text in texts])
-    assert guesser.asked == [texts[0].replace("overridden", "[MASK]")]
-    assert lines == [
-        f"    {guesser.asked[0]}\n      was overridden; guesses: word 50%, word 50%, word 50%"
-    ]
-
-
-def test_guesses_without_transformers(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install 'bert_jax[hf]'" in quickstart.guesses(tmp_path, [])[0]
+def test_guesses_mask_whole_words_and_tell_their_rank(tmp_path):
+    words = ("multiple", "overridden", "of", "##s")
+    vocabulary = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *words))
+    workdir, _ = random_model(tmp_path, "pretraining", [], tokenizer=vocabulary)
+    model = bert_jax.load(workdir, max_seq_length=18)
+    text = TEXTS[0].replace("overridden", "[MASK]")
+    best = [x["token"] for x in model.fill_mask([text], top_k=9)[0]["masks"][0]]
+    (line,) = quickstart.guesses(model, [{"text": text} for text in TEXTS])
+    rank = best.index("overridden") + 1
+    mark = "right" if rank == 1 else f"its rank of 9: {rank}"
+    assert line.startswith(f"    {text}\n      was overridden ({mark}); guesses: {best[0]} ")
 
 
 def test_the_environment_is_named_where_it_is_not_active(monkeypatch, tmp_path):
