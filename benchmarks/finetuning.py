@@ -8,9 +8,9 @@ dev.json, in the formats of the recipes. Both sides read the same rows of tokens
 compare them with transformers' tokenizer), in batches of similar length, and train with the
 recipe's settings. A time is that of training, and of evaluating and saving after every epoch;
 compilation is included, of programs that the cache of earlier runs does not have, such as another
-seed's; data preparation and export are left out.
+seed's; without data preparation and export.
 
-Every finished (task, side, seed) is a file in DIR: the same command again goes on after the last,
+Every finished (task, side, seed) is a file in DIR: the same command again resumes after the last,
 and --report prints the table of what is there, of whichever commands. A seed's two sides run on one
 machine, one after the other, each in a process of its own, as a user would run them; the ratio of
 times is the median over seeds. Needs the extra `hf`, accelerate, and seqeval for conll2003.
@@ -140,7 +140,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def train_there(config, model: str, inputs: Inputs, directory: pathlib.Path):
     """(objects as ours, seconds) of transformers' Trainer with the same settings."""
     settings, task = config.optimizer, inputs.task
-    transformers.set_seed(config.seed)  # of the fresh head
+    transformers.set_seed(config.seed)  # of the new head
     labels = {"num_labels": len(task.labels)} if task.labels else {}
     steps = -(-len(inputs.train.features) // config.batch_size) * config.num_epochs
     arguments = transformers.TrainingArguments(
@@ -197,7 +197,7 @@ def train_there(config, model: str, inputs: Inputs, directory: pathlib.Path):
 
 
 def quality(task: str, lines: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures compared, the first of them leading; entities as seqeval counts them."""
+    """The metrics compared, the first of them leading; entities as seqeval counts them."""
     if task == "text_classification":
         return {"accuracy": statistics.mean(x["label"] == x["prediction"] for x in lines)}
     if task == "token_classification":
@@ -330,12 +330,12 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The comparison in Markdown: a row for every figure of every task."""
+    """The comparison in Markdown: a row for every metric of every task."""
     groups: dict[tuple[str, str], list[dict]] = collections.defaultdict(list)
     for result in results:
         groups[result["task"], result["side"]].append(result)
     lines = [
-        "| task | examples | figure | bert_jax | transformers | difference | seconds here | "
+        "| task | examples | metric | bert_jax | transformers | difference | seconds here | "
         "seconds in torch | torch / here |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -343,14 +343,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         here, there = (groups[task, side] for side in SIDES)
         times = [[result["seconds"] for result in side] for side in (here, there)]
         ratio = statistics.median(y / x for x, y in zip(*times, strict=True))
-        for figure in here[0]["quality"]:
-            values = [[result["quality"][figure] for result in side] for side in (here, there)]
+        for metric in here[0]["quality"]:
+            values = [[result["quality"][metric] for result in side] for side in (here, there)]
             difference = statistics.median(values[0]) - statistics.median(values[1])
             train, validation = here[0]["examples"]
             cells = [
                 task,
                 f"{train:,} + {validation:,}",
-                figure,
+                metric,
                 *(spread(side, ".4f") for side in values),
                 f"{difference:+.4f}",
                 *(spread(side, ".0f") for side in times),

@@ -5,7 +5,6 @@ report.txt (of the validation file), and hf/, the fine-tuned model for transform
 seeds or learning rates each run has a directory of its own in WORKDIR (`finetuning/sweep.py`).
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,4 +90,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    cli()

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import ml_collections
@@ -20,14 +21,20 @@ from bert_jax.finetuning.settings import check_config
 from bert_jax.models import architectures
 from bert_jax.models.architectures import EncoderConfig
 from bert_jax.runs import workdir as workdirs
-from bert_jax.tasks import kinds
+from bert_jax.tasks import classes, kinds
+from bert_jax.tasks.answers import Question
 from bert_jax.tasks.base import Feature, Task
+from bert_jax.tasks.text import TextExample
 
-# Settings that a run's figures do not depend on, and those that fingerprints stand for.
+# Settings that a run's metrics do not depend on, and those that fingerprints stand for.
 FREE_FIELDS = (
     *("mesh", "log_every", "checkpoint_every", "train_file", "validation_file"),
+    *("max_skipped", "word_index"),
     *("seed", "seeds", "learning_rates"),  # `seed` is one of workdirs.FIXED_FIELDS
 )
+# Settings that came later, and what runs did before: they can be resumed. Of other tasks, "" was
+# never a metric.
+LATER_FIELDS = {"metric": "", "max_steps": 0, "validation_fraction": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +104,9 @@ class Inputs:
     validation: Split
 
     def identity(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
-        """What must not change when a run goes on: with other data it would be another run.
+        """What must not change when a run is resumed: with other data it would be another run.
 
-        And with other settings, but for those of FREE_FIELDS: its figures would be of neither.
+        And with other settings, but for those of FREE_FIELDS: its metrics would be of neither.
         """
         settings = json.loads(config.to_json())
         return {
@@ -107,7 +114,11 @@ class Inputs:
             "model to start from": self._initial_params,
             "data": self._fingerprints[0],
             "validation data": self._fingerprints[1],
-            **{name: value for name, value in settings.items() if name not in FREE_FIELDS},
+            **{
+                name: value
+                for name, value in settings.items()
+                if name not in FREE_FIELDS and LATER_FIELDS.get(name) != value
+            },
         }
 
     @functools.cached_property
@@ -137,8 +148,12 @@ class Inputs:
             config.to_dict()
             | {
                 "init": str(init),
-                "model": dataclasses.asdict(self.model),
+                "model": dataclasses.asdict(cast(Any, self.model)),
                 "labels": list(self.task.labels),
+                # What `labels` was: what the data calls them.
+                "label_names": config.get("labels", ""),
+                # Of question answering: whether the answer may be "".
+                "may_have_none": getattr(self.task, "may_have_none", False),
                 "keep_checkpoints": config.num_epochs if config.select == "best" else 1,
             }
         )
@@ -154,10 +169,11 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
     model = architectures.make_config(loaded.config.model, config.dtype)
     check_config(config, model)
     task = kinds.make_task(config, loaded.tokenizer)
-    train_examples, validation_examples = (
-        task.read(source) for source in (config.train_file, config.validation_file)
-    )
-    task.set_labels(train_examples)
+    train_examples = task.read(config.train_file, training=True)
+    if config.validation_file:
+        validation_examples = task.read(config.validation_file)
+    else:
+        train_examples, validation_examples = hold_out(train_examples, config.validation_fraction)
     return Inputs(
         loaded=loaded,
         model=model,
@@ -167,16 +183,58 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
     )
 
 
+def hold_out(examples: Sequence[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+    """Parts examples in two, the second having a share of them: of each class, in their order.
+
+    Questions about one context stay together. The parts depend on the examples' number and classes
+    alone: runs of several seeds are compared on the same rows.
+
+    Raises:
+      UserError: there is too little to part.
+    """
+    groups: dict[Any, list[int]] = {}  # what stays together
+    for i, example in enumerate(examples):
+        groups.setdefault(example.context if isinstance(example, Question) else i, []).append(i)
+    strata: dict[Any, list[list[int]]] = {}
+    for group in groups.values():
+        example = examples[group[0]]
+        is_class = isinstance(example, TextExample) and example.is_class
+        strata.setdefault(example.label if is_class else "", []).append(group)
+    rng = np.random.default_rng(0)
+    held_out: set[int] = set()
+    for stratum in strata.values():
+        chosen = rng.permutation(len(stratum))[: round(len(stratum) * fraction)]
+        held_out.update(i for place in chosen for i in stratum[place])
+    if not 0 < len(held_out) < len(examples):
+        raise UserError(
+            f"config.validation_fraction={fraction} of {len(examples)} examples leaves none for "
+            "training or none for validation: give more of them, or another share"
+        )
+    parts: tuple[list[Any], list[Any]] = [], []
+    for i, example in enumerate(examples):
+        parts[i in held_out].append(example)
+    return parts
+
+
 def start_params(
-    fresh: Any, loaded: workdirs.Loaded, task: str, labels: Sequence[str], new_head: bool
+    fresh: Any,
+    loaded: workdirs.Loaded,
+    task: str,
+    labels: Sequence[str],
+    new_head: bool,
+    label_names: Mapping[str, str],
+    prefix: str,
 ) -> tuple[Any, list[str]]:
     """The parameters to start from: the checkpoint's encoder, its head if it is the same task's.
 
     Args:
-      fresh: freshly initialised parameters, on their devices.
+      fresh: randomly initialised parameters, on their devices.
+      label_names: config.labels as a dictionary, for the message.
+      prefix: the encoder's key in the parameters.
 
     Returns:
-      `fresh` with the loaded arrays in place, and the paths of those that stayed fresh.
+      `fresh` with the loaded arrays in place, and the paths of those that kept their random
+      initialisation.
 
     Raises:
       UserError: the checkpoint has a fine-tuned head that does not fit, and `new_head` is not set.
@@ -185,18 +243,19 @@ def start_params(
     their_labels = list(loaded.config.get("labels", []))
     theirs = loaded.params
     if their_task != "pretraining" and not new_head:
-        mismatch = ""
+        mismatch = keep = ""
         if their_task != task:
             mismatch = f"a {their_task} head, this is {task}"
         elif task != "text_regression" and their_labels != list(labels):  # that has one output
             mismatch = f"a head for the labels {their_labels}, the data has {list(labels)}"
+            keep = how_to_keep_head(their_labels, labels, label_names)
         if mismatch:
             raise UserError(
-                f"the checkpoint to start from has {mismatch}: set --config.new_head=True to keep "
-                "its encoder and start the head afresh"
+                f"the checkpoint to start from has {mismatch}: {keep}set --config.new_head=True to "
+                "keep its encoder and randomly initialise the head"
             )
     else:
-        theirs = {"bert": theirs["bert"]}
+        theirs = {prefix: theirs[prefix]}
     found = traverse_util.flatten_dict(theirs, sep="/")
     flat = traverse_util.flatten_dict(fresh, sep="/")
     started = {
@@ -204,3 +263,29 @@ def start_params(
         for path, x in flat.items()
     }
     return traverse_util.unflatten_dict(started, sep="/"), sorted(flat.keys() - found.keys())
+
+
+def how_to_keep_head(
+    theirs: Sequence[str], labels: Sequence[str], label_names: Mapping[str, str]
+) -> str:
+    """Which --config.labels gives the data's labels the names and the order of a head, if any does.
+
+    Args:
+      theirs: the labels of the head.
+      labels: those of the data, of which `label_names` are the config's names.
+    """
+    if len(theirs) != len(labels):
+        return ""
+    values: dict[str, list[str]] = {}  # class -> what the data calls it
+    for value, name in (label_names or dict(zip(labels, labels, strict=True))).items():
+        values.setdefault(name, []).append(value)
+    same = {label.casefold(): label for label in labels}
+    by_name = same.keys() == {label.casefold() for label in theirs}
+    ours = [same[label.casefold()] for label in theirs] if by_name else labels
+    line = classes.format_labels(
+        {value: name for own, name in zip(ours, theirs, strict=True) for value in values[own]}
+    )
+    flag = shlex.quote(f"--config.labels={line}")
+    if by_name:
+        return f"the names differ in case or order alone: {flag} keeps the head; or "
+    return f"if they mean the same, in this order, {flag} keeps the head; or "

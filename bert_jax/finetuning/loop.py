@@ -20,11 +20,12 @@ from bert_jax.finetuning.reporting import Reporter
 from bert_jax.finetuning.steps import Steps, make_steps
 from bert_jax.huggingface import export
 from bert_jax.huggingface import files as hf_files
+from bert_jax.models import architectures
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
 from bert_jax.runs.state import TrainState, init_state
-from bert_jax.tasks import kinds
+from bert_jax.tasks import classes, kinds
 from bert_jax.tasks.base import Task
 from bert_jax.training import optimizer
 
@@ -59,15 +60,15 @@ def finetune(
     inputs = inputs or read_inputs(config, init)
     task, training, validation = inputs.task, inputs.train, inputs.validation
     steps_per_epoch = -(-len(training.features) // config.batch_size)
-    num_steps = steps_per_epoch * config.num_epochs
+    num_steps = settings.count_steps(config, steps_per_epoch)
     mesh = sharding.make_mesh(**config.mesh)
     check_workdir(workdir)
     check_batch_size(config.batch_size, mesh)
 
     # Model and optimizer.
     module = kinds.make_module(config.task, inputs.model, len(task.labels))
-    layers = inputs.model.num_hidden_layers
-    optimization = settings.optimization(config, layers, inputs.loaded.params, num_steps)
+    prefix = architectures.of(inputs.model).prefix
+    optimization = settings.optimization(config, prefix, inputs.loaded.params, num_steps)
     tx = optimizer.make_optimizer(optimization)
     schedule = optimizer.make_schedule(optimization, num_steps)
 
@@ -75,8 +76,9 @@ def finetune(
     # One row, cut short: parameters depend neither on its length nor on its content.
     ids = np.zeros((1, *np.shape(training.arrays[0]["input_ids"])[:-1], 8), np.int32)
     state = init_state(lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed)
+    names = classes.parse_labels(config.labels) if "labels" in config else {}
     params, fresh = start_params(
-        state.params, inputs.loaded, config.task, task.labels, config.new_head
+        state.params, inputs.loaded, config.task, task.labels, config.new_head, names, prefix
     )
     state = state.replace(params=params)
     factors = optimizer.values_of_rules(optimization.learning_rate_rules, params, 1.0)
@@ -94,16 +96,20 @@ def finetune(
         if store.latest_step is not None:
             state = store.restore(state)
         step = first_step = int(state.step)
-        report = Reporter(workdir, step, config, steps_per_epoch, show)
+        report = Reporter(workdir, step, config, steps_per_epoch, num_steps, show)
         closing.callback(report.close)
         report.note(describe(training, validation, fresh))
+        scheme = f" of entities (labels: {task.scheme})" if task.scheme else ""
+        report.note(f"measured by {task.metric}{scheme} on the validation file")
         if step:
             report.note(f"resuming from step {step:,} of {num_steps:,} in {workdir}")
 
         # Epochs: train, evaluate, save.
         metrics: dict[str, float] = {}
         predictions: list[dict[str, Any]] = []
-        for epoch in range(step // steps_per_epoch, config.num_epochs):
+        for epoch in range(step // steps_per_epoch, -(-num_steps // steps_per_epoch)):
+            if step == num_steps:  # a run that max_steps ended within this epoch
+                break
             # Read from the file, so that a resumed run stops where it would have.
             scores = [value for _, value in results_lib.evaluations(workdir, task.metric)]
             if results_lib.has_stalled(scores, config.early_stopping):
@@ -119,12 +125,13 @@ def finetune(
                 with report.pause():
                     seconds = compile_steps(steps, state, training, batches, validation, config)
                     report.note(f"compiled in {seconds:.0f} s")
-            batches = batches[step - epoch * steps_per_epoch :]
+            begun = epoch * steps_per_epoch
+            batches = batches[step - begun : num_steps - begun]
             for _, batch in training.collated(batches, config.batch_size):
                 state, values = steps.train(state, steps.place(batch))
                 step += 1
                 report.step(step, values)
-                if settings.saves_within_epoch(config, step, steps_per_epoch):
+                if step < num_steps and settings.saves_within_epoch(config, step, steps_per_epoch):
                     report.flush()
                     store.save(step, state)
             report.epoch_trained(step, len(batches))
@@ -148,7 +155,7 @@ def finetune(
         metrics, predictions = evaluate(steps, params, task, validation, config)
     parity = export.write(selected, workdir, workdir / "hf")
     results = metrics | {
-        "epoch": selected_step // steps_per_epoch,
+        "epoch": -(-selected_step // steps_per_epoch),
         "step": selected_step,
         "examples": len(training.examples),
         "seconds": seconds,

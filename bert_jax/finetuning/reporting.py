@@ -25,11 +25,11 @@ class Reporter:
         step: int,
         config: ml_collections.ConfigDict,
         steps_per_epoch: int,
+        num_steps: int,
         show: bool,
     ):
         self._config, self._steps_per_epoch = config, steps_per_epoch
         self._writer = telemetry.MetricWriter(workdir, step)
-        num_steps = steps_per_epoch * config.num_epochs
         self._progress = telemetry.Progress(num_steps) if show else None
         self._last = step, time.monotonic()
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -58,7 +58,7 @@ class Reporter:
         """An evaluation's metrics, before the checkpoint that they belong to is saved."""
         self._writer.write(step, {f"eval_{name}": value for name, value in values.items()})
         self.note(
-            f"epoch {step // self._steps_per_epoch} of {self._config.num_epochs}: "
+            f"epoch {-(-step // self._steps_per_epoch)} of {self._config.num_epochs}: "
             + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         )
         self.flush()

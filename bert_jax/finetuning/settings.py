@@ -13,9 +13,22 @@ from bert_jax.training import optimizer
 
 def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> None:
     """Raises UserError for settings that cannot work, before anything is read or written."""
-    for field in ("train_file", "validation_file"):
-        if not config[field]:
-            raise UserError(f"config.{field} is empty: give --config.{field}=FILE")
+    fraction = config.validation_fraction
+    if not 0 <= fraction < 1:
+        raise UserError(f"config.validation_fraction={fraction}, expected 0 to less than 1")
+    if not config.train_file:
+        raise UserError("config.train_file is empty: give --config.train_file=FILE")
+    if not config.validation_file and not fraction:
+        raise UserError(
+            "config.validation_file is empty: give --config.validation_file=FILE, or hold out a "
+            "share of the training file by --config.validation_fraction=0.1"
+        )
+    if config.validation_file and fraction:
+        raise UserError(
+            f"config.validation_fraction={fraction} holds out a share of the training file, but "
+            f"there is config.validation_file={config.validation_file!r}: set "
+            "--config.validation_file= to have none, or leave out the fraction"
+        )
     if config.max_seq_length > model.max_position_embeddings:
         raise UserError(
             f"config.max_seq_length={config.max_seq_length} is more than the model's "
@@ -29,6 +42,7 @@ def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> Non
         "length_buckets": 1,
         "batch_size": 1,
         "num_epochs": 1,
+        "max_steps": 0,
         "seed": 0,
         "early_stopping": 0,
         "checkpoint_every": 0,
@@ -45,13 +59,23 @@ def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> Non
 
 
 def optimization(
-    config: ml_collections.ConfigDict, num_layers: int, params: Any, num_steps: int
+    config: ml_collections.ConfigDict, prefix: str, params: Any, num_steps: int
 ) -> ml_collections.ConfigDict:
-    """`config.optimizer` as `bert_jax.training.optimizer` takes it, with warm-up in steps."""
+    """`config.optimizer` as `bert_jax.training.optimizer` takes it, with warm-up in steps.
+
+    Args:
+      prefix, params: as `learning_rate_rules`'.
+    """
     settings = ml_collections.ConfigDict(config.optimizer.to_dict())
     settings.warmup_steps = warmup_steps(settings.warmup_fraction, num_steps)
-    settings.learning_rate_rules = learning_rate_rules(config, num_layers, params)
+    settings.learning_rate_rules = learning_rate_rules(config, prefix, params)
     return settings
+
+
+def count_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """The steps of a whole run."""
+    num_steps = steps_per_epoch * config.num_epochs
+    return min(num_steps, config.max_steps) if config.max_steps else num_steps
 
 
 def saves_within_epoch(config: ml_collections.ConfigDict, step: int, steps_per_epoch: int) -> bool:
@@ -62,13 +86,16 @@ def saves_within_epoch(config: ml_collections.ConfigDict, step: int, steps_per_e
 
 
 def learning_rate_rules(
-    config: ml_collections.ConfigDict, num_layers: int, params: Any
+    config: ml_collections.ConfigDict, prefix: str, params: Any
 ) -> tuple[tuple[str, float], ...]:
     """`optimizer.learning_rate_rules` with those of `freeze_encoder` and `layer_lr_decay` behind.
 
     The head and the pooler learn at the full rate, the top layer at `layer_lr_decay` times it, each
     layer below at that share of the one above, the embeddings at the least (Clark et al. 2020).
-    What the user's rules leave no array of `params` to, since they count first, is left out.
+    What the user's rules leave no array of `params` to, since they count first, is skipped.
+
+    Args:
+      prefix: the encoder's key in `params`.
 
     Raises:
       UserError: settings that exclude each other, or a decay that is none.
@@ -81,21 +108,23 @@ def learning_rate_rules(
             f"config.layer_lr_decay={decay}, expected more than 0 and at most 1 (1: off); to train "
             "the head alone set --config.freeze_encoder=True"
         )
+    paths = traverse_util.flatten_dict(params, sep="/")
+    found = {re.match(rf"{prefix}/encoder/(layer_\d+)/", path) for path in paths}
+    layers = len({match[1] for match in found if match})
     if config.freeze_encoder:
         if decay != 1:
             raise UserError(
                 f"config.freeze_encoder=True leaves config.layer_lr_decay={decay} nothing to act "
                 "on: set one of them"
             )
-        further = [("^bert/(embeddings|encoder)/", 0.0)]
+        further = [(f"^{prefix}/(?!pooler/)", 0.0)]
     elif decay < 1:
         further = [
-            *((f"^bert/encoder/layer_{i}/", decay ** (num_layers - i)) for i in range(num_layers)),
-            ("^bert/embeddings/", decay ** (num_layers + 1)),
+            *((f"^{prefix}/encoder/layer_{i}/", decay ** (layers - i)) for i in range(layers)),
+            (f"^{prefix}/embeddings/", decay ** (layers + 1)),
         ]
     else:
         further = []
-    paths = traverse_util.flatten_dict(params, sep="/")
     left = [path for path in paths if not any(re.search(pattern, path) for pattern, _ in rules)]
     return (*rules, *(r for r in further if any(re.search(r[0], path) for path in left)))
 

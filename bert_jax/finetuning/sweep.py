@@ -1,7 +1,7 @@
 """Several fine-tunings of one model on one task: seeds × learning rates, compared.
 
 Each run is a WORKDIR of its own, WORKDIR/lr-3e-05_seed-1. Finished ones are reused, an interrupted
-one goes on. WORKDIR receives summary.json and hf/, the best run's model.
+one is resumed. WORKDIR receives summary.json and hf/, the best run's model.
 """
 
 import json
@@ -14,6 +14,9 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError
+from bert_jax.finetuning import loop as finetune_loop
+from bert_jax.finetuning.inputs import read_inputs
+from bert_jax.huggingface import files as hf_files
 from bert_jax.runs import workdir as workdirs
 
 
@@ -56,7 +59,7 @@ def finished_configs(
 
     They count in the summary whichever seeds and learning rates a command asks for.
     """
-    found = {}
+    found: dict[str, ml_collections.ConfigDict] = {}
     for path in sorted(workdir.glob("lr-*_seed-*/results.json")):
         if match := re.fullmatch(r"lr-(.+)_seed-(\d+)", path.parent.name):
             one = ml_collections.ConfigDict(config.to_dict())
@@ -66,10 +69,10 @@ def finished_configs(
 
 
 def summarize(metric: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best run, and median, lowest and highest figure of every learning rate.
+    """The best run, and median, lowest and highest value of every learning rate.
 
     Args:
-      runs: "name", "learning_rate", "seed", and the figures of each.
+      runs: "name", "learning_rate", "seed", and the metrics of each.
     """
     by_rate: dict[float, list[float]] = {}
     for run in runs:
@@ -124,17 +127,13 @@ def sweep(
       show: whether the runs and their progress are printed.
 
     Returns:
-      what summary.json holds (see `summarize`). The best run is the one with the highest figure of
+      what summary.json holds (see `summarize`). The best run is the one with the highest value of
       the task's metric on the validation file.
 
     Raises:
       UserError: as `finetune_loop.finetune` and `run_configs`, before any run is made; or `workdir`
         holds a single run.
     """
-    from bert_jax.finetuning import inputs as finetune_inputs
-    from bert_jax.finetuning import loop as finetune_loop
-    from bert_jax.huggingface import files as hf_files
-
     workdir = epath.Path(workdir)
     wanted = run_configs(config)
     if (workdir / "config.json").exists():
@@ -143,7 +142,7 @@ def sweep(
             "rates"
         )
     hf_files.check_replaceable(workdir / "hf")
-    inputs = finetune_inputs.read_inputs(config, init)
+    inputs = read_inputs(config, init)
 
     def all_runs() -> dict[str, ml_collections.ConfigDict]:
         configs = finished_configs(config, workdir) | wanted

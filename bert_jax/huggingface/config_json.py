@@ -15,6 +15,7 @@ from bert_jax.models import architectures
 from bert_jax.models.architectures import COMPUTE_FIELDS, EncoderConfig
 from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.runs import workdir as workdirs
+from bert_jax.tasks import kinds
 
 MARK = "exported_by"  # this directory may be replaced by the next export
 # Tasks of one class -> the problem_type by which transformers tells them apart.
@@ -31,19 +32,22 @@ class _ConfigJson(TypedDict, total=False):
     architectures: list[str] | None
     id2label: dict[str, str] | None
     problem_type: str | None
+    bert_jax: dict[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
     """What a config.json says: the encoder, the task of its head, and the head's label names.
 
-    task is PRETRAINING for everything without a fine-tuned head; class_name is transformers'.
+    task is PRETRAINING for everything without a fine-tuned head; class_name is transformers';
+    settings are those of the fine-tuning that an export of this project keeps.
     """
 
     class_name: str
     model: EncoderConfig
     task: str
     labels: tuple[str, ...]
+    settings: dict[str, Any]
 
 
 def make(
@@ -112,7 +116,8 @@ def read(path: epath.Path) -> Description:
         kind = config.get("problem_type") or ("regression" if len(labels) == 1 else None)
         task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind or "", task)
     fields = {"architecture": architecture, **sizes}
-    return Description(class_name, architectures.make_config(fields), task, labels)
+    settings = kinds.model_settings(config.get("bert_jax") or {}) if task != PRETRAINING else {}
+    return Description(class_name, architectures.make_config(fields), task, labels, settings)
 
 
 def _row(path: epath.Path, config: _ConfigJson) -> tuple[str, KeyTable]:

@@ -14,6 +14,7 @@ from bert_jax.huggingface import card, config_json, files, parity, tensors, weig
 from bert_jax.huggingface.keys import PRETRAINING
 from bert_jax.models import architectures
 from bert_jax.runs import workdir as workdirs
+from bert_jax.tasks import kinds
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -56,6 +57,8 @@ def write(
         if part_of[key] in kept
     }
     config = config_json.make(head_class.name, model, dtype, loaded.tokenizer.pad_id, task, labels)
+    if task != PRETRAINING:
+        config["bert_jax"] = kinds.model_settings(loaded.config)
     with files.replace_directory(output) as scratch:
         weights.write(scratch, stored, max_shard_size)
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -49,8 +49,9 @@ def _described(directory: epath.Path) -> config_json.Description:
 def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workdirs.Loaded:
     """Reads a Hugging Face directory (or hub repository), as at step 0 of a run.
 
-    Its `config` has `model`, `task`, `labels` and `imported_from`; of a sentence-transformers model
-    also how it makes vectors: `pooling`, `normalize`, `max_seq_length`.
+    Its `config` has `model`, `task`, `labels` and `imported_from`; of an export of a fine-tuning
+    also the settings of `tasks.kinds.MODEL_SETTINGS`; of a sentence-transformers model how it makes
+    vectors: `pooling`, `normalize`, `max_seq_length`.
 
     Args:
       ignore_unexpected: skip arrays of heads that are not known here.
@@ -87,6 +88,7 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
         "task": described.task,
         "labels": list(_labels(source, described, params)),
         "imported_from": str(source),
+        **described.settings,
     }
     if embedding:
         longest = described.model.max_position_embeddings

@@ -16,7 +16,7 @@ import numpy as np
 from bert_jax.cli import UserError
 from bert_jax.inference.forward import Forward, Row
 from bert_jax.models import heads
-from bert_jax.tasks import scores
+from bert_jax.tasks import schemes, scores
 from bert_jax.tasks.answers import Question, QuestionAnswering
 from bert_jax.tasks.base import join
 from bert_jax.tasks.choices import Choice, MultipleChoice
@@ -31,7 +31,7 @@ def text_rows(model: Forward, records: Sequence[Record]) -> list[Row]:
     encode = model.tokenizer.encode
     rows = []
     for record in records:
-        second = encode(record["text_pair"]) if record.get("text_pair") else None
+        second = encode(record["text_pair"]) if record.get("text_pair") is not None else None
         ids, segments = join(model.tokenizer, encode(record["text"]), second, model.max_seq_length)
         rows.append({"input_ids": ids, "token_type_ids": segments})
     return rows
@@ -106,10 +106,10 @@ def tag(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
         line: Record = {"labels": labels, "scores": [round(share, 6) for share in shares]}
         if places is not None:
             line = {"tokens": list(words), "offsets": [list(place) for place in places]} | line
-        if scores.are_entities(model.labels):
+        if schemes.are_entities(model.labels):
             line["entities"] = [
                 _entity(kind, start, end, words, shares, record.get("text"), places)
-                for kind, start, end in scores.entities(labels)
+                for kind, start, end in schemes.entities(labels)
             ]
         yield line
 

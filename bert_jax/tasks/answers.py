@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from bert_jax.tasks.base import Batch, Feature, join
 class Question:
     """A question about a context; `answers` are alternatives, () if it has none.
 
-    start: of the first answer in the context, in characters.
+    start: of the first answer in the context, in characters; -1 where it is not known.
     """
 
     id: str
@@ -51,6 +51,7 @@ class QuestionAnswering:
 
     metric = "f1"
     labels: tuple[str, ...] = ()
+    scheme = ""
 
     def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
         self._config = config
@@ -64,12 +65,12 @@ class QuestionAnswering:
                 f"max_question_length={config.max_question_length}: parts would not be read"
             )
 
-    def read(self, source: str) -> list[Question]:
-        return read_squad(source)
-
-    def set_labels(self, examples: list[Question]) -> None:
-        """Questions may go without an answer if some of the training set do."""
-        self.may_have_none = any(not example.answers for example in examples)
+    def read(self, source: str, training: bool = False) -> list[Question]:
+        questions = read_squad(source, self._config.max_skipped, training)
+        if training:
+            # Questions may go without an answer if some of the training set do.
+            self.may_have_none = any(not question.answers for question in questions)
+        return questions
 
     def features(self, examples: list[Question]) -> list[Feature]:
         config, tokenizer = self._config, self._tokenizer
@@ -94,12 +95,14 @@ class QuestionAnswering:
                     tokenizer, question_ids, encoding.ids[start:end], config.max_seq_length
                 )
                 first = len(question_ids) + 2
-                inside = span is not None and start <= span[0] and span[1] < end
+                starts = ends = 0
+                if span and start <= span[0] and span[1] < end:
+                    starts, ends = (token - start + first for token in span)
                 arrays = {
                     "input_ids": ids,
                     "token_type_ids": segments,
-                    "starts": span[0] - start + first if inside else 0,
-                    "ends": span[1] - start + first if inside else 0,
+                    "starts": starts,
+                    "ends": ends,
                 }
                 window = Window(first, start, tuple(encoding.offsets[start:end]))
                 features.append(Feature(arrays, example=i, origin=window))
@@ -124,7 +127,7 @@ class QuestionAnswering:
         self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         lines = self.answers(examples, features, outputs)
-        figures = {
+        metrics = {
             name: sum(
                 best_score(score, line["prediction"], example.answers)
                 for line, example in zip(lines, examples, strict=True)
@@ -132,7 +135,7 @@ class QuestionAnswering:
             / len(examples)
             for name, score in (("exact", exact_match), ("f1", token_f1))
         }
-        return figures, lines
+        return metrics, lines
 
     def answers(
         self, examples: list[Question], features: list[Feature], outputs: list[np.ndarray]
@@ -148,7 +151,7 @@ class QuestionAnswering:
         lines = []
         for example, parts in zip(examples, windows, strict=True):
             scores_NK, offsets = span_scores(parts, config.max_answer_length)
-            answers = [
+            answers: list[dict[str, Any]] = [
                 {"text": example.context[start:end], "start": start, "end": end, "score": score}
                 for score, start, end in best_spans(scores_NK, offsets, config.n_best)
             ]
@@ -225,7 +228,7 @@ def best_spans(
 
 def _token_span(example: Question, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
     """The first and the last token of the first answer; None without one."""
-    if not example.answers:
+    if not example.answers or example.start < 0:
         return None
     begin, end = example.start, example.start + len(example.answers[0])
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
@@ -258,12 +261,16 @@ def best_score(score: Any, prediction: str, answers: Sequence[str]) -> float:
     return max(score(prediction, answer) for answer in answers)
 
 
-def read_squad(source: str) -> list[Question]:
+def read_squad(source: str, max_skipped: float, training: bool) -> list[Question]:
     """Reads a SQuAD file (1.1 or 2.0, .json) or a data set (hf:, tfds:) with its columns.
 
+    Args:
+      max_skipped: the share of questions that may be skipped, as without a text.
+      training: whether an answer must stand in its context where the file says: one alternative
+        must, and becomes the first. For scoring the answers' texts are enough.
+
     Raises:
-      UserError: nothing there, another structure, an empty text, an answer that does not stand in
-        its context where the file says.
+      UserError: nothing there, another structure, or more questions to skip than that.
     """
     if tables.is_data_set(source):
         data, _ = tables.load(source)
@@ -279,47 +286,92 @@ def read_squad(source: str) -> list[Question]:
             ) from None
     else:
         try:
-            rows = list(_squad_rows(tables.parse_json(tables.read_text(source))))
+            squad = tables.parse_json(tables.read_text(source))
         except ValueError as error:
             raise UserError(f"{source} is not JSON ({error})") from None
-        except (AttributeError, KeyError, TypeError) as error:
+        try:
+            rows = list(_squad_rows(squad))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{source} is not a SQuAD file: expected data → paragraphs → context and qas → "
                 f"id, question, answers → text, answer_start; wrong or missing: {error}"
             ) from None
     if not rows:
         raise UserError(f"{source} has no questions")
+    skipped = tables.Skipped(source, max_skipped)
     questions = []
     for id, question, context, answers in rows:
         place = f"{source}: question {id!r}"
-        for name, text in (("question", question), ("context", context)):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"{place} has an empty {name}, or none that is text")
-        for text, start in answers:
-            if not isinstance(text, str) or not isinstance(start, int) or start < 0:
-                raise UserError(
-                    f"{place}: expected an answer's text and the number of its first character, "
-                    f"found {text!r} and {start!r}"
-                )
-            there = context[start : start + len(text)]
-            if there != text or not text:
-                raise UserError(
-                    f"{place}: the answer {text!r} does not stand at character {start} of its "
-                    f"context, where {there!r} stands"
-                )
-        texts = tuple(text for text, _ in answers)
-        questions.append(Question(id, question, context, texts, answers[0][1] if answers else 0))
+        texts = {"question": question, "context": context}
+        empty = [k for k, text in texts.items() if not isinstance(text, str) or not text.strip()]
+        if empty:
+            skipped.add(f"{place} has an empty {empty[0]}, or none that is text")
+            continue
+        # "" at -1 is how some data sets write that there is no answer.
+        answers = [(text, _index(start)) for text, start in answers]
+        answers = [answer for answer in answers if answer != ("", -1)]
+        usable = [(text, start) for text, start in answers if isinstance(text, str) and text]
+        placed = [pair for pair in usable if _stands(context, *pair)]
+        if answers and not (placed if training else usable):
+            skipped.add(f"{place}: {_what_is_wrong(context, *answers[0])}")
+            continue
+        if training and placed:
+            usable.remove(placed[0])
+            usable.insert(0, placed[0])
+        start = usable[0][1] if usable and _stands(context, *usable[0]) else -1
+        alternatives = tuple(text for text, _ in usable)
+        questions.append(Question(id, question, context, alternatives, start if usable else 0))
+    skipped.check(len(questions))
     return questions
 
 
-def _squad_rows(squad: Any):
+def _stands(context: str, text: str, start: int | None) -> bool:
+    """Whether an answer stands in its context where the file says."""
+    return start is not None and start >= 0 and context[start : start + len(text)] == text
+
+
+def _what_is_wrong(context: str, text: Any, start: int | None) -> str:
+    """Why an answer cannot be used, for a message."""
+    if not isinstance(text, str) or not text or start is None or start < 0:
+        return (
+            "expected an answer's text and the number of its first character, found "
+            f"{text!r} and {start!r}"
+        )
+    return (
+        f"the answer {text!r} does not stand at character {start} of its context, where "
+        f"{context[start : start + len(text)]!r} stands"
+    )
+
+
+def _index(value: Any) -> int | None:
+    """A whole number that may be written as text or with a point: 21, "21", 21.0; else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() and not isinstance(value, bool) else None
+
+
+def _squad_rows(squad: Any) -> Iterator[tuple[str, Any, Any, list[tuple[Any, Any]]]]:
     for article in squad["data"]:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
-                answers = [] if qa.get("is_impossible") else qa["answers"]
+                answers = [] if _truth(qa.get("is_impossible", False)) else qa["answers"]
                 pairs = [(answer["text"], answer["answer_start"]) for answer in answers]
                 yield str(qa["id"]), qa["question"], paragraph["context"], pairs
 
 
-def _columns_answers(answers: dict[str, list]) -> list[tuple[str, int]]:
+def _truth(value: Any) -> bool:
+    """A truth value, also as text or number: True, "true", 1.
+
+    Raises:
+      ValueError: it is none.
+    """
+    truths = {"true": True, "1": True, "false": False, "0": False, "none": False, "": False}
+    if str(value).lower() not in truths:
+        raise ValueError(f"is_impossible is {value!r}, neither true nor false")
+    return truths[str(value).lower()]
+
+
+def _columns_answers(answers: dict[str, list]) -> list[tuple[Any, Any]]:
     return list(zip(answers["text"], answers["answer_start"], strict=True))

@@ -34,18 +34,29 @@ class Task(Protocol):
     """What `finetune` asks of a task.
 
     Attributes:
-      metric: the figure that the best epoch is chosen by.
+      metric: the metric that the best epoch is chosen by.
       labels: names of the head's outputs; () where it has none to name.
+      scheme: of labels of entities, for the user ("BIOES, converted to BIO"); "" for none.
     """
 
-    metric: str
     labels: tuple[str, ...]
+    scheme: str
 
-    def read(self, source: str) -> list[Any]:
-        """Labelled examples of a file, each checked."""
+    @property
+    def metric(self) -> str: ...
 
-    def set_labels(self, examples: list[Any]) -> None:
-        """Settles `labels` from the config or the training examples."""
+    def read(self, source: str, training: bool = False) -> list[Any]:
+        """The labelled examples of a file, each checked.
+
+        Rows without a label or a text are skipped, with a warning, up to config.max_skipped.
+
+        Args:
+          training: settles `labels` from the config or these examples; other files are read after
+            the training file, or after `labels` has been assigned.
+
+        Raises:
+          UserError: rows that cannot be read, or too many without a label or a text.
+        """
 
     def features(self, examples: list[Any]) -> list[Feature]:
         """The batch rows of the examples, in their order."""
@@ -59,7 +70,7 @@ class Task(Protocol):
     def evaluate(
         self, examples: list[Any], features: list[Feature], outputs: list[np.ndarray]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Figures, and one JSON object an example; `outputs` are each feature's logits."""
+        """Metrics, and one JSON object per example; `outputs` are each feature's logits."""
 
 
 def join(

@@ -11,13 +11,13 @@ import optax
 
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.tasks import scores, tables
+from bert_jax.tasks import classes, scores, tables
 from bert_jax.tasks.base import Batch, Feature, join
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A context, the beginning that every choice goes on from ("" for none), and the right one."""
+    """A context, the beginning that every choice continues ("" for none), and the right one."""
 
     place: str
     context: str
@@ -31,12 +31,13 @@ class MultipleChoice:
 
     metric = "accuracy"
     labels: tuple[str, ...] = ()
+    scheme = ""
 
     def __init__(self, config: ml_collections.ConfigDict, tokenizer: Tokenizer):
         self._config = config
         self._tokenizer = tokenizer
 
-    def read(self, source: str) -> list[Choice]:
+    def read(self, source: str, training: bool = False) -> list[Choice]:
         config = self._config
         columns = [name.strip() for name in config.choice_columns.split(",") if name.strip()]
         if len(columns) < 2:
@@ -46,12 +47,17 @@ class MultipleChoice:
             )
         optional = [config.beginning_column] if config.beginning_column else []
         wanted = [config.context_column, *optional, *columns, config.label_column]
+        skipped = tables.Skipped(source, config.max_skipped)
         examples = []
         for row in tables.read(source, wanted):
-            for name in (config.context_column, *columns):
-                if not row.values[name].strip():
-                    raise UserError(f"{row.place} has an empty text (column {name!r})")
-            label = row.values[config.label_column].strip()
+            texts = (config.context_column, *columns)
+            if empty := [name for name in texts if not row.values[name].strip()]:
+                skipped.add(f"{row.place} has an empty text (column {empty[0]!r})")
+                continue
+            label = classes.key(row.values[config.label_column].strip())
+            if label in ("", *classes.NO_LABEL):
+                skipped.add(f"{row.place} has no label (column {config.label_column!r})")
+                continue
             if label not in map(str, range(len(columns))):
                 raise UserError(
                     f"{row.place} has the label {label!r} (column {config.label_column!r}): "
@@ -66,10 +72,8 @@ class MultipleChoice:
                     label=int(label),
                 )
             )
+        skipped.check(len(examples))
         return examples
-
-    def set_labels(self, examples: list[Choice]) -> None:
-        """Nothing to settle: choices have numbers."""
 
     def features(self, examples: list[Choice]) -> list[Feature]:
         encode = self._tokenizer.encode
@@ -108,7 +112,7 @@ class MultipleChoice:
         log_probs_EN = scores.log_softmax(np.stack(outputs))
         labels_E = np.array([example.label for example in examples])
         predictions_E = log_probs_EN.argmax(-1)
-        figures = {
+        metrics = {
             "loss": float(-np.mean(log_probs_EN[np.arange(len(labels_E)), labels_E])),
             "accuracy": scores.accuracy(labels_E, predictions_E),
             "majority_share": float(np.bincount(labels_E).max() / len(labels_E)),
@@ -126,4 +130,4 @@ class MultipleChoice:
                 examples, predictions_E, log_probs_EN, strict=True
             )
         ]
-        return figures, lines
+        return metrics, lines

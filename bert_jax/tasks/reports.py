@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.tasks import scores
+from bert_jax.tasks import schemes
 
 REPORT_FILE, FIGURE_FILE = "report.txt", "confusion.png"
 # Labels that a matrix of text has room for; of more, the most frequent confusions are listed.
@@ -58,10 +58,16 @@ def scores_by_label(matrix_CC: np.ndarray, labels: Sequence[str]) -> list[Score]
     ]
 
 
-def scores_by_type(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> list[Score]:
+def scores_by_type(
+    labels: Sequence[str], truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]
+) -> list[Score]:
     """The score of every type of entity, exact spans alone being right, and of all together."""
     expected, found = (
-        {(i, *entity) for i, labels in enumerate(side) for entity in scores.entities(labels)}
+        {
+            (i, *entity)
+            for i, entities in enumerate(schemes.find_entities(labels, side))
+            for entity in entities
+        }
         for side in (truth, guesses)
     )
     hits = expected & found
@@ -74,15 +80,36 @@ def scores_by_type(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[st
     return [*lines, score("all (micro)", len(hits), len(expected), len(found))]
 
 
+def scores_by_presence(labels: Sequence[str], predictions: list[dict[str, Any]]) -> list[Score]:
+    """The score of every label of texts that have any number of them, of all, and their means."""
+    lines = []
+    for label in labels:
+        expected, found = (
+            {i for i, line in enumerate(predictions) if label in line[side]}
+            for side in ("labels", "predictions")
+        )
+        lines.append(score(label, len(expected & found), len(expected), len(found)))
+    hits, expected_count, found_count = (
+        sum(len({*line["labels"]} & {*line["predictions"]}) for line in predictions),
+        sum(len(line["labels"]) for line in predictions),
+        sum(len(line["predictions"]) for line in predictions),
+    )
+    return [*lines, score("all (micro)", hits, expected_count, found_count), *means(lines)]
+
+
 def means(lines: Sequence[Score]) -> list[Score]:
     """The mean over labels (macro), and the one that weighs them by their support."""
     values = np.array([line[1:4] for line in lines])
     support = np.array([line.support for line in lines])
     total = int(support.sum())
     weighted = (values * support[:, None]).sum(0) / max(total, 1)
+
+    def mean(name: str, of: np.ndarray) -> Score:
+        return Score(name, float(of[0]), float(of[1]), float(of[2]), total)
+
     return [
-        Score("mean (macro)", *map(float, values.mean(0)), total),
-        Score("mean (weighted)", *map(float, weighted), total),
+        mean("mean (macro)", values.mean(0)),
+        mean("mean (weighted)", weighted),
     ]
 
 
@@ -149,7 +176,8 @@ def write(
 ) -> None:
     """Writes report.txt, and confusion.png if matplotlib is there, of texts' or words' classes.
 
-    Entities are scored as a whole; their confusion matrix counts words.
+    Entities are scored as a whole; their confusion matrix counts words. Of texts with any number
+    of labels there is no such matrix.
 
     Args:
       predictions: the objects of predictions.jsonl.
@@ -157,14 +185,18 @@ def write(
     workdir = epath.Path(workdir)
     if task == "text_classification":
         sides = [[[line[name]] for line in predictions] for name in ("label", "prediction")]
+    elif task == "multi_label_classification":
+        text = report_text(scores_by_presence(labels, predictions))
+        (workdir / REPORT_FILE).write_text(f"{text}\n")
+        return
     elif task == "token_classification":
         sides = [[line[name] for line in predictions] for name in ("labels", "predictions")]
     else:
         return
     truth, guesses = ([*itertools.chain.from_iterable(side)] for side in sides)
     matrix_CC = confusion_matrix(truth, guesses, labels)
-    if task == "token_classification" and scores.are_entities(labels):
-        lines = scores_by_type(*sides)
+    if task == "token_classification" and schemes.are_entities(labels):
+        lines = scores_by_type(labels, *sides)
     else:
         lines = scores_by_label(matrix_CC, labels)
         lines += means(lines)

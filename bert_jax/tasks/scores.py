@@ -1,8 +1,9 @@
 """Measures of predictions, in numpy. Tested against scikit-learn."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 
 def accuracy(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
@@ -22,12 +23,22 @@ def f1_by_class(labels_N: np.ndarray, predictions_N: np.ndarray, num_labels: int
 def f1(labels_N: np.ndarray, predictions_N: np.ndarray, num_labels: int) -> float:
     """F1 of class 1 where there are two classes, else the unweighted mean over classes (macro).
 
-    Classes that are neither labelled nor predicted are left out of the mean.
+    Classes that are neither labelled nor predicted do not count in the mean.
     """
     by_class_C = f1_by_class(labels_N, predictions_N, num_labels)
     if num_labels == 2:
         return float(np.nan_to_num(by_class_C[1]))
     return float(np.nanmean(by_class_C))
+
+
+def multi_label_f1(labels_NC: np.ndarray, predictions_NC: np.ndarray) -> dict[str, float]:
+    """F1 over all decisions (micro), and the mean over the labels' own (macro); 0 for no hits."""
+    hits_C = (labels_NC & predictions_NC).sum(0)
+    total_C = labels_NC.sum(0) + predictions_NC.sum(0)
+    return {
+        "f1_micro": float(2 * hits_C.sum() / max(total_C.sum(), 1)),
+        "f1_macro": float((2 * hits_C / np.maximum(total_C, 1)).mean()),
+    }
 
 
 def matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
@@ -46,57 +57,38 @@ def log_softmax(logits_NC: np.ndarray) -> np.ndarray:
     return shifted_NC - np.log(np.exp(shifted_NC).sum(-1, keepdims=True))
 
 
-def pearson(x_N: Sequence[float], y_N: Sequence[float]) -> float:
+def pearson(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
     """Linear correlation; 0 if either is constant."""
-    x_N, y_N = (np.asarray(values, np.float64) - np.mean(values) for values in (x_N, y_N))
-    scale = np.sqrt((x_N**2).sum() * (y_N**2).sum())
-    return float((x_N * y_N).sum() / scale) if scale > 0 else 0.0
+    dx_N, dy_N = (np.asarray(values, np.float64) - np.mean(values) for values in (x_N, y_N))
+    scale = np.sqrt((dx_N**2).sum() * (dy_N**2).sum())
+    return float((dx_N * dy_N).sum() / scale) if scale > 0 else 0.0
 
 
-def spearman(x_N: Sequence[float], y_N: Sequence[float]) -> float:
+def spearman(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
     """Correlation of the ranks; equal values share their mean rank."""
 
-    def ranks(values_N: Sequence[float]) -> np.ndarray:
+    def ranks(values_N: npt.ArrayLike) -> np.ndarray:
         _, inverse_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
         return (np.cumsum(counts) - (counts - 1) / 2)[inverse_N]
 
     return pearson(ranks(x_N), ranks(y_N))
 
 
-def are_entities(labels: Iterable[str]) -> bool:
-    """Whether all labels are O, B-type or I-type."""
-    return all(label == "O" or label[:2] in ("B-", "I-") for label in labels)
-
-
-def entities(labels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """['B-PER', 'I-PER', 'O', 'I-LOC'] -> [('PER', 0, 2), ('LOC', 3, 4)]: type, start, end.
-
-    As conlleval and seqeval count: an I- after another type, or after O, begins an entity too.
-    """
-    found = []
-    start, kind = 0, ""
-    for i, label in enumerate([*labels, "O"]):
-        here = "" if label == "O" else label[2:]
-        if kind and (label.startswith("B-") or here != kind):
-            found.append((kind, start, i))
-            kind = ""
-        if here and not kind:
-            start, kind = i, here
-    return found
-
-
 def entity_scores(
-    labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+    labels: Iterable[Sequence[Hashable]], predictions: Iterable[Sequence[Hashable]]
 ) -> dict[str, float]:
-    """Precision, recall and F1 of exact entities over all sentences (micro-averaged)."""
-    hits = expected = found = 0
-    for truth, guess in zip(labels, predictions, strict=True):
-        truth_entities, guess_entities = entities(truth), entities(guess)
-        hits += len(set(truth_entities) & set(guess_entities))
-        expected += len(truth_entities)
-        found += len(guess_entities)
+    """Precision, recall and F1 of exact entities over all sentences (micro-averaged).
+
+    Args:
+      labels, predictions: the entities of each sentence.
+    """
+    expected, found = (
+        {(i, entity) for i, entities in enumerate(side) for entity in entities}
+        for side in (labels, predictions)
+    )
+    hits = len(expected & found)
     return {
-        "precision": hits / max(found, 1),
-        "recall": hits / max(expected, 1),
-        "f1": 2 * hits / max(expected + found, 1),
+        "precision": hits / max(len(found), 1),
+        "recall": hits / max(len(expected), 1),
+        "f1": 2 * hits / max(len(expected) + len(found), 1),
     }

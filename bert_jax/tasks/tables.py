@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import json
+import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -25,27 +27,82 @@ class Row:
     values: dict[str, Any]
 
 
-def read(source: str, columns: Sequence[str]) -> list[Row]:
-    """Reads the wanted columns of every row, as strings; an absent value (null) is "".
+class Skipped:
+    """Rows of a source that cannot be used: counted, the first few named, refused if too many.
+
+    Public data sets have a few without a label or a text; BERT's own scripts skip them too.
+
+    Args:
+      most: the share of the rows that may be skipped (config.max_skipped).
+    """
+
+    NAMED = 3
+
+    def __init__(self, source: str, most: float):
+        if not 0 <= most <= 1:
+            raise UserError(f"config.max_skipped={most}, expected a share from 0 to 1")
+        self._source, self._most = source, most
+        self._reasons: list[str] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._reasons)
+
+    def add(self, reason: str) -> None:
+        """Skips a row, e.g. because "train.csv:7 has no label (column 'label')"."""
+        self._reasons.append(reason)
+
+    def check(self, used: int) -> None:
+        """Warns of what was skipped, once all rows are read; `used` are those that were not.
+
+        Raises:
+          UserError: more than the share are skipped, or none is left.
+        """
+        count = self.count
+        if not count:
+            return
+        named = "; ".join(self._reasons[: self.NAMED])
+        named += f"; and {count - self.NAMED:,} more" if count > self.NAMED else ""
+        rows = f"{count:,} of {count + used:,} rows"
+        if not used or count > self._most * (count + used):
+            raise UserError(
+                f"{self._source}: {rows} cannot be used, more than config.max_skipped={self._most} "
+                f"allows: {named}"
+            )
+        logging.warning(f"{self._source}: skipping {rows}: {named}")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is null or NaN, which pandas writes for null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def read(source: str, columns: Sequence[str], lists: Sequence[str] = ()) -> list[Row]:
+    """Reads the wanted columns of every row, as strings; a missing value (null, NaN) is "".
 
     Args:
       source: a .csv (quoted as Excel and pandas write it), .tsv (no quoting, as GLUE's files) or
         .jsonl file, the first two with a header line; or a data set, as `load` takes it.
       columns: names that must be there.
+      lists: those of them that hold lists, which are left as they are; None where missing.
 
     Raises:
-      UserError: nothing there, another format, not UTF-8, a column missing, a broken row, a list or
-        an object for a value, no rows.
+      UserError: nothing there, another format, not UTF-8, a column that is missing or there
+        twice, a broken row, a list or an object for a value or none for a list, no rows.
     """
     rows = list(_data_set_rows(source) if is_data_set(source) else _file_rows(source, columns))
     if not rows:
         raise UserError(f"{source} has no rows")
-    for row in rows:  # the first row of a table, any object of a JSONL file
-        _check_columns(row.place if source.endswith(".jsonl") else source, row.values, columns)
-    return [
-        Row(row.place, {name: _text(row.place, name, row.values[name]) for name in columns})
-        for row in rows
-    ]
+    place = rows[0].place if source.endswith(".jsonl") else source
+    _check_columns(place, [*rows[0].values], columns)
+    result = []
+    for row in rows:  # objects of a JSONL file may leave out what they have no value for
+        values = {
+            name: (_list if name in lists else _text)(row.place, name, row.values.get(name))
+            for name in columns
+        }
+        result.append(Row(row.place, values))
+    return result
 
 
 def _text(place: str, column: str, value: Any) -> str:
@@ -54,7 +111,15 @@ def _text(place: str, column: str, value: Any) -> str:
             f"{place}: column {column!r} has a {'list' if isinstance(value, list) else 'object'}, "
             f"expected one text or number: {str(value)[:80]}"
         )
-    return "" if value is None else str(value)
+    return "" if is_missing(value) else str(value)
+
+
+def _list(place: str, column: str, value: Any) -> list[Any] | None:
+    if is_missing(value):
+        return None
+    if not isinstance(value, list) or any(isinstance(part, list | dict) for part in value):
+        raise UserError(f"{place}: column {column!r} has {str(value)[:80]!r}, expected a list")
+    return value
 
 
 def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) -> None:
@@ -63,6 +128,11 @@ def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) ->
         raise UserError(
             f"{place} has no column {', '.join(map(repr, missing))}; its columns are "
             f"{', '.join(map(repr, present))} (name yours by the config's …_column fields)"
+        )
+    if twice := [name for name in wanted if list(present).count(name) > 1]:
+        raise UserError(
+            f"{place} has the column {twice[0]!r} {list(present).count(twice[0])} times: rename "
+            "or remove all but one"
         )
 
 
@@ -121,11 +191,22 @@ def _file_rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def parse_json(text: str) -> Any:
-    """Any JSON value; halves of a character (a cut emoji) become U+FFFD.
+    """Any JSON value; NaN is null, halves of a character (a cut emoji) become U+FFFD.
 
     Raises:
-      ValueError: it is not JSON.
+      ValueError: it is not JSON, nested too deeply, or an object has a name twice.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"an object has the name {twice!r} twice")
+        return values
+
+    def constant(name: str) -> float | None:
+        return None if name == "NaN" else float(name)
 
     def mended(value: Any) -> Any:
         if isinstance(value, str):
@@ -136,7 +217,10 @@ def parse_json(text: str) -> Any:
             return {mended(name): mended(part) for name, part in value.items()}
         return value
 
-    value = json.loads(text)
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return mended(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
 
 
@@ -158,7 +242,7 @@ def is_data_set(source: str) -> bool:
 def load(source: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
     """The rows of a data set, and the class names of the columns that hold classes.
 
-        load("hf:glue/sst2:train") -> [{"sentence": "…", "label": 1}, …],
+        load("hf:nyu-mll/glue/sst2:train") -> [{"sentence": "…", "label": 1}, …],
                                       {"label": ["negative", "positive"]}
 
     Args:
@@ -188,10 +272,11 @@ def _load_hf(source: str) -> tuple[Iterable[dict[str, Any]], Any]:
         import datasets
     except ImportError:
         raise UserError(f"{source} needs datasets: pip install 'bert_jax[hf]'") from None
-    # "glue/sst2" may be a repository, or a data set and its configuration.
+    # "a/b" may be a repository, or an old data set and its configuration; "a/b/c" is the latter.
     head, _, tail = name.rpartition("/")
+    meanings = [(name,), (head, tail)] if head else [(name,)]
     reasons = []
-    for arguments in ([(head, tail)] if head else []) + [(name,)]:
+    for arguments in meanings if head.count("/") == 0 else reversed(meanings):
         try:
             data = datasets.load_dataset(*arguments, split=split)
             return data, data.features
@@ -236,4 +321,6 @@ def _data_set_rows(source: str) -> Iterator[Row]:
             if isinstance(row[column], int):
                 # -1 is the data sets' mark of a row without a label.
                 row[column] = names[column][row[column]] if row[column] >= 0 else None
+            elif isinstance(row[column], list):
+                row[column] = [names[column][x] if x >= 0 else None for x in row[column]]
         yield Row(f"{source} row {number}", row)

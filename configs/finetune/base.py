@@ -12,22 +12,32 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.train_file = ""  # .csv, .tsv or .jsonl with a header; hf: or tfds:NAME[/CONFIG]:SPLIT
     config.validation_file = ""  # evaluated after every epoch
+    # With validation_file="": the share of the training file that is held out for it instead, of
+    # each class alike, the same rows for every seed.
+    config.validation_fraction = 0.0
+
+    # Rows without a usable label or text are skipped with a warning; more than this share of a
+    # file's rows are an error.
+    config.max_skipped = 0.1
 
     config.max_seq_length = 128  # longer texts are cut; at most the model's positions
     config.length_buckets = 24  # at most so many padded lengths, each compiled once
     config.batch_size = 32
     config.num_epochs = 3
+    config.max_steps = 0  # for short trials: end after so many steps at most; 0: after num_epochs
     config.seed = 0  # of the head, dropout, and the order of the data
     # Several runs in one command, one for every pair of these; empty: one run, with `seed` and
     # `optimizer.learning_rate`.
     config.seeds = ()
     config.learning_rates = ()
     config.select = "last"  # the epoch that is exported: "last", or "best" on the validation file
-    config.early_stopping = 0  # stop after so many evaluations without a better figure; 0: never
+    config.early_stopping = 0  # stop after so many evaluations without a better metric; 0: never
     config.freeze_encoder = False  # train the head alone (and the pooler, where it has one)
     # Learning rate of a layer as a share of the one above it, the head being the uppermost; 1: off.
     config.layer_lr_decay = 1.0
-    config.new_head = False  # start the head afresh although the checkpoint has a fine-tuned one
+    config.new_head = (
+        False  # randomly initialise the head although the checkpoint has a fine-tuned one
+    )
     config.dtype = "float32"  # of activations; "bfloat16" is faster on TPUs and GPUs
     # Steps between checkpoints within an epoch, besides the one at its end; 0: none. With
     # select="best" there are none either: the ends of all epochs are kept instead.

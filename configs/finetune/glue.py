@@ -3,10 +3,11 @@
     python -m bert_jax.finetune --config=configs/finetune/glue.py:mnli \\
         --init=WORKDIR_OR_HF_DIR --workdir=runs/mnli
 
-reads the Hugging Face data set glue (needs the extra `hf`); for files with the same columns add
---config.train_file=… --config.validation_file=…. Published test scores of BERT-base (paper, table
-1): MNLI 84.6, QQP 71.2 (F1), QNLI 90.5, SST-2 93.5, CoLA 52.1 (Matthews), STS-B 85.8 (Spearman),
-MRPC 88.9 (F1), RTE 66.4. CoLA, MRPC, RTE and STS-B are small: seeds differ by a point or more.
+reads the Hugging Face data set nyu-mll/glue (needs the extra `hf`); for files with the same columns
+add --config.train_file=… --config.validation_file=…. Published test scores of BERT-base (paper,
+table 1): MNLI 84.6, QQP 71.2 (F1), QNLI 90.5, SST-2 93.5, CoLA 52.1 (Matthews), STS-B 85.8
+(Spearman), MRPC 88.9 (F1), RTE 66.4. CoLA, MRPC, RTE and STS-B are small:
+seeds differ by a point or more.
 """
 
 import ml_collections
@@ -42,6 +43,6 @@ def get_config(arg: str = "sst2") -> ml_collections.ConfigDict:
     config.text_column = text_column
     config.text_pair_column = text_pair_column
     split = "validation_matched" if arg == "mnli" else "validation"
-    config.train_file = f"hf:glue/{arg}:train"
-    config.validation_file = f"hf:glue/{arg}:{split}"
+    config.train_file = f"hf:nyu-mll/glue/{arg}:train"
+    config.validation_file = f"hf:nyu-mll/glue/{arg}:{split}"
     return config

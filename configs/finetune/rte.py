@@ -7,7 +7,8 @@
 expects the columns premise, hypothesis and label, 1 for entailment (SuperGLUE's and many other
 files' names). For GLUE's own data set, where 0 is entailment:
 
-    --config.train_file=hf:glue/rte:train --config.validation_file=hf:glue/rte:validation \\
+    --config.train_file=hf:nyu-mll/glue/rte:train \\
+    --config.validation_file=hf:nyu-mll/glue/rte:validation \\
     --config.text_column=sentence1 --config.text_pair_column=sentence2 \\
     --config.labels=entailment,not_entailment
 

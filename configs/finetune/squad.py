@@ -4,8 +4,8 @@
         --init=WORKDIR_OR_HF_DIR --workdir=runs/squad \\
         --config.train_file=train-v1.1.json --config.validation_file=dev-v1.1.json
 
-Without files it reads the Hugging Face data set squad (needs the extra `hf`). Published F1 of
-BERT-base: 88.5 (paper, table 2). squad2.py is the same for questions without an answer.
+Without files it reads the Hugging Face data set rajpurkar/squad (needs the extra `hf`). Published
+F1 of BERT-base: 88.5 (paper, table 2). squad2.py is the same for questions without an answer.
 """
 
 import ml_collections
@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     """
     config = recipe("finetune/base")
     config.task = "question_answering"
-    config.train_file = "hf:squad:train"
-    config.validation_file = "hf:squad:validation"
+    config.train_file = "hf:rajpurkar/squad:train"
+    config.validation_file = "hf:rajpurkar/squad:validation"
     config.max_seq_length = 384
     config.max_question_length = 64  # tokens; longer questions are cut
     config.doc_stride = 128  # tokens between the beginnings of two windows on a long context

@@ -15,8 +15,8 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and squad.py explain the fields."""
     config = recipe("finetune/squad")
-    config.train_file = "hf:squad_v2:train"
-    config.validation_file = "hf:squad_v2:validation"
+    config.train_file = "hf:rajpurkar/squad_v2:train"
+    config.validation_file = "hf:rajpurkar/squad_v2:validation"
     config.batch_size = 48  # as the paper, section 4.3
     config.num_epochs = 2
     return config

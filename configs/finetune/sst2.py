@@ -16,8 +16,8 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
     config = recipe("finetune/text_classification")
-    config.train_file = "hf:glue/sst2:train"
-    config.validation_file = "hf:glue/sst2:validation"
+    config.train_file = "hf:nyu-mll/glue/sst2:train"
+    config.validation_file = "hf:nyu-mll/glue/sst2:validation"
     config.text_column = "sentence"
     config.labels = "0=negative,1=positive"
     return config

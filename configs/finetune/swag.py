@@ -1,4 +1,4 @@
-"""Multiple choice: SWAG, which ending goes on from a scene? (Zellers et al. 2018); one's own files.
+"""Multiple choice: SWAG, which ending follows a scene? (Zellers et al. 2018); one's own files.
 
     python -m bert_jax.finetune --config=configs/finetune/swag.py \\
         --init=WORKDIR_OR_HF_DIR --workdir=runs/swag \\
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = recipe("finetune/base")
     config.task = "multiple_choice"
     config.context_column = "sent1"
-    config.beginning_column = "sent2"  # what every choice goes on from; "" for none
+    config.beginning_column = "sent2"  # what every choice continues; "" for none
     config.choice_columns = "ending0,ending1,ending2,ending3"
     config.label_column = "label"  # the number of the right choice, from 0
     config.max_seq_length = 80

@@ -20,8 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.text_column = "text"
     config.text_pair_column = ""  # the second text of a pair; "" for single texts
     config.label_column = "label"
-    # The classes in order, each "value in the file=name", or the value alone, separated by commas.
-    # "" takes the values of the training file, sorted.
+    # The classes in order, each "value in the file=name", or the value alone, separated by commas
+    # (names with a comma or "=" as JSON: {"a, b": "ab", "c": "c"}). "" takes the values of the
+    # training file, sorted. Rows of -1 or "-" have no label, unless it is named here.
     config.labels = ""
     # What early stopping, select="best" and tables of several runs go by: "accuracy", "f1" (of the
     # second class where there are two, else macro) or "matthews".

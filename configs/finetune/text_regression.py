@@ -7,7 +7,8 @@
 
 Numbers of the order of 1 to 10 are learnt best: rescale larger ones. For STS-B itself:
 
-    --config.train_file=hf:glue/stsb:train --config.validation_file=hf:glue/stsb:validation \\
+    --config.train_file=hf:nyu-mll/glue/stsb:train \\
+    --config.validation_file=hf:nyu-mll/glue/stsb:validation \\
     --config.label_column=label
 """
 

@@ -1,8 +1,10 @@
-"""A fine-tuning's settings, bad input and going on exactly, on small made-up reviews."""
+"""A fine-tuning's settings, bad input and exact resuming, on small made-up reviews."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import shlex
 import shutil
 
 import jax
@@ -18,9 +20,13 @@ from bert_jax.data import batching
 from bert_jax.finetuning import loop as finetune_loop
 from bert_jax.finetuning import results as results_lib
 from bert_jax.finetuning import settings
+from bert_jax.finetuning.inputs import hold_out, how_to_keep_head
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint, telemetry
+from bert_jax.tasks import classes
+from bert_jax.tasks.answers import Question
+from bert_jax.tasks.text import TextClassification
 from bert_jax.training import optimizer
 
 
@@ -44,7 +50,7 @@ def interrupted_in_epoch(number):
         yield
 
 
-def test_goes_on_after_an_interruption(pretrained, config, tmp_path):
+def test_resumes_after_an_interruption(pretrained, config, tmp_path):
     config.select = "best"
     finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     with interrupted_in_epoch(1):
@@ -65,7 +71,7 @@ def test_goes_on_after_an_interruption(pretrained, config, tmp_path):
         finetune_loop.finetune(config, pretrained, tmp_path / "run")
 
 
-def test_goes_on_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
+def test_resumes_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
     finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     iterate = batching.iterate
 
@@ -99,7 +105,7 @@ def test_validation_texts_may_be_longer_or_shorter_than_all_of_training(
     assert results["examples"] == 32 and np.isfinite(results["loss"])
 
 
-def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
+def test_two_devices_give_the_same_metrics(pretrained, config, tmp_path):
     config.select = "best"
     alone = finetune_loop.finetune(config, pretrained, tmp_path / "alone")
     flags = [
@@ -125,7 +131,7 @@ def test_two_devices_give_the_same_figures(pretrained, config, tmp_path):
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
-def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
+def test_early_stopping_is_exact_on_resuming(pretrained, config, tmp_path):
     config.num_epochs = 6
     config.early_stopping = 2
     config.optimizer.learning_rate = 1e-9  # nothing gets better
@@ -134,11 +140,65 @@ def test_early_stopping_is_exact_on_going_on(pretrained, config, tmp_path):
     assert len(results_lib.evaluations(tmp_path / "whole", "accuracy")) == 3
     with interrupted_in_epoch(2):
         finetune_loop.finetune(config, pretrained, tmp_path / "run")
-    for _ in range(2):  # going on, and again when all is done
+    for _ in range(2):  # resuming, and again when all is done
         again = finetune_loop.finetune(config, pretrained, tmp_path / "run")
         assert again["epoch"] == 3 and again["loss"] == whole["loss"]
     whole, again = (checkpoint.load(tmp_path / name).params for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+def test_a_share_of_the_training_file_is_held_out(config, tmp_path):
+    rows = [f"good {i},{'yes' if i % 10 == 0 else 'no'}" for i in range(100)]
+    path = tmp_path / "one.csv"
+    path.write_text("\n".join(["review,verdict", *rows]))
+    examples = TextClassification(config, TOKENIZER).read(str(path), training=True)
+    train, validation = hold_out(examples, 0.2)
+    assert len(train) == 80 and len(validation) == 20
+    assert sum(x.label == "yes" for x in validation) == 2  # as in the file
+    assert sorted([*train, *validation], key=lambda x: x.texts) == sorted(
+        examples, key=lambda x: x.texts
+    )
+    assert hold_out(examples, 0.2) == (train, validation)
+    assert validation != examples[80:] and validation != examples[:20]
+    # Numbers are no classes; questions about one context stay together.
+    scores = [dataclasses.replace(x, label=str(i), is_class=False) for i, x in enumerate(examples)]
+    assert len(hold_out(scores, 0.2)[1]) == 20
+    questions = [Question(str(i), "w", f"context {i // 4}", (), 0) for i in range(40)]
+    train, validation = hold_out(questions, 0.3)
+    assert len(validation) == 12
+    assert not {x.context for x in train} & {x.context for x in validation}
+    with pytest.raises(UserError, match=r"validation_fraction=0\.1 of 3 examples leaves none"):
+        hold_out(questions[:3], 0.1)
+
+
+def test_a_run_with_one_file(pretrained, config, tmp_path):
+    config.validation_file, config.validation_fraction = "", 0.1
+    config.num_epochs = 1
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert results["examples"] == 540
+    assert len((tmp_path / "run/predictions.jsonl").read_text().splitlines()) == 60
+    config.validation_file = config.train_file
+    with pytest.raises(UserError, match=r"holds out a share .* but there is config\.validation_f"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
+    config.validation_file, config.validation_fraction = "", 0.0
+    with pytest.raises(UserError, match=r"or hold out a share .*validation_fraction=0\.1"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
+    config.validation_fraction = 1.0
+    with pytest.raises(UserError, match=r"validation_fraction=1\.0, expected 0 to less than 1"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "other")
+
+
+def test_max_steps_end_a_run_within_an_epoch(pretrained, config, tmp_path):
+    config.max_steps, config.log_every = 25, 1
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert (results["step"], results["epoch"]) == (25, 2)  # of 19 steps each
+    assert 0.0 < results["accuracy"] <= 1.0
+    lines = [line for line in telemetry.read(tmp_path / "run") if "loss" in line]
+    assert len(lines) == 25 and lines[-1]["learning_rate"] < lines[-2]["learning_rate"] < 1e-3
+    assert finetune_loop.finetune(config, pretrained, tmp_path / "run") == results
+    config.max_steps = 30
+    with pytest.raises(UserError, match="max_steps is 25 there, 30 here"):
+        finetune_loop.finetune(config, pretrained, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -179,14 +239,16 @@ def test_a_run_stays_what_it_was_begun_as(pretrained, config, tmp_path):
         with pytest.raises(UserError, match=f"run holds another run: {field} is .* there, .* here"):
             finetune_loop.finetune(changed, pretrained, tmp_path / "run")
     assert (tmp_path / "run/config.json").read_text() == before
-    # What its figures do not depend on is free: the same data by another name, intervals.
+    # What its metrics do not depend on is free: the same data by another name, intervals.
     moved = shutil.copy(config.train_file, tmp_path / "moved.csv")
     config.update(log_every=7, train_file=str(moved))
     again = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert again == first  # its seconds too: what is finished is left as it is
     (tmp_path / "run/results.json").unlink()
-    anew = finetune_loop.finetune(config, pretrained, tmp_path / "run")
-    assert anew["loss"] == first["loss"] and anew["seconds"] != first["seconds"]
+    again_evaluated = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert (
+        again_evaluated["loss"] == first["loss"] and again_evaluated["seconds"] != first["seconds"]
+    )
 
 
 def test_what_cannot_be_written_is_said_before_training(pretrained, config, tmp_path):
@@ -225,7 +287,7 @@ def test_frozen_encoder(pretrained, config, tmp_path):
     for part in ("embeddings", "encoder"):
         jax.tree.map(np.testing.assert_array_equal, before["bert"][part], after["bert"][part])
     assert not np.array_equal(before["bert"]["pooler"]["kernel"], after["bert"]["pooler"]["kernel"])
-    # The same first step, of which the encoder's gradient is left out.
+    # The same first step, of which the encoder's gradient is not part.
     steps = [telemetry.read(tmp_path / name)[0] for name in ("all", "run")]
     assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=1e-6)
     assert 0 < steps[1]["gradient_norm"] < 0.9 * steps[0]["gradient_norm"]
@@ -247,7 +309,7 @@ def test_layerwise_learning_rates(config):
     module = heads.SequenceClassifier(model, 2)
     ids = np.zeros((1, 8), np.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    rules = settings.learning_rate_rules(config, 2, params)
+    rules = settings.learning_rate_rules(config, "bert", params)
     factors = optimizer.values_of_rules(rules, params, 1.0)
     assert factors["classifier"] == {"kernel": 1.0, "bias": 0.25}
     assert set(jax.tree.leaves(factors["bert"]["pooler"])) == {1.0}
@@ -258,7 +320,7 @@ def test_layerwise_learning_rates(config):
     assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.125}
     # All of the embeddings are the user's: of the decay's rules that one has nothing left.
     config.optimizer.learning_rate_rules = (("embeddings", 0.0), ("classifier", 2.0))
-    rules = settings.learning_rate_rules(config, 2, params)
+    rules = settings.learning_rate_rules(config, "bert", params)
     factors = optimizer.values_of_rules(rules, params, 1.0)
     assert set(jax.tree.leaves(factors["bert"]["embeddings"])) == {0.0}
     assert set(jax.tree.leaves(factors["bert"]["encoder"]["layer_0"])) == {0.25}
@@ -322,6 +384,7 @@ def test_bad_settings(field, value, message, pretrained, config, tmp_path):
     ],
 )
 def test_bad_rows(file, row, message, pretrained, config, tmp_path):
+    config.max_skipped = 0.0
     with open(config[file], "a") as stream:
         stream.write(row + "\n")
     with pytest.raises(UserError, match=message):
@@ -338,11 +401,41 @@ def test_head_that_does_not_fit(pretrained, config, tmp_path):
         {"model": dict(SIZES), "task": "text_classification", "labels": labels}
     )
     checkpoint.save_params(tmp_path / "other", params, description, TOKENIZER, 0)
-    with pytest.raises(UserError, match=r"a head for the labels .*'c'.*config\.new_head=True"):
+    with pytest.raises(
+        UserError, match=r"a head for the labels .*'c'.*config\.new_head=True"
+    ) as no:
         finetune_loop.finetune(config, tmp_path / "other", tmp_path / "run")
+    assert "config.labels" not in str(no.value)  # three labels cannot be two
     assert not (tmp_path / "run").exists()
     config.new_head = True
     assert finetune_loop.finetune(config, tmp_path / "other", tmp_path / "run")["examples"] == 600
+
+
+@pytest.mark.parametrize(
+    ("theirs", "labels", "message", "flag"),
+    [
+        (["NO", "Yes"], "", "in case or order alone", "no=NO,yes=Yes"),
+        (["yes", "no"], "", "in case or order alone", "yes,no"),
+        (["LABEL_0", "LABEL_1"], "", "mean the same, in this order", "no=LABEL_0,yes=LABEL_1"),
+        (["yes, it is", "no"], "", "mean the same", '{"no": "yes, it is", "yes": "no"}'),
+        (["GOOD", "BAD"], "no=bad,yes=good", "in case or order alone", "yes=GOOD,no=BAD"),
+    ],
+)
+def test_a_head_is_kept_by_naming_its_labels(theirs, labels, message, flag, config):
+    def read():
+        task = TextClassification(config, TOKENIZER)
+        task.read(config.train_file, training=True)
+        return task.labels
+
+    config.labels = labels
+    advice = how_to_keep_head(theirs, read(), classes.parse_labels(labels))
+    assert message in advice and advice.endswith(" keeps the head; or ")
+    # As a shell reads it, it gives the head's own labels.
+    words = shlex.split(advice)
+    typed = next(word for word in words if word.startswith("--config.labels="))
+    config.labels = typed.removeprefix("--config.labels=")
+    assert config.labels == flag
+    assert list(read()) == theirs
 
 
 def test_command_line(pretrained, config, tmp_path, capsys):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from bert_jax import convert, finetune, loading
 from bert_jax.cli import UserError
 from bert_jax.finetuning import loop as finetune_loop
 from bert_jax.runs import telemetry
-from configs.finetune import squad2, swag, text_regression, token_classification
+from configs.finetune import (
+    multi_label_classification,
+    squad2,
+    swag,
+    text_regression,
+    token_classification,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -34,7 +41,7 @@ def test_learns_and_exports(pretrained, tmp_path):
     assert 0.5 <= results["majority_share"] < 0.7
     assert results["parity"] < 1e-5 and results["examples"] == 600 and results["epoch"] == 2
 
-    # Predictions: the file's own figures are those reported.
+    # Predictions: the file's own metrics are those reported.
     lines = predictions(tmp_path / "run")
     truth, guesses = ([line[name] for line in lines] for name in ("label", "prediction"))
     assert sklearn.metrics.accuracy_score(truth, guesses) == pytest.approx(results["accuracy"])
@@ -54,7 +61,7 @@ def test_learns_and_exports(pretrained, tmp_path):
         theirs = {choice["label"]: choice["score"] for choice in answer}
         assert theirs == pytest.approx(line["scores"], abs=1e-5)
 
-    # Figures of the run.
+    # Metrics of the run.
     steps = telemetry.read(tmp_path / "run")
     evaluations = [line for line in steps if "eval_accuracy" in line]
     assert [line["step"] for line in evaluations] == [19, 38]
@@ -117,8 +124,65 @@ def test_regression(pretrained, tmp_path):
     assert loading.load_parts(tmp_path / "run/hf").config.task == "text_regression"
 
 
+def test_multi_label_classification(pretrained, tmp_path):
+    """Columns of 0 and 1: a text is "nice" with a good word in it, "nasty" with a bad one."""
+    rng = np.random.default_rng(0)
+    for name, count in (("train.csv", 500), ("dev.csv", 80)):
+        lines = ["text,nice,nasty"]
+        for _ in range(count):
+            row = [*rng.choice(WORDS[4:11], 8), *rng.choice(WORDS[:11], 2)]
+            nice, nasty = (int(np.isin(row, words).any()) for words in (WORDS[:2], WORDS[2:4]))
+            lines.append(f"{' '.join(row)},{nice},{float(nasty)}")
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    config = multi_label_classification.get_config()
+    config.train_file, config.validation_file = (
+        str(tmp_path / f"{x}.csv") for x in ("train", "dev")
+    )
+    config.label_columns = "nice,nasty"
+    config.max_seq_length = 32
+    config.length_buckets = 1
+    config.num_epochs = 2
+    config.optimizer.learning_rate = 1e-2
+    results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
+    assert results["f1_micro"] > 0.8 and results["parity"] < 1e-5
+    lines = predictions(tmp_path / "run")
+    truth, guesses = (
+        np.array([[x in line[side] for x in ("nice", "nasty")] for line in lines])
+        for side in ("labels", "predictions")
+    )
+    assert sorted(set(truth.sum(1).tolist())) == [0, 1, 2]
+    assert results["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, guesses))
+    for average in ("micro", "macro"):
+        oracle = sklearn.metrics.f1_score(truth, guesses, average=average, zero_division=0)
+        assert results[f"f1_{average}"] == pytest.approx(oracle)
+    report = (tmp_path / "run/report.txt").read_text()
+    of_labels = sklearn.metrics.f1_score(truth, guesses, average=None)
+    for name, f1 in zip(("nice", "nasty"), of_labels, strict=True):
+        assert re.search(rf"{name} +\S+ +\S+ +{f1:.4f}", report)
+    assert re.search(rf"all \(micro\) +\S+ +\S+ +{results['f1_micro']:.4f}", report)
+
+    exported = json.loads((tmp_path / "run/hf/config.json").read_text())
+    assert exported["problem_type"] == "multi_label_classification"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/hf")
+    inputs = tokenizer(
+        [line["texts"][0] for line in lines], padding=True, return_tensors="pt"
+    )  # fmt: skip
+    labels = torch.tensor(truth, dtype=torch.float32)
+    with torch.no_grad():
+        output = model.eval()(**inputs, labels=labels)
+    assert results["loss"] == pytest.approx(float(output.loss), abs=1e-5)
+    scores = [[line["scores"][x] for x in ("nice", "nasty")] for line in lines]
+    np.testing.assert_allclose(scores, torch.sigmoid(output.logits), atol=1e-5)
+    # Its head is kept.
+    config.max_steps = 1
+    config.optimizer.learning_rate = 0.0
+    again = finetune_loop.finetune(config, tmp_path / "run/hf", tmp_path / "again")
+    assert again["f1_micro"] == results["f1_micro"] and again["step"] == 1
+
+
 def write_tagged(path, count, seed):
-    """A name ('good', 'fine') begins a PER, 'bad' and 'poor' a LOC, and 'and' goes on with it."""
+    """A name ('good', 'fine') begins a PER, 'bad' and 'poor' a LOC, and 'and' continues it."""
     rng = np.random.default_rng(seed)
     lines = []
     for _ in range(count):
@@ -265,16 +329,22 @@ def test_question_answering(pretrained, tmp_path):
         assert len(set(spans)) == len(spans)
         assert 0 < sum(answer["score"] for answer in line["n_best"]) < 1 + 1e-4
 
+    # What the model was fine-tuned with travels in hf/, without the workdir.
+    moved = shutil.copytree(tmp_path / "run/hf", tmp_path / "moved")
+    loaded = loading.load_parts(moved).config
+    assert (loaded.max_seq_length, loaded.doc_stride, loaded.max_answer_length) == (32, 10, 30)
+    assert loaded.null_threshold == 0.0 and loaded.may_have_none
+
     config.doc_stride = 0
     with pytest.raises(UserError, match=r"config\.doc_stride=0, expected at least 1"):
         finetune_loop.finetune(config, pretrained, tmp_path / "other")
     config.doc_stride = 25
     with pytest.raises(UserError, match=r"doc_stride=25 is more than the 21 context tokens"):
         finetune_loop.finetune(config, pretrained, tmp_path / "other")
-    broken = json.loads((tmp_path / "dev.json").read_text())
+    broken = json.loads((tmp_path / "train.json").read_text())
     broken["data"][0]["paragraphs"][1]["qas"][0]["answers"][0]["answer_start"] += 1
-    (tmp_path / "dev.json").write_text(json.dumps(broken))
-    config.doc_stride = 10
+    (tmp_path / "train.json").write_text(json.dumps(broken))
+    config.doc_stride, config.max_skipped = 10, 0.0
     with pytest.raises(UserError, match=r"question 'q1': the answer '.*' does not stand at"):
         finetune_loop.finetune(config, pretrained, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -282,7 +352,7 @@ def test_question_answering(pretrained, tmp_path):
 
 def test_the_guides_commands_for_ones_own_files(pretrained, tmp_path, monkeypatch, capsys):
     """Those of docs/finetuning.md as they stand there, but for fewer steps."""
-    root = pathlib.Path(__file__).resolve().parent.parent
+    root = pathlib.Path(__file__).resolve().parents[2]
     guide = (root / "docs/finetuning.md").read_text()
     commands = re.findall(r"```\n(python -m bert_jax\.finetune [^`]*runs/(\w+)[^`]*)```", guide)
     commands = {name: shlex.split(text.replace("\\\n", " ")) for text, name in commands}

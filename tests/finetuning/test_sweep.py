@@ -54,13 +54,13 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
 
     summary = json.loads((workdir / "summary.json").read_text())
     assert [run["name"] for run in summary["runs"]] == ["lr-0.01_seed-0", "lr-0.01_seed-1"]
-    figures = {}
+    accuracies = {}
     for run in summary["runs"]:
         alone = json.loads((workdir / run["name"] / "results.json").read_text())
         assert run["accuracy"] == alone["accuracy"]
-        figures[run["name"]] = run["accuracy"]
+        accuracies[run["name"]] = run["accuracy"]
     best = summary["best"]
-    assert figures[best] == max(figures.values())
+    assert accuracies[best] == max(accuracies.values())
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         exported = (workdir / "hf" / name).read_bytes()
         assert exported == (workdir / best / "hf" / name).read_bytes()
@@ -102,7 +102,7 @@ def test_runs_are_made_compared_and_reused(pretrained, config, tmp_path, capsys,
             read(workdir)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_settings_alone(
+def test_an_interrupted_run_is_resumed_with_the_same_settings_alone(
     pretrained, config, tmp_path, monkeypatch
 ):
     """Of two learning rates the second's run is there, unfinished: no other is made first."""

@@ -34,7 +34,7 @@ def test_entities_against_seqeval():
     truth = [list(rng.choice(labels, 12)) for _ in range(40)]
     guesses = [[x if rng.random() < 0.8 else "O" for x in sentence] for sentence in truth]
     oracle = seqeval.metrics.classification_report(truth, guesses, output_dict=True)
-    for line in reports.scores_by_type(truth, guesses):
+    for line in reports.scores_by_type(labels, truth, guesses):
         name = "micro avg" if line.label == "all (micro)" else line.label
         assert line[1:] == pytest.approx(tuple(oracle[name].values())), name
 
