@@ -27,6 +27,8 @@ quickstart: $(VENV)/.hf
 test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=10
 
 test-slow: $(VENV)/.test

@@ -271,7 +271,7 @@ def _parse(
         raise UserError(_explain(error, source, config, argv)) from None
     if unparsed:
         raise UserError(f"unexpected argument {unparsed[0]!r}: flags are written --name=value")
-    return {name: values[name].value for name in texts}
+    return {name: str(values[name].value) for name in texts}
 
 
 def _explain(

@@ -127,7 +127,7 @@ class Inputs:
         digest = hashlib.sha256()
         for path, x in sorted(traverse_util.flatten_dict(self.loaded.params, sep="/").items()):
             digest.update(path.encode())
-            digest.update(np.ascontiguousarray(x))
+            digest.update(np.ascontiguousarray(x).data)
         return digest.hexdigest()
 
     @functools.cached_property

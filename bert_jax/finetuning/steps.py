@@ -71,7 +71,8 @@ def make_steps(
 
     def apply(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> jax.Array:
         arrays = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-        return module.apply({"params": params}, *arrays, dropout_keys_B=dropout_keys_B)
+        logits: Any = module.apply({"params": params}, *arrays, dropout_keys_B=dropout_keys_B)
+        return logits
 
     objective = task_objective(task, apply, factors)
     predict = jax.jit(

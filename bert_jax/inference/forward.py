@@ -76,7 +76,7 @@ class Forward:
         """A checksum of parameters and vocabulary: models that differ in one digit have another."""
         total = zlib.crc32(self.tokenizer.fingerprint.encode())
         for leaf in jax.tree.leaves(self.params):
-            total = zlib.crc32(np.ascontiguousarray(leaf), total)
+            total = zlib.crc32(np.ascontiguousarray(leaf).data, total)
         return f"{total:08x}"
 
     def compiled(self, key: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,7 +128,7 @@ def _fetch(indices: np.ndarray, output: Any, results: list[Any]) -> None:
     """Writes a batch's output to the places of its rows; not of those that fill it up."""
     leaves, structure = jax.tree.flatten(jax.device_get(output))
     for place, i in enumerate(indices):
-        results[i] = structure.unflatten([leaf[place] for leaf in leaves])
+        results[i] = jax.tree.unflatten(structure, [leaf[place] for leaf in leaves])
 
 
 def batches(lengths_N: Sequence[int], batch_size: int) -> list[np.ndarray]:

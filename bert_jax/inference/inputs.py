@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -110,7 +110,8 @@ def read(source: str, command: str, jsonl: bool, columns: Mapping[str, str]) -> 
                     yield place, _object(place, line) if as_json else {"text": line}
 
     with opened() as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        whole: Any = file  # typeshed asks for more than file_digest does
+        digest = hashlib.file_digest(whole, "sha256").hexdigest()
     return _checked(name, command, columns, records, digest)
 
 
@@ -133,7 +134,7 @@ def _checked(
     return Records(name, count, sums.hexdigest(), again)
 
 
-def _opener(source: str) -> Callable[[], IO[bytes]]:
+def _opener(source: str) -> Callable[[], BinaryIO]:
     """What opens a source, each time from its beginning; of pipes what was in them is kept."""
     if source == "-" or files.is_stream(source):
         if source == "-":
@@ -150,7 +151,7 @@ def _opener(source: str) -> Callable[[], IO[bytes]]:
     return lambda: open(source, "rb")
 
 
-def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     """(number, line) of UTF-8 text, without byte order mark and carriage returns at the end."""
     # Only newlines end a line: a text may hold other separators of Unicode.
     for number, line in enumerate(file, 1):
@@ -196,10 +197,10 @@ def _fields(place: str, record: Record, command: str, columns: Mapping[str, str]
     for field in wanted:
         value = fields[field] = record.get(names[field])
         if field in LISTS:
-            fits = isinstance(value, list) and value and None not in value
+            fits = isinstance(value, list) and bool(value) and None not in value
             expected = f"a list of {LISTS[field]}, not empty"
         else:
-            fits = isinstance(value, str) and value
+            fits = isinstance(value, str) and bool(value)
             expected = "a text, not empty"
         if not fits:
             raise UserError(f"{place}: {command} needs the field {names[field]!r} ({expected})")

@@ -219,7 +219,8 @@ def fill_mask(model: Forward, records: Sequence[Record], top_k: int = 5) -> Iter
     params = heads.with_zeros(model.params, module)
 
     def apply(params: Any, *inputs: Any) -> tuple[jax.Array, jax.Array]:
-        logits_BMV = module.apply({"params": params}, *inputs).mlm_logits_BMV
+        output: Any = module.apply({"params": params}, *inputs)
+        logits_BMV = output.mlm_logits_BMV
         logits_BMV = jnp.where(is_token_V, logits_BMV[..., : tokenizer.vocab_size], -jnp.inf)
         return jax.lax.top_k(jax.nn.softmax(logits_BMV), top_k)
 
@@ -285,7 +286,7 @@ def embed(
     module = model.encoder.encoder(model.config)
 
     def apply(params: Any, *inputs: Any) -> jax.Array:
-        hidden_BLD = module.apply({"params": params}, *inputs, method="encode")
+        hidden_BLD: Any = module.apply({"params": params}, *inputs, method="encode")
         mask_BL = dict(zip(model.encoder.batch_fields, inputs, strict=True))["attention_mask"]
         x_BD = heads.pool(hidden_BLD, mask_BL, pooling)
         norm_B1 = jnp.linalg.norm(x_BD, axis=-1, keepdims=True)

@@ -116,7 +116,7 @@ def init_params(module: nn.Module, key: jax.Array) -> Any:
     return stack_layers(params) if getattr(module.config, "scan_layers", False) else params
 
 
-def with_zeros(params: Any, module: PretrainingModel) -> Any:
+def with_zeros(params: Any, module: nn.Module) -> Any:
     """`params` with zeros for the parts they lack (a pooler, a head): for what needs the others."""
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     expected = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]

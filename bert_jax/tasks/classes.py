@@ -134,8 +134,9 @@ def class_weights(text: str, labels: Sequence[str], examples: Iterable[str]) -> 
         # A class that never comes is never weighed.
         weights = [1 / max(counts[label], 1) for label in labels]
     else:
-        weights = [to_number(part) for part in text.split(",")]
-        if len(weights) != len(labels) or not all(x is not None and x > 0 for x in weights):
+        numbers = (to_number(part) for part in text.split(","))
+        weights = [x for x in numbers if x is not None and x > 0]
+        if len(weights) != len(labels) or len(weights) != len(text.split(",")):
             raise UserError(
                 f"config.class_weights={text!r}: expected 'balanced', or {len(labels)} numbers "
                 f"above 0 separated by commas, one a label ({class_names(labels)})"

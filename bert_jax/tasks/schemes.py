@@ -108,7 +108,7 @@ def convert(labels: Sequence[str], scheme: str = "BIO") -> list[str]:
     if not all(map(parse, labels)):
         return list(labels)
     ends = "" if any(map(is_plain, labels)) else "-"
-    first, inside, last, _, single = _PREFIXES[scheme]
+    first, inside, last, _, single = tuple(_PREFIXES[scheme])
     result = ["O"] * len(labels)
     for kind, start, end in entities(labels):
         prefixes = [first, *[inside] * (end - start - 2), last] if end - start > 1 else [single]
@@ -123,5 +123,6 @@ def all_labels(labels: Iterable[str], scheme: str = "BIO") -> set[str]:
     prefixes = set(_PREFIXES[scheme]) - {" "}
     if any(map(is_plain, labels)):
         return {"O"} | prefixes
-    kinds = {kind for _, kind in map(parse, labels - {"O"})}
+    parsed = (parse(label) for label in labels - {"O"})
+    kinds = {kind for _, kind in filter(None, parsed)}
     return {"O"} | {f"{prefix}-{kind}" for prefix in prefixes for kind in kinds}

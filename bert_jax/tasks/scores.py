@@ -59,7 +59,8 @@ def log_softmax(logits_NC: np.ndarray) -> np.ndarray:
 
 def pearson(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
     """Linear correlation; 0 if either is constant."""
-    dx_N, dy_N = (np.asarray(values, np.float64) - np.mean(values) for values in (x_N, y_N))
+    x_N, y_N = np.asarray(x_N, np.float64), np.asarray(y_N, np.float64)
+    dx_N, dy_N = x_N - x_N.mean(), y_N - y_N.mean()
     scale = np.sqrt((dx_N**2).sum() * (dy_N**2).sum())
     return float((dx_N * dy_N).sum() / scale) if scale > 0 else 0.0
 
