@@ -178,31 +178,57 @@ def _choose_units(
     key_BU = rng.random((B, U))
     key_BU[np.arange(U) >= num_units_B[:, None]] = 2.0
     order_BU = np.argsort(key_BU, axis=1)
-    chance = 1.0 / np.arange(1, max_ngram + 1)
-    drawn = rng.choice(max_ngram, (B, U), p=chance / chance.sum()) if max_ngram > 1 else None
+    before_BU, after_BU = _extents(rng, (B, U), max_ngram)
     is_taken_BU = np.zeros((B, U + 1), bool)
     left_B = wanted_B.copy()
+
+    def take(place_B: np.ndarray, may_B: np.ndarray) -> np.ndarray:
+        """Takes a unit in each example that may and where it is free and fits: where it did."""
+        inside_B = np.clip(place_B, 0, U)
+        fits_B = (
+            may_B
+            & (place_B >= 0)
+            & (place_B < num_units_B)
+            & ~is_taken_BU[row_B, inside_B]
+            & (size_BU[row_B, inside_B] <= left_B)
+        )
+        is_taken_BU[row_B[fits_B], inside_B[fits_B]] = True
+        left_B[:] -= np.where(fits_B, size_BU[row_B, inside_B], 0)
+        return fits_B
+
     for rank in range(U):
         unit_B = order_BU[:, rank]
         is_open_B = (rank < num_units_B) & (left_B > 0)
         if not is_open_B.any():
             break
-        for n in range(1 if drawn is None else max_ngram):
-            # The first round takes the unit itself, later ones prolong the n-gram.
-            place_B = np.minimum(unit_B + n, U)
-            fits_B = (
-                is_open_B
-                & (place_B < num_units_B)
-                & ~is_taken_BU[row_B, place_B]
-                & (size_BU[row_B, place_B] <= left_B)
-            )
-            if n and drawn is not None:
-                fits_B &= (n <= drawn[:, rank]) & ~breaks_after_BU[row_B, place_B - 1]
-            is_taken_BU[row_B[fits_B], place_B[fits_B]] = True
-            left_B -= np.where(fits_B, size_BU[row_B, place_B], 0)
-            is_open_B = fits_B
+        is_taken_B = take(unit_B, is_open_B)
+        for extent_BU, direction in ((after_BU, 1), (before_BU, -1)):
+            is_open_B = is_taken_B
+            for n in range(1, max_ngram):
+                place_B = unit_B + direction * n
+                first_B = np.clip(np.minimum(place_B, place_B - direction), 0, U)
+                is_open_B = take(
+                    place_B,
+                    is_open_B & (n <= extent_BU[:, rank]) & ~breaks_after_BU[row_B, first_B],
+                )
     is_taken_BU[:, U] = False
     return np.take_along_axis(is_taken_BU, unit_BL, 1)
+
+
+def _extents(
+    rng: np.random.Generator, shape: tuple[int, int], max_ngram: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """int[B, U] twice: how many units an n-gram has before, and after, the one it is drawn at.
+
+    p(n) is proportional to 1/n (ALBERT, section 3.1). Were all to begin there, the first units of a
+    segment would be masked least: nothing before them reaches them.
+    """
+    if max_ngram == 1:
+        return np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    chance = 1.0 / np.arange(1, max_ngram + 1)
+    further_BU = rng.choice(max_ngram, shape, p=chance / chance.sum())
+    before_BU = rng.integers(0, further_BU + 1)
+    return before_BU, further_BU - before_BU
 
 
 def _replace(
