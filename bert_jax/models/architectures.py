@@ -33,6 +33,7 @@ class EncoderConfig(Protocol):
 
     vocab_size: int
     hidden_size: int
+    num_hidden_layers: int
     max_position_embeddings: int
     type_vocab_size: int
     hidden_act: str
@@ -178,7 +179,7 @@ def make_config(
     return architecture.config_class(**{name: x for name, x in values.items() if name in known})
 
 
-def fields_of(config: EncoderConfig) -> dict[str, Any]:
+def fields_of(config: Any) -> dict[str, Any]:
     """What `make_config` makes `config` of again: all its fields, and its architecture's name."""
     return {"architecture": of(config).name, **dataclasses.asdict(config)}
 

@@ -22,8 +22,9 @@ from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of, probabilities
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.layer_norm import LayerNorm
-from bert_jax.models.layers.linear import dense, dot_general
+from bert_jax.models.layers.linear import Dense, dot_general
 from bert_jax.models.layers.positions import gather_positions, per_shard
+from bert_jax.models.layers.tables import lookup, select_rows, zero_rows_from
 from bert_jax.parallel.sharding import batch_parts, constrain
 
 SIZES = (
@@ -50,7 +51,7 @@ class BertConfig:
         dropout on the probabilities; "cudnn", for GPU; "auto": by device, length and dropout (see
         models/layers/attention.py).
       remat: what the backward pass recomputes instead of storing: "none"; "dots", all but
-        matmuls; "full", each layer from its input.
+        matmuls with a kernel; "full", each layer from its input.
     """
 
     vocab_size: int = 30522
@@ -118,15 +119,13 @@ class Embeddings(nn.Module):
 
     def setup(self):
         config = self.config
-        embed = functools.partial(
-            nn.Embed,
-            features=config.hidden_size,
-            dtype=config.dtype,
-            embedding_init=nn.initializers.truncated_normal(config.initializer_range),
+        init = nn.initializers.truncated_normal(config.initializer_range)
+        embed = functools.partial(nn.Embed, features=config.hidden_size)
+        self.word_embeddings = embed(
+            config.padded_vocab_size, embedding_init=zero_rows_from(config.vocab_size, init)
         )
-        self.word_embeddings = embed(config.padded_vocab_size)
-        self.position_embeddings = embed(config.max_position_embeddings)
-        self.token_type_embeddings = embed(config.type_vocab_size)
+        self.position_embeddings = embed(config.max_position_embeddings, embedding_init=init)
+        self.token_type_embeddings = embed(config.type_vocab_size, embedding_init=init)
         self.layer_norm = LayerNorm(config)
 
     def __call__(
@@ -137,22 +136,22 @@ class Embeddings(nn.Module):
         position_ids_BL: jax.Array | None,
         tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
+        config = self.config
         if position_ids_BL is None:
             positions = jnp.arange(input_ids_BL.shape[1])
         else:
             positions = position_ids_BL
         if tables_NVD is None:
             tables_NVD = self.token_tables(len(input_ids_BL))
+        # In float32, and so are their gradients: sums over thousands of tokens.
         x_BLD = (
-            per_shard(functools.partial(jnp.take, axis=0), tables_NVD, input_ids_BL)
+            per_shard(lookup, tables_NVD, input_ids_BL).astype(jnp.float32)
             + self.position_embeddings(positions)
-            + self.token_type_embeddings(token_type_ids_BL)
-        )
+            + select_rows(self.token_type_embeddings.embedding, token_type_ids_BL)
+        ).astype(config.dtype)
         x_BLD = constrain(x_BLD, "batch", None, None)
         x_BLD = self.layer_norm(x_BLD)
-        return dropout(
-            x_BLD, dropout_keys_B, self.config.hidden_dropout_prob, 0, self.config.dropout_rng
-        )
+        return dropout(x_BLD, dropout_keys_B, config.hidden_dropout_prob, 0, config.dropout_rng)
 
     def token_tables(self, batch: int) -> jax.Array:
         """The token embeddings [N, V, D], once for each of the N shards of a batch.
@@ -197,7 +196,7 @@ class SelfAttention(nn.Module):
         config = self.config
 
         def project(name: str, x_BLD: jax.Array) -> jax.Array:
-            x_BLHK = dense(config, config.hidden_size, name)(x_BLD).reshape(
+            x_BLHK = Dense(config, config.hidden_size, name=name)(x_BLD).reshape(
                 *x_BLD.shape[:2], config.num_attention_heads, config.head_size
             )
             return constrain(x_BLHK, "batch", None, "tensor", None)
@@ -230,7 +229,7 @@ class SelfAttention(nn.Module):
             rng=config.dropout_rng,
             rows_BR=rows_BR,
         )
-        return dense(config, config.hidden_size, "output")(y_BLHK.reshape(read_BLD.shape))
+        return Dense(config, config.hidden_size, name="output")(y_BLHK.reshape(read_BLD.shape))
 
 
 class Layer(nn.Module):
@@ -264,9 +263,9 @@ class Layer(nn.Module):
         x_BLD = LayerNorm(config, name="attention_layer_norm")(
             gather_positions(x_BLD, rows_BR) + y_BLD
         )
-        y_BLF = dense(config, config.intermediate_size, "intermediate")(x_BLD)
+        y_BLF = Dense(config, config.intermediate_size, name="intermediate")(x_BLD)
         y_BLF = ACTIVATIONS[config.hidden_act](constrain(y_BLF, "batch", None, "tensor"))
-        y_BLD = drop(dense(config, config.hidden_size, "output")(y_BLF), site + 2)
+        y_BLD = drop(Dense(config, config.hidden_size, name="output")(y_BLF), site + 2)
         x_BLD = LayerNorm(config, name="output_layer_norm")(x_BLD + y_BLD)
         return constrain(x_BLD, "batch", None, None), None  # None: nothing collected by a scan
 
@@ -292,7 +291,9 @@ class Encoder(nn.Module):
         config = self.config
         layer_class: Any = Layer
         if config.remat != "none":
-            policy = jax.checkpoint_policies.dots_saveable if config.remat == "dots" else None
+            # Without those of attention: scores are larger than all else that a layer computes.
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = dots if config.remat == "dots" else None
             layer_class = nn.remat(Layer, policy=policy, prevent_cse=not config.scan_layers)
         if config.scan_layers:
             scanned = nn.scan(
@@ -332,7 +333,7 @@ class BertModel(nn.Module):
     def setup(self):
         self.embeddings = Embeddings(self.config)
         self.encoder = Encoder(self.config)
-        self.pooler = dense(self.config, self.config.hidden_size, None)
+        self.pooler = Dense(self.config, self.config.hidden_size, wide=True)
 
     def __call__(
         self,
@@ -360,7 +361,7 @@ class BertModel(nn.Module):
           token_tables_NVD: `Embeddings.token_tables`, given where a head reads them too.
         """
         packed = position_ids_BL is not None
-        if not packed:
+        if first_token_positions_BE is None:
             first_token_positions_BE = jnp.zeros((input_ids_BL.shape[0], 1), jnp.int32)
         inputs = (
             input_ids_BL,
@@ -377,7 +378,7 @@ class BertModel(nn.Module):
             x_BRD = self.encode(*inputs, rows_BR, token_tables_NVD)
             examples = first_token_positions_BE.shape[1]
             first_BED, x_BLD = x_BRD[:, :examples], x_BRD[:, examples:]
-        pooled_BED = jnp.tanh(self.pooler(first_BED))
+        pooled_BED = jnp.tanh(self.pooler(first_BED)).astype(self.config.dtype)
         return x_BLD, pooled_BED if packed else pooled_BED[:, 0]
 
     def pooled(

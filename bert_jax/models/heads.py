@@ -17,7 +17,7 @@ from bert_jax.models.architectures import EncoderConfig
 from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.layer_norm import LayerNorm
-from bert_jax.models.layers.linear import dense
+from bert_jax.models.layers.linear import Dense
 from bert_jax.models.stacking import stack_layers
 
 
@@ -39,7 +39,7 @@ def _drop(config: EncoderConfig, x: jax.Array, dropout_keys_B: jax.Array | None)
 class PretrainingOutput(NamedTuple):
     """What PretrainingModel computes.
 
-    mlm_logits_BMV: float32, -1e30 for the padding of the vocabulary.
+    mlm_logits_BMV: float32, -inf for the padding of the vocabulary.
     nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random"; packed, of each
       example of a row: [B, E, 2].
     pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype; packed, pooled [B, E, D].
@@ -85,16 +85,16 @@ class PretrainingModel(nn.Module):
             masked_lm_positions_BM,
             tables_NVD,
         )
-        x_BMD = dense(config, config.hidden_size, "mlm_transform")(hidden_BLD)
+        x_BMD = Dense(config, config.hidden_size, name="mlm_transform")(hidden_BLD)
         x_BMD = ACTIVATIONS[config.hidden_act](x_BMD)
         x_BMD = LayerNorm(config, name="mlm_layer_norm")(x_BMD)
         rows = config.padded_vocab_size
         bias_V = self.param("mlm_bias", nn.initializers.zeros, (rows,), jnp.float32)
-        bias_V = jnp.where(jnp.arange(rows) < config.vocab_size, bias_V, -1e30)
-        nsp_logits_B2 = dense(config, 2, "nsp_classifier")(pooled_BD)
+        bias_V = jnp.where(jnp.arange(rows) < config.vocab_size, bias_V, -jnp.inf)
+        nsp_logits_B2 = Dense(config, 2, wide=True, name="nsp_classifier")(pooled_BD)
         return PretrainingOutput(
             mlm_logits_BMV=encoder.token_scores(x_BMD, tables_NVD, bias_V),
-            nsp_logits_B2=nsp_logits_B2.astype(jnp.float32),
+            nsp_logits_B2=nsp_logits_B2,
             pooled_BD=pooled_BD,
             hidden_BLD=hidden_BLD,
         )
@@ -153,7 +153,7 @@ class SequenceClassifier(nn.Module):
             input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
         pooled_BD = _drop(config, pooled_BD, dropout_keys_B)
-        return dense(config, self.num_labels, "classifier")(pooled_BD).astype(jnp.float32)
+        return Dense(config, self.num_labels, wide=True, name="classifier")(pooled_BD)
 
 
 class TokenClassifier(nn.Module):
@@ -175,7 +175,7 @@ class TokenClassifier(nn.Module):
             input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
         x_BLD = _drop(config, x_BLD, dropout_keys_B)
-        return dense(config, self.num_labels, "classifier")(x_BLD).astype(jnp.float32)
+        return Dense(config, self.num_labels, wide=True, name="classifier")(x_BLD)
 
 
 class SpanClassifier(nn.Module):
@@ -197,7 +197,7 @@ class SpanClassifier(nn.Module):
         x_BLD = make_encoder(self.config).encode(
             input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
-        return dense(self.config, 2, "span_classifier")(x_BLD).astype(jnp.float32)
+        return Dense(self.config, 2, wide=True, name="span_classifier")(x_BLD)
 
 
 class MultipleChoice(nn.Module):
@@ -231,7 +231,7 @@ class MultipleChoice(nn.Module):
             dropout_keys_B,
         )
         pooled_BD = _drop(config, pooled_BD, dropout_keys_B)
-        logits = dense(config, 1, "classifier")(pooled_BD).astype(jnp.float32)
+        logits = Dense(config, 1, wide=True, name="classifier")(pooled_BD)
         return logits.reshape(batch, choices)
 
 

@@ -41,9 +41,8 @@ def unstack_layers(tree: Any) -> Any:
 
 def is_stacked(tree: Any) -> bool:
     """Whether there are stacked layers in `tree`."""
-    found = []
-    _map_dicts(lambda x: found.append(x.keys() == {STACKED}) or x, tree)
-    return any(found)
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(tree))
+    return any(getattr(key, "key", None) == STACKED for path in paths for key in path)
 
 
 def _map_dicts(function: Callable[[dict[str, Any]], Any], tree: Any) -> Any:

@@ -63,5 +63,11 @@ def at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether no logit is above the label's. The maximum is the loss's own: cheaper than argmax."""
-    return at_labels(logits, labels) >= logits.max(axis=-1)
+    """1 where the label's logit is above all others, 1/n where it is the largest with n - 1 others.
+
+    So constant logits are right as often as guesses. The maximum is the loss's own: cheaper than an
+    argmax.
+    """
+    largest = logits.max(axis=-1)
+    ties = jnp.sum(logits == largest[..., None], axis=-1)
+    return (at_labels(logits, labels) >= largest) / jnp.maximum(ties, 1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.models import architectures
 from bert_jax.models.heads import PretrainingModel
 from bert_jax.objectives.base import Batch, Objective, Scalars, cross_entropy, is_right
 
@@ -33,10 +34,12 @@ def pretraining_objective(
         training data, from 0 (mlm_accuracy_rank_1_100, …).
     """
 
+    batch_fields = architectures.of(model.config).batch_fields
+
     def groups(batch: Batch) -> dict[str, jax.Array]:
         """The masked positions that each further accuracy counts: name -> float[B, M]."""
         labels_BM, weights_BM = batch["masked_lm_ids"], batch["masked_lm_weights"]
-        result = {}
+        result: dict[str, jax.Array] = {}
         if mask_id is not None:
             read_BM = jnp.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], axis=1)
             kinds = {"mask": read_BM == mask_id, "kept": read_BM == labels_BM}
@@ -51,11 +54,9 @@ def pretraining_objective(
         return result
 
     def sums(params: Any, batch: Batch, dropout_keys_B: jax.Array | None) -> Scalars:
-        output = model.apply(
+        output: Any = model.apply(
             {"params": params},
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["token_type_ids"],
+            *(batch[name] for name in batch_fields),
             batch["masked_lm_positions"],
             dropout_keys_B,
             batch.get("position_ids"),

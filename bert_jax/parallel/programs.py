@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ class MeshJit:
         make another program of it, to be recompiled.
     """
 
-    function: Callable[..., Any]
+    function: jax.stages.Wrapped
     mesh: Mesh
     constants: tuple[Any, ...] = ()
 

@@ -13,8 +13,9 @@ import pytest
 from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
+from bert_jax.models.errors import ModelError
 from bert_jax.models.heads import PretrainingModel
-from bert_jax.models.layers import attention
+from bert_jax.models.layers import attention, fused_attention
 from bert_jax.models.layers.attention import attend
 from bert_jax.models.layers.dropout import dropout_keys
 from bert_jax.parallel import sharding
@@ -91,11 +92,8 @@ def test_fused_equals_xla_with_published_head_sizes(size):
     rng = np.random.default_rng(1)
     q, k, v, weights = rng.standard_normal((4, BATCH, 128, 4, size)).astype(np.float32)
     arguments = (q, k, v, weights, inputs(128)[-1])
-    assert attention._blocks(attention._Settings(size, 128, 0, False, True), 4 * size) == (
-        128,
-        4 * size // 128,
-        128 // size,
-    )
+    settings = fused_attention.Settings(size, 128, 0, False, True)
+    assert fused_attention.blocks_of(settings, 4 * size) == (128, 4 * size // 128, 128 // size)
     q[1, 80:] = weights[1, 80:] = 0
     plain = outputs(arguments, KEYS, implementation="xla")
     assert_equal(outputs(arguments, KEYS, implementation="fused"), plain, 1e-4)
@@ -111,6 +109,19 @@ def test_fused_in_bfloat16_stays_near_float32():
         for name, expected in exact.items():
             error = np.abs(result[name].astype(np.float32) - expected).max()
             assert error < 0.02 * np.abs(expected).max(), (implementation, name)
+
+
+def test_fused_and_xla_drop_to_the_same_scale_in_bfloat16():
+    """With one key alone every probability is 1, so what is kept is the scale."""
+    q, k, v, weights, mask = inputs(32)
+    v, mask = np.ones_like(v), (np.arange(32) < 1).astype(np.int32) + mask * 0
+    half = tuple(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, weights))
+    found = {
+        name: np.unique(outputs((*half, mask), KEYS, implementation=name)["y"].astype(np.float32))
+        for name in ("xla", "fused")
+    }
+    np.testing.assert_array_equal(found["xla"], found["fused"])
+    assert found["xla"][-1] == np.float32(jnp.bfloat16(1 / 0.7))
 
 
 @pytest.mark.parametrize("implementation", ["xla", "fused"])
@@ -165,7 +176,6 @@ USUAL = dict(heads=12, head_size=64, dtype="bfloat16", dropping=True, rng="hash"
         ("tpu", 300, {}, "xla"),
         ("tpu", 1024, {}, "xla"),
         ("tpu", 1024, {"dropping": False}, "splash"),
-        ("tpu", 512, {"heads": 0}, "xla"),
         ("gpu", 128, {"dropping": False}, "cudnn"),
         ("gpu", 128, {}, "xla"),
         ("gpu", 128, {"dropping": False, "dtype": "float32"}, "xla"),
@@ -193,13 +203,19 @@ def test_choice(platform, length, changes, expected):
         ("splash", {"dropping": False, "platform": "gpu"}, "runs on TPUs alone"),
         ("fused", {"rng": "threefry"}, "config.model.dropout_rng=hash"),
         ("fused", {"length": 1024}, "lengths of 128, 256, 384 or 512"),
-        ("fused", {"heads": 0}, "config.mesh.tensor"),
     ],
 )
 def test_what_cannot_work_is_named(implementation, changes, message):
     settings = USUAL | {"platform": "tpu", "length": 512} | changes
     with pytest.raises(UserError, match=message):
         attention.choose(implementation, **settings)
+
+
+def test_a_tensor_axis_that_does_not_divide_the_heads_is_refused():
+    mesh = jax.sharding.AbstractMesh((1, 1, 3), sharding.AXES)
+    message = "config.mesh.tensor=3 does not divide the 4 attention heads: it may be 1, 2, 4"
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(ModelError, match=message):
+        jax.eval_shape(attend, *inputs(32)[:3], inputs(32)[-1])
 
 
 def test_unknown_implementation_is_named():
@@ -245,3 +261,17 @@ def test_model_with_fused_attention_equals_xla_s():
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), gradients, expected
     )
+
+
+def test_a_fallback_of_auto_is_said_once(caplog):
+    caplog.set_level("INFO")
+    attention._say_once.cache_clear()
+    for _ in range(12):  # layers
+        assert attention.choose("auto", platform="tpu", length=1024, **USUAL) == "xla"
+    (record,) = caplog.records
+    assert "attention=auto takes xla: splash has no dropout" in record.message
+    assert "; fused needs lengths of 128" in record.message
+    caplog.clear()
+    assert attention.choose("auto", platform="tpu", length=128, **USUAL) == "xla"  # the faster
+    assert attention.choose("auto", platform="cpu", length=512, **USUAL) == "xla"
+    assert not caplog.records

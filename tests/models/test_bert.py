@@ -156,3 +156,23 @@ def test_gelu_and_its_gradient_are_torch_s(name, dtype):
     for found, expected in ((y, y_.detach()), (slope, x_.grad)):
         expected = expected.float().numpy()
         np.testing.assert_allclose(found.astype(np.float32), expected, relative, 5e-6)
+
+
+def test_remat_of_all_but_matmuls_does_not_keep_attentions_scores():
+    """They are matmuls too, and larger than all else that a layer computes."""
+    batch, length, layers = 2, 256, 3
+    sizes = dict(hidden_size=16, num_hidden_layers=layers, max_position_embeddings=length)
+    ids = np.zeros((batch, length), np.int32)
+
+    def temporaries(remat: str) -> int:
+        model = BertModel(dataclasses.replace(CONFIG, **sizes, remat=remat))
+        params = jax.eval_shape(model.init, jax.random.key(0), ids, ids, ids)["params"]
+
+        def loss(params):
+            return jnp.sum(model.apply({"params": params}, ids, ids + 1, ids)[0] ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    scores = batch * CONFIG.num_attention_heads * length**2 * 4
+    assert temporaries("dots") < temporaries("none") - (layers - 1) * scores

@@ -6,24 +6,18 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from small_run import ROOT, make_data_dir, make_tokenizer, overrides
+from small_run import ROOT, make_data_dir, overrides
 
 from bert_jax.data import input_pipeline, placing
 from bert_jax.models import heads
-from bert_jax.models.layers.dropout import dropout, dropout_keys
-from bert_jax.objectives import mlm
-from bert_jax.objectives.base import cross_entropy, is_right
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
-from bert_jax.parallel.programs import ShapeCache, compile_together
+from bert_jax.parallel.programs import compile_together
 from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer
 from bert_jax.training.step import StepByLength, make_train_step
@@ -49,21 +43,6 @@ def test_loss_on_one_batch_falls_to_near_zero(config):
         losses.append(float(values["loss"]))
     assert losses[0] == pytest.approx(np.log(100) + np.log(2), abs=0.2)  # guessing
     assert losses[-1] < 0.1
-
-
-def test_cross_entropy_is_optaxs():
-    logits = jax.random.normal(jax.random.key(0), (4, 3, 50)).at[..., 40:].set(-1e30)
-    labels = (
-        jax.random.randint(jax.random.key(1), (4, 3), 0, 40).at[0, 0].set(logits[0, 0].argmax())
-    )
-    weights = jnp.arange(12.0).reshape(4, 3)
-    both = [
-        jax.value_and_grad(lambda x, f=f: jnp.sum(f(x, labels) * weights))(logits)
-        for f in (cross_entropy, optax.softmax_cross_entropy_with_integer_labels)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
-    assert (is_right(logits, labels) == (logits.argmax(-1) == labels)).all()
-    assert is_right(logits, labels)[0, 0]
 
 
 def make_step(config, max_loss_ratio=0.0):
@@ -120,26 +99,6 @@ def test_the_step_by_length_is_the_same_step(config):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *results)
 
 
-def test_programs_are_traced_one_at_a_time():
-    """Flax changes its module classes while it makes new ones, as for a layer under remat."""
-    tracing, most = 0, 0
-
-    class Function:
-        def lower(self, batch):
-            nonlocal tracing, most
-            tracing += 1
-            most = max(most, tracing)
-            time.sleep(0.01)
-            tracing -= 1
-            return types.SimpleNamespace(compile=lambda: len(batch["x"]))
-
-    by_shape = ShapeCache(Function())
-    batches = [{"x": np.zeros(i)} for i in range(1, 9)]
-    compile_together([(by_shape, (batch,)) for batch in batches])
-    assert most == 1
-    assert [by_shape.programs[ShapeCache.key(batch)] for batch in batches] == [*range(1, 9)]
-
-
 def test_seeds_share_a_program_and_draw_differently(config):
     mesh, model = sharding.make_mesh(), heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
@@ -170,35 +129,6 @@ def test_spike_is_measured_against_the_moving_average(config):
     assert values["accepted"] == 0 and float(low.loss_average) == 1.0
 
 
-def test_evaluation_tells_kinds_of_masks_and_frequencies_apart(config):
-    tok, ranks = make_tokenizer(), np.arange(100)[::-1].copy()
-    model = heads.make_model(config)
-    params = heads.init_params(model, jax.random.key(0))
-    data = input_pipeline.open_data(config.data_dir, "train", config)
-    batch = data.read(0, 16)
-    rows, columns = np.nonzero(batch["masked_lm_weights"])
-    positions = batch["masked_lm_positions"][rows, columns]
-    labels = batch["masked_lm_ids"][rows, columns]
-    assert len(rows) > 20 and (batch["input_ids"][rows, positions] == tok.mask_id).all()
-    batch["input_ids"][rows[:7], positions[:7]] = labels[:7]
-    batch["input_ids"][rows[7:10], positions[7:10]] = (labels[7:10] - 4) % 95 + 5
-    mlm.FREQUENCY_BANDS, bands = (20, 60), mlm.FREQUENCY_BANDS
-    try:
-        objective = pretraining_objective(model, True, tok.mask_id, ranks)
-        weights = jax.device_get(objective.weights(batch))
-        sums = jax.device_get(objective.sums(params, batch, None))
-    finally:
-        mlm.FREQUENCY_BANDS = bands
-    assert weights["mlm_accuracy_kept"] == 7 and weights["mlm_accuracy_random"] == 3
-    assert weights["mlm_accuracy_mask"] == len(rows) - 10
-    kinds = [f"mlm_accuracy_{kind}" for kind in ("mask", "random", "kept")]
-    ranges = [f"mlm_accuracy_rank_{band}" for band in ("1_20", "21_60", "61_up")]
-    for names in (kinds, ranges):
-        assert sum(weights[name] for name in names) == weights["mlm_accuracy"]
-        assert sum(sums[name] for name in names) == sums["mlm_accuracy"]
-    assert weights["mlm_accuracy_rank_21_60"] == ((labels >= 40) & (labels <= 79)).sum()
-
-
 @pytest.mark.parametrize(
     "variants",
     ["quick", *(pytest.param(name, marks=pytest.mark.slow) for name in ("packed", "all"))],
@@ -226,41 +156,6 @@ def test_mesh_scan_remat_and_accumulation_do_not_change_the_losses(config, varia
     for variant, values in losses.items():
         expected = threefry if "threefry" in variant else reference
         np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=variant)
-
-
-@pytest.mark.parametrize("rng", ["threefry", "hash"])
-def test_dropout_drops_at_its_rate_and_keeps_the_mean(rng):
-    x = np.ones((64, 33, 40), np.float32)
-    keys = dropout_keys(0, np.int32(3), 64)
-    y = np.asarray(dropout(x, keys, 0.1, site=5, rng=rng))
-    dropped = (y == 0).mean()
-    assert abs(dropped - 0.1) < 4 * np.sqrt(0.09 / x.size)  # four standard errors
-    assert np.unique(y).size == 2 and y.max() == pytest.approx(1 / 0.9, rel=1e-4)
-    for other in (
-        dropout(x, keys, 0.1, site=6, rng=rng),
-        dropout(x, dropout_keys(0, np.int32(4), 64), 0.1, site=5, rng=rng),
-        dropout(x, dropout_keys(1, np.int32(3), 64), 0.1, site=5, rng=rng),
-    ):
-        agree = (np.asarray(other) == y).mean()
-        assert abs(agree - 0.82) < 0.01  # independent draws agree with 0.9² + 0.1²
-    np.testing.assert_array_equal(dropout(x, None, 0.1, site=5, rng=rng), x)
-
-
-@pytest.mark.parametrize("rng", ["threefry", "hash"])
-def test_dropout_s_draws_are_independent(rng):
-    keys = dropout_keys(0, np.int32(3), 64)
-    dropped = np.asarray(dropout(np.ones((64, 12, 128, 128), np.float32), keys, 0.1, 5, rng)) == 0
-    x = (dropped - 0.1) / 0.3  # mean 0, variance 1
-    pairs = {f"{lag} along axis 3": x[..., lag:] * x[..., :-lag] for lag in (1, 2, 3, 13, 55)}
-    for axis in (0, 1, 2):
-        y = np.moveaxis(x, axis, 0)
-        pairs[f"1 along axis {axis}"] = y[1:] * y[:-1]
-    pairs["three in a row"] = x[..., 2:] * x[..., 1:-1] * x[..., :-2]
-    for name, products in pairs.items():
-        z = products.mean() / products.std() * np.sqrt(products.size)
-        assert abs(z) < 4.5, name  # standard errors
-    # Sums over rows spread as those of independent draws do.
-    assert x.sum(3).var() / 128 == pytest.approx(1, abs=0.03)
 
 
 def test_bfloat16_stays_near_float32(config):

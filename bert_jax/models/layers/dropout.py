@@ -48,7 +48,8 @@ def dropout(
         keep = draws[..., : shape[-1]] >= drop
         if rows_BR is not None:
             keep = jax.vmap(lambda keep, rows_R: jnp.take(keep, rows_R, axis=-2))(keep, rows_BR)
-    return jnp.where(keep, x / (1 - drop / 2**16), 0).astype(x.dtype)
+    # In float32: bfloat16 has no 0.9, and would scale by 1.113 for it.
+    return jnp.where(keep, x.astype(jnp.float32) / (1 - drop / 2**16), 0).astype(x.dtype)
 
 
 def threshold(rate: float) -> int:
@@ -86,7 +87,8 @@ def _hashed_bits(
 
 def strides(shape: tuple[int, ...]) -> list[int]:
     """Per axis what a step along it adds to the hashed number: row-major Weyl sequence, mod 2³²."""
-    result, stride = [], 0x9E3779B1  # 2³² over the golden ratio
+    result: list[int] = []
+    stride = 0x9E3779B1  # 2³² over the golden ratio
     for size in reversed(shape):
         result.insert(0, stride)
         stride = stride * size % 2**32
