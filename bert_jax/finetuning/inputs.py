@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import ml_collections
@@ -148,7 +148,7 @@ class Inputs:
             config.to_dict()
             | {
                 "init": str(init),
-                "model": dataclasses.asdict(cast(Any, self.model)),
+                "model": architectures.fields_of(self.model),
                 "labels": list(self.task.labels),
                 # What `labels` was: what the data calls them.
                 "label_names": config.get("labels", ""),

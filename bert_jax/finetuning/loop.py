@@ -20,6 +20,7 @@ from bert_jax.finetuning.reporting import Reporter
 from bert_jax.finetuning.steps import Steps, make_steps
 from bert_jax.huggingface import export
 from bert_jax.huggingface import files as hf_files
+from bert_jax.huggingface.keys import TABLES
 from bert_jax.models import architectures
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
@@ -67,8 +68,10 @@ def finetune(
 
     # Model and optimizer.
     module = kinds.make_module(config.task, inputs.model, len(task.labels))
-    prefix = architectures.of(inputs.model).prefix
-    optimization = settings.optimization(config, prefix, inputs.loaded.params, num_steps)
+    architecture = architectures.of(inputs.model)
+    optimization = settings.optimization(
+        config, architecture.prefix, inputs.loaded.params, num_steps
+    )
     tx = optimizer.make_optimizer(optimization)
     schedule = optimizer.make_schedule(optimization, num_steps)
 
@@ -153,16 +156,18 @@ def finetune(
     if selected_step != step or not metrics:
         params = jax.device_put(selected.params, sharding.shardings_of(selected.params, mesh))
         metrics, predictions = evaluate(steps, params, task, validation, config)
-    parity = export.write(selected, workdir, workdir / "hf")
+    parity = None
+    if architecture.name in TABLES:
+        parity = export.write(selected, workdir, workdir / "hf")
     results = metrics | {
         "epoch": -(-selected_step // steps_per_epoch),
         "step": selected_step,
         "examples": len(training.examples),
         "seconds": seconds,
-        "parity": parity.largest,
+        "parity": parity and parity.largest,
     }
     results_lib.write_results(workdir, config.task, task.labels, predictions, results)
-    report.note(str(parity))
+    report.note(str(parity or "not exported: transformers has no such encoder"))
     return results
 
 
