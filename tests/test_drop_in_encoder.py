@@ -9,13 +9,12 @@ import ml_collections
 import pytest
 from small_run import LENGTH, VOCAB_SIZE, numbers
 
-from bert_jax import convert, finetune, predict
+from bert_jax import convert, finetune, predict, pretrain
 from bert_jax.cli import UserError
 from bert_jax.models.architectures import ARCHITECTURES, Architecture
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.positions import gather_positions
 from bert_jax.runs.telemetry import read
-from bert_jax.training import loop
 from configs.finetune import squad, swag, text_classification, token_classification
 
 
@@ -109,14 +108,14 @@ def ask(command, model, record, directory):
 
 def test_an_encoder_that_is_registered_does_all_that_others_do(toy, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    loop.train_and_evaluate(toy, whole)
+    pretrain.run(toy, whole)
     losses = [line["mlm_loss"] for line in read(whole) if "mlm_loss" in line]
     assert losses[-1] < losses[0] - 0.3
     toy.num_steps = 5
     toy.optimizer.end_factor = 1.0
-    loop.train_and_evaluate(toy, parts)
+    pretrain.run(toy, parts)
     toy.num_steps = 10
-    loop.train_and_evaluate(toy, parts)
+    pretrain.run(toy, parts)
     assert [line["step"] for line in numbers(parts)] == [line["step"] for line in numbers(whole)]
 
     assert len(ask("embed", whole, {"text": "w1 w2"}, tmp_path)["embedding"]) == 16

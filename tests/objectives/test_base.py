@@ -26,7 +26,8 @@ def test_cross_entropy_is_optaxs():
 def test_constant_logits_are_right_as_often_as_a_guess():
     for classes in (2, 50):
         labels = jnp.arange(100) % classes
-        assert is_right(jnp.zeros((100, classes)), labels).mean() == np.float32(1 / classes)
+        right = is_right(jnp.zeros((100, classes)), labels)
+        np.testing.assert_allclose(right, 1 / classes, rtol=1e-6)
     logits = jnp.array([[3.0, 3.0, 1.0], [3.0, 3.0, 1.0], [3.0, 3.0, 1.0], [0.0, 2.0, 1.0]])
     np.testing.assert_array_equal(is_right(logits, jnp.array([0, 1, 2, 1])), [0.5, 0.5, 0, 1])
     assert not is_right(jnp.full((1, 3), jnp.nan), jnp.array([0])).any()
