@@ -69,9 +69,8 @@ def finetune(
     # Model and optimizer.
     module = kinds.make_module(config.task, inputs.model, len(task.labels))
     architecture = architectures.of(inputs.model)
-    optimization = settings.optimization(
-        config, architecture.prefix, inputs.loaded.params, num_steps
-    )
+    prefix = architecture.prefix
+    optimization = settings.optimization(config, prefix, inputs.loaded.params, num_steps)
     tx = optimizer.make_optimizer(optimization)
     schedule = optimizer.make_schedule(optimization, num_steps)
 
