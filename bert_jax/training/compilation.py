@@ -87,6 +87,8 @@ def _compiled(inputs: Inputs, part: PhaseInputs) -> tuple[Step, int]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         cause = str(error).strip().splitlines()[0]
+        if "vmem" in str(error):  # on-chip memory, which a kernel takes whatever the batch
+            advice = "set --config.model.attention=xla"
         raise UserError(f"{_of(phase)} does not fit into memory ({cause}): {advice}") from None
     moments = bytes_held(state.opt_state)  # lie there while the parameters are evaluated
     evaluating = [bytes_needed(program) + moments for program in part.eval_step.programs.values()]

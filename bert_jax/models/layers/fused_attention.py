@@ -17,6 +17,7 @@ from bert_jax.models.layers import dropout as dropout_lib
 
 MAX_LENGTH = 512  # a head's scores, several times over, lie in on-chip memory
 LANES = 128  # of a TPU's vector registers
+MAX_BLOCK = 512  # lanes: heads of 80 make blocks of 640, for which on-chip memory is too small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +109,15 @@ def _fused_backward(settings, residuals, dy_BLD):
 _fused_attention.defvjp(_fused_forward, _fused_backward)
 
 
-def blocks_of(settings: Settings, width: int) -> tuple[int, int, int]:
-    """How `width` is cut: lanes of a block, number of blocks, heads of a block.
+def block_of(head_size: int, heads: int) -> int:
+    """Lanes of a block: as wide as vector registers are, so heads of 64 go by two."""
+    block = math.lcm(head_size, LANES)
+    return head_size * heads if head_size * heads % block else block
 
-    Blocks are as wide as a vector register, so heads of 64 go by two.
-    """
-    block = math.lcm(settings.head_size, LANES)
-    if width % block:
-        block = width
+
+def blocks_of(settings: Settings, width: int) -> tuple[int, int, int]:
+    """How `width` is cut: lanes of a block, number of blocks, heads of a block."""
+    block = block_of(settings.head_size, width // settings.head_size)
     return block, width // block, block // settings.head_size
 
 
