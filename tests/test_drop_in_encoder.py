@@ -77,7 +77,7 @@ def toy(config, monkeypatch) -> ml_collections.ConfigDict:
     """A recipe that pretrains it for ten steps."""
     monkeypatch.setitem(ARCHITECTURES, "toy", TOY)
     config.model = ml_collections.ConfigDict({"architecture": "toy", "vocab_size": VOCAB_SIZE})
-    config.model.max_position_embeddings = LENGTH
+    config.model.update(max_position_embeddings=LENGTH, type_vocab_size=2)
     config.num_steps, config.eval_every, config.checkpoint_every = 10, 5, 5
     config.optimizer.learning_rate = 0.05
     return config

@@ -68,8 +68,9 @@ def choose(
                 length > fused_attention.MAX_LENGTH or not (tiled or platform == "cpu")
             ),
             "has the dropout of config.model.dropout_rng=hash alone": dropping and rng != "hash",
-            f"needs heads that fill blocks of up to {fused_attention.MAX_BLOCK} lanes": (
-                fused_attention.block_of(head_size, heads) > fused_attention.MAX_BLOCK
+            "has too little on-chip memory for heads of this size, type and length": (
+                fused_attention.block_of(head_size, heads) * length * jnp.dtype(dtype).itemsize
+                > fused_attention.MAX_BLOCK_BYTES
             ),
         },
         "cudnn": {

@@ -17,7 +17,7 @@ from bert_jax.models.layers import dropout as dropout_lib
 
 MAX_LENGTH = 512  # a head's scores, several times over, lie in on-chip memory
 LANES = 128  # of a TPU's vector registers
-MAX_BLOCK = 512  # lanes: heads of 80 make blocks of 640, for which on-chip memory is too small
+MAX_BLOCK_BYTES = 400_000  # of an array's block: 655,000 (heads of 80) are too many on chip
 
 
 @dataclasses.dataclass(frozen=True)
