@@ -21,16 +21,16 @@ ca: oc
 da: jut kl
 de: bar dsb frr gsw hrx hsb ksh lb nds pdc pdt pfl rm sli stq vmf
 el: pnt
-es: an arn ast ay cbk ext gn guc lad nah qu qug
+es: an arn ast ay ext gn guc lad nah qu qug
 fi: fit krl olo smn vot
 fr: atj avk bci bm dua fon frc frp gcf gcr hke ht kab kbp ln lua mg pcd ses sg shy ty wa wls wo
 hi: anp awa mag mai sa
 hy: hyw
-it: aae co egl eml fur lij lld lmo nap pms rgn roa scn sdc sro vec
+it: aae co egl eml fur lij lld lmo nap pms rgn scn sdc sro vec
 kk: kaa
 kn: tcy
 my: blk kjp ksw mnw
-nl: li nds srn vls
+nl: li srn vls
 pl: csb szl
 pt: gl kea mwl tet vmw
 ru: ab alt av ba bxr ce cv gld inh kjh koi krc kum kv lbe lez mdf mhr mrj myv os rut sah sjd

@@ -380,7 +380,7 @@ def test_a_cut_is_between_characters(tmp_path, monkeypatch, characters):
         (tmp_path / "a.txt").write_text(text)
         documents, counts = read(tmp_path / "a.txt", max_decode_errors=0)
         assert "".join(documents) == text
-        assert counts.cut_documents == len(documents) - 1 > 3
+        assert 3 < len(documents) - 1 <= counts.cut_documents <= len(documents)  # also at the end
 
 
 def test_names_with_brackets(tmp_path):
