@@ -306,12 +306,12 @@ def test_the_alphabet_takes_half_of_the_ids_at_most():
 def test_what_the_vocabulary_does_is_said(tmp_path):
     texts = ["bako dusk", f"bako z {'b' * 101} {'d' * 150}"] + ["bako dusk"] * 8
     source = write_jsonl(tmp_path / "c.jsonl", texts)
-    result = train(VocabOptions((source,), vocab_size=30, alphabet_size=8, min_frequency=5))
+    result = train(VocabOptions((source,), vocab_size=30, alphabet_size=7, min_frequency=5))
     assert result.long_words == 2
     # 10 bako and 9 dusk, whole; the z is [UNK].
     assert result.pieces_per_word == 1.0
     assert result.unknown_share == pytest.approx(1 / 20)
-    assert result.num_letters == 8 + 5  # b and d only begin words, but for the long ones
+    assert result.num_letters == 7 + 5  # b and d only begin words, but for the long ones
     line = result.describe()
     assert "pieces per word 1.0000, 5.000% of the words [UNK], " in line
     assert "2 words over 100 characters are [UNK] too (--max_word_length)" in line
@@ -329,7 +329,7 @@ JAPANESE = ["ガラスの窓から光が入る。", "カラスが屋根に止ま
 @pytest.mark.parametrize(
     ("texts", "word", "other", "share", "example"),
     [
-        (HINDI, "से", "स", "1[0-9].[0-9]%", "removed"),
+        (HINDI, "से", "स", "3[0-9].[0-9]%", "removed"),
         (JAPANESE, "ガラス", "カラス", "1[0-9].[0-9]%", "が -> か"),
     ],
 )
