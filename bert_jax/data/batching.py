@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.cli import UserError
+
 # Arrays with one entry a token (their last axis is padded to the bucket's length) and the padding.
 # Targets of -1 are not scored. The padding id is hidden by the attention mask: any will do.
 TOKEN_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "token_labels": -1}
@@ -119,6 +121,21 @@ def collate(features: Sequence[dict[str, Any]], buckets: Sequence[int], batch_si
         batch[name] = stacked.astype(np.float32 if stacked.dtype.kind == "f" else np.int32)
     batch["weights"] = np.array([1.0] * len(features) + [0.0] * filling, np.float32)
     return batch
+
+
+def check_segments(rows: Iterable[dict[str, Any]], known: int) -> None:
+    """Raises UserError for pairs of texts to a model that tells fewer than two segments apart.
+
+    A lookup beyond the end of a table is clamped silently.
+
+    Args:
+      known: the model's type_vocab_size.
+    """
+    if known < 2 and any(np.max(row["token_type_ids"], initial=0) >= known for row in rows):
+        raise UserError(
+            f"pairs of texts have two segments, and the model tells {known} apart "
+            "(type_vocab_size): give single texts, or a model of two"
+        )
 
 
 def iterate(

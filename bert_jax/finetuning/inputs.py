@@ -174,13 +174,12 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
         validation_examples = task.read(config.validation_file)
     else:
         train_examples, validation_examples = hold_out(train_examples, config.validation_fraction)
-    return Inputs(
-        loaded=loaded,
-        model=model,
-        task=task,
-        train=make_split(task, train_examples, config),
-        validation=make_split(task, validation_examples, config),
+    train, validation = (
+        make_split(task, examples, config) for examples in (train_examples, validation_examples)
     )
+    for split in (train, validation):
+        batching.check_segments(split.arrays, model.type_vocab_size)
+    return Inputs(loaded=loaded, model=model, task=task, train=train, validation=validation)
 
 
 def hold_out(examples: Sequence[Any], fraction: float) -> tuple[list[Any], list[Any]]:

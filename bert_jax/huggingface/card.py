@@ -28,20 +28,19 @@ _OPTIMIZER = (
     ("weight_decay", "weight decay"),
 )
 _LIMITS = {
-    "pretraining": "It predicts masked words. It is no model of facts, and without fine-tuning it "
+    "fill-mask": "It predicts masked words. It is no model of facts, and without fine-tuning it "
     "classifies nothing.",
-    "text_regression": "Its score means what the labels of its training data meant.",
+    "feature-extraction": "Its states are features: without fine-tuning it classifies nothing.",
 }
 _LIMITS_OF_HEADS = (
-    "It knows the labels of its training data alone, and is as good on other texts as they "
-    "resemble those."
+    "It knows the labels and texts of its training data alone, and is as good on other texts as "
+    "they resemble those."
 )
 
 
 def make(
     loaded: workdirs.Loaded,
     head_class: HeadClass,
-    task: str,
     source: str | epath.PathLike,
     parity: str,
     license_name: str,
@@ -82,7 +81,7 @@ def make(
         "## Evaluation",
         _table(results(loaded, source)) or "Not recorded.",
         "## Limits",
-        _LIMITS.get(task, _LIMITS_OF_HEADS),
+        _LIMITS.get(head_class.pipeline, _LIMITS_OF_HEADS),
         "## Conversion",
         f"{parity}.",
     ]

@@ -66,6 +66,6 @@ def write(
         report = parity.compare(loaded, head_class, scratch, dtype)
         if not report.passed:
             raise UserError(f"{output} was not written: {report}")
-        text = card.make(loaded, head_class, task, source, str(report), license_name, languages)
+        text = card.make(loaded, head_class, source, str(report), license_name, languages)
         (scratch / "README.md").write_text(text)
     return report

@@ -230,12 +230,10 @@ def compare(
             problems.append(f"transformers tokenizes {first!r} otherwise")
     with _quiet(transformers):
         source = _source_tokenizer(transformers, loaded)
-    if source is not None:
-        problems += [
-            f"the tokenizer of {loaded.config.imported_from} gives other ids for {text!r}"
-            for text in _texts(loaded.tokenizer)
-            if source(text, add_special_tokens=False)["input_ids"] != loaded.tokenizer.encode(text)
-        ]
+        for text in _texts(loaded.tokenizer) if source else []:
+            if source(text, add_special_tokens=False)["input_ids"] != loaded.tokenizer.encode(text):
+                where = loaded.config.imported_from
+                problems.append(f"the tokenizer of {where} gives other ids for {text[:60]!r}")
     theirs = [torch_outputs(network.eval(), head_class, batch) for batch in batches]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return ParityReport(

@@ -107,6 +107,7 @@ class Forward:
         """
         if not rows:
             return []
+        batching.check_segments(rows, self.config.type_vocab_size)
         results: list[Any] = [None] * len(rows)
         lengths = [np.shape(row["input_ids"])[-1] for row in rows]
         longest = self.max_seq_length

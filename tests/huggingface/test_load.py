@@ -12,9 +12,11 @@ import pytest
 import transformers
 from small_model import SIZES, TOKENIZER, load_torch
 
+import bert_jax
 from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
+from bert_jax.finetuning import inputs
 from bert_jax.huggingface import keys, load, parity, tensors, weights
 from bert_jax.models import architectures
 from bert_jax.runs import checkpoint
@@ -335,3 +337,20 @@ def test_the_source_has_its_say_on_the_tokenizer(model_dir, tmp_path):
     tokenizer.save(cased, tmp_path / "run" / "tokenizer", 40)  # as a wrong reading would have it
     with pytest.raises(UserError, match=r"the tokenizer of .*m gives other ids for 'The capital"):
         convert.to_hugging_face(tmp_path / "run", tmp_path / "hf")
+
+
+def test_pairs_are_no_text_for_a_model_of_one_segment(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SIZES, type_vocab_size=1)
+    transformers.BertModel(config).save_pretrained(tmp_path / "m")
+    tokenizer.save(TOKENIZER, tmp_path / "m", 40)
+    model = bert_jax.load(tmp_path / "m")
+    assert model.encode(["the capital"])["last_hidden_state"].shape[-1] == 32
+    with pytest.raises(UserError, match="pairs of texts have two segments, and the model tells 1"):
+        model.encode(["the capital"], pairs=["of france"])
+    (tmp_path / "rows.csv").write_text("text,other,label\nthe,of,a\nis,many,b\n")
+    recipe = bert_jax.recipe("finetune/text_classification", text_pair_column="other")
+    recipe.train_file = recipe.validation_file = str(tmp_path / "rows.csv")
+    recipe.max_seq_length = 32
+    with pytest.raises(UserError, match="pairs of texts have two segments"):
+        inputs.read_inputs(recipe, tmp_path / "m")
