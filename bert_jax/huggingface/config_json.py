@@ -116,7 +116,7 @@ def read(path: epath.Path) -> Description:
         kind = config.get("problem_type") or ("regression" if len(labels) == 1 else None)
         task = {name: task for task, name in PROBLEM_TYPES.items()}.get(kind or "", task)
     fields = {"architecture": architecture, **sizes}
-    settings = kinds.model_settings(config.get("bert_jax") or {}) if task != PRETRAINING else {}
+    settings = kinds.model_settings(config.get("bert_jax") or {})
     return Description(class_name, architectures.make_config(fields), task, labels, settings)
 
 

@@ -57,8 +57,9 @@ def write(
         if part_of[key] in kept
     }
     config = config_json.make(head_class.name, model, dtype, loaded.tokenizer.pad_id, task, labels)
-    if task != PRETRAINING:
-        config["bert_jax"] = kinds.model_settings(loaded.config)
+    settings = kinds.model_settings(loaded.config)
+    if task != PRETRAINING or "pooling" in settings:
+        config["bert_jax"] = settings
     with files.replace_directory(output) as scratch:
         weights.write(scratch, stored, max_shard_size)
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")

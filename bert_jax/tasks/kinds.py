@@ -42,6 +42,7 @@ MODEL_SETTINGS: dict[str, type] = {
     **dict.fromkeys(("max_answer_length", "word_index", "tag_index"), int),
     **dict.fromkeys(("null_threshold", "threshold"), float),
     "may_have_none": bool,
+    **{"pooling": str, "normalize": bool},
     **dict.fromkeys(("text_column", "text_pair_column", "label_column", "label_columns"), str),
     **dict.fromkeys(("words_column", "tags_column", "label_names", "metric"), str),
     **dict.fromkeys(("context_column", "beginning_column", "choice_columns"), str),

@@ -217,6 +217,10 @@ def test_sentence_transformers(layout, folder, model_dir, tmp_path):
     convert.from_hugging_face(root, tmp_path / "run")
     config = checkpoint.load(tmp_path / "run").config
     assert {name: config[name] for name in expected} == expected
+    if not folder:  # they travel with an export
+        convert.to_hugging_face(tmp_path / "run", tmp_path / "hf")
+        config = load.read(tmp_path / "hf").config
+        assert {name: config[name] for name in expected} == expected
     others = {"pooling_mode": "weightedmean"}
     (root / "1_Pooling/config.json").write_text(json.dumps(others))
     with pytest.raises(UserError, match="the pooling weightedmean"):
