@@ -1,6 +1,10 @@
 # make quickstart: sets everything up, then the whole path on this machine with no download of data
 # make test:       sets everything up, then what CI runs
 # make test-slow:  the tests that take minutes each
+# make test-gcs:   the whole path on gs://, against a real server of the Cloud Storage API; 5 minutes
+# make test-slurm: launch/slurm.sh on a real Slurm of two nodes, which Debian's apt-get installs for
+#                  root; 10 minutes
+# make test-extras: every extra can be installed with its constraints; downloads some GB
 # make PYTHON=python3.11 …: with another Python than python3; where .venv is of another version than
 #                  that, in .venv-VERSION
 PYTHON ?= python3
@@ -19,7 +23,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Exact versions, so that today's commands give today's result.
 INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow format clean
+.PHONY: quickstart test test-slow test-gcs test-slurm test-extras format clean
 
 quickstart: $(VENV)/.hf
 	$(VENV)/bin/python -m bert_jax.quickstart
@@ -33,6 +37,22 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m slow --durations=10
+
+# An environment of its own: Apache Beam wants older versions of some packages.
+test-gcs: .venv-gcs/.installed
+	.venv-gcs/bin/python -m pytest tests/gcs --durations=10
+
+.venv-gcs/.installed: setup.py constraints-beam.txt
+	test -x .venv-gcs/bin/pip || $(PYTHON) -m venv .venv-gcs
+	.venv-gcs/bin/pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[test,beam]'
+	@touch $@
+
+test-slurm: $(VENV)/.test
+	command -v slurmctld || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge) || true
+	$(VENV)/bin/python -m pytest tests/slurm -rs --durations=10
+
+test-extras: $(VENV)/.test
+	$(VENV)/bin/python -m pytest tests/launch/test_environments.py --durations=10
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff format .

@@ -77,6 +77,15 @@ def use_patient_buckets() -> None:
     needs = "paths on gs:// need gcsfs: pip install 'bert_jax[gcs]'"
     for protocol in ("gs", "gcs"):
         fsspec.register_implementation(protocol, "bert_jax.buckets.Buckets", True, needs)
+    # What fails there comes as an exception too, and is not logged with a traceback at each try.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    logging.getLogger("fsspec").setLevel(logging.WARNING)
+
+
+def prepare_buckets(argv: Sequence[str]) -> None:
+    """`use_patient_buckets` where a command line names one: in each process of the command."""
+    if any("gs://" in argument for argument in argv):
+        use_patient_buckets()
 
 
 def _buckets_in(texts: Iterable[str]) -> set[str]:
@@ -165,14 +174,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         os.environ["JAX_PLATFORMS"] = "cpu"
         if jax:
             jax.config.update("jax_platforms", "cpu")
-    if any("gs://" in argument for argument in argv):
-        use_patient_buckets()
+    prepare_buckets(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # What fails there comes as an exception too, and is not logged with a traceback at each try.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         code = main(argv)
     except SystemExit as ended:  # argparse: --help, or a flag that there is not

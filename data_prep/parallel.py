@@ -5,11 +5,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, prepare_buckets
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -92,6 +93,7 @@ def _start_worker(shared: Any) -> None:
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the others
+    prepare_buckets(sys.argv)  # of the command
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -5,7 +5,7 @@
 #   launch/gke.sh FILE.toml up [--dry_run]
 #
 # creates the cluster (or finds it there), builds and pushes the image, runs, and watches. The job set
-# goes on by itself after preemptions and crashes, up to max_restarts times. The cluster stays, for
+# restarts itself after preemptions and crashes, up to max_restarts times. The cluster stays, for
 # the next run, and costs money until `delete`. Single steps: create, image, start, watch, log, stop,
 # delete. --dry_run prints the commands instead of running them.
 set -euo pipefail
@@ -39,7 +39,7 @@ image() {
 }
 
 start() {
-  # Any exit code but 2, a mistake of the user's, starts the job set again (127-255 always do).
+  # Any exit code but 2, a user error, restarts the job set (127-255 always do).
   local flags=(--max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="1,3-126")
   # Five minutes to save after a notice; exec, so that the notice gets to Python.
   flags+=(--termination-grace-period-seconds=300)
@@ -53,8 +53,10 @@ watch() { run xpk workload list "${where[@]}" --wait-for-job-completion="$NAME";
 log() {
   run gcloud container clusters get-credentials "$CLUSTER" --project="$PROJECT" --region="${ZONE%-*}"
   run kubectl get pods --selector="$pods" --output=wide
-  # Worker 0 of a slice; process 0 alone prints progress.
-  run kubectl logs --selector="$pods,batch.kubernetes.io/job-completion-index=0" --tail=100 --follow
+  # Worker 0 of each slice; process 0 alone prints progress. kubectl follows five pods at most
+  # unless it is told otherwise.
+  run kubectl logs --selector="$pods,batch.kubernetes.io/job-completion-index=0" --tail=100 \
+    --follow --max-log-requests="$NUM_SLICES"
 }
 
 stop() { run xpk workload delete --workload="$NAME" "${where[@]}" --force; }

@@ -4,7 +4,9 @@
 #
 #   worker.sh install EXTRAS   packages for the project: worker.sh install tpu,gcs
 #   worker.sh run FLAG…        pretrains, with the flags of bert_jax.pretrain and its exit code
-#   worker.sh start FLAG…      the same, detached: it survives the connection that started it
+#   worker.sh task FLAG…       the same as a task of Slurm: leaves its exit code in $TASKS/codes
+#   worker.sh newest FLAG…     the step of the newest checkpoint in the flag --workdir, if any
+#   worker.sh start FLAG…      as run, detached: it survives the connection that started it
 #   worker.sh status           one line: running, exited CODE, or lost; the log's last line
 #   worker.sh stop SECONDS     asks it to save and exit; kills it after so many seconds
 #   worker.sh log              the log, as it grows
@@ -49,6 +51,30 @@ run() {
   fi
   # exec: signals (preemption, a scheduler's time limit) are for Python.
   exec "$python" -m bert_jax.pretrain "$@"
+}
+
+task() {
+  local code=0
+  # A trap that does nothing: a signal to all processes of the step is for pretrain, which ends.
+  trap : TERM
+  bash "$0" run "$@" || code=$?
+  echo "$code" >"$TASKS/codes/$SLURM_PROCID"
+  exit "$code"
+}
+
+newest() {
+  cd "$project"
+  local flag
+  for flag; do
+    if [[ $flag != --workdir=* ]]; then continue; fi
+    "$python" - "${flag#*=}" <<'PYTHON'
+import sys
+from etils import epath
+checkpoints = epath.Path(sys.argv[1]) / "checkpoints"
+steps = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
+print(max((int(step) for step in steps if step.isdigit()), default=""))
+PYTHON
+  done
 }
 
 # pretrain, or its supervisor, whose end means that the exit code is written.

@@ -53,7 +53,7 @@ def test_one_version_of_a_package_for_each_python(name):
     versions = {}
     for line in (ROOT / name).read_text().splitlines():
         if line and not line.startswith("#"):
-            package, marker = re.fullmatch(r"([a-z0-9-]+)==\S+?(?:; (.*))?", line).groups()
+            package, marker = re.fullmatch(r"([A-Za-z0-9._-]+)==\S+?(?:; (.*))?", line).groups()
             versions.setdefault(package, []).append(marker)
     for package, markers in versions.items():
         below = [re.sub(" (<|>=) ", " < ", m) for m in markers if m]

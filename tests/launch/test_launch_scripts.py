@@ -359,9 +359,10 @@ def test_a_failing_step_on_gke_prints_the_delete_command(standins, launch_file, 
 
 
 def test_single_steps_of_gke(standins, launch_file):
-    path = launch_file("gke")
+    path = launch_file("gke", num_slices=8)
     assert standins.run("launch/gke.sh", path, "log").returncode == 0
     credentials, pods, logs = standins.calls()
+    assert logs[-1] == "--max-log-requests=8"
     assert credentials[-1] == "--region=us-west4"
     assert pods[:3] == ["kubectl", "get", "pods"] and logs[:2] == ["kubectl", "logs"]
     assert standins.run("launch/gke.sh", path, "stop").returncode == 0
@@ -410,26 +411,76 @@ def test_a_slurm_job_that_is_there_is_not_submitted_again(standins, launch_file)
     assert "bert-base is queued or running already" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
-    [(0, 0, False), (75, 0, True), (1, 1, True), (137, 2, False), (2, 0, False)],
-)
-def test_the_slurm_job_queues_again_up_to_its_limit(standins, code, restarts, requeued):
-    standins.reply("^srun", ("", code))
-    standins.environment = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_CPUS_PER_TASK": "32",
-        "SLURM_RESTART_COUNT": str(restarts),
-    }
-    job = ["bash", "launch/slurm.sbatch", "/p/worker.sh", "2", "--workdir=/shared/my run"]
-    result = standins.run(*job)
-    assert result.returncode == code
-    srun, *others = standins.calls()
-    assert srun == [
-        *["srun", "--cpus-per-task=32", "--kill-on-bad-exit=1"],
-        *["bash", "/p/worker.sh", "run", "--workdir=/shared/my run"],
+@pytest.fixture
+def slurm_job(standins, tmp_path):
+    """slurm_job(code, codes): runs slurm.sbatch once; its tasks end so, and srun with `code`."""
+    project = tmp_path / "shared" / "bert_jax-sha"
+    worker = project / "launch" / "worker.sh"
+    worker.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "worker.sh", worker)
+    shutil.copy(ROOT / "launch" / "slurm.sbatch", worker.parent)
+
+    def run(code: int, codes: tuple[int, ...] = (), max_restarts: int = 2):
+        tasks = f"{project}-run/slurm-7/codes"
+        write = "".join(f"echo {c} >'{tasks}/{i}'\n" for i, c in enumerate(codes))
+        recorder = (standins.home / "bin" / "scancel").read_text()
+        if not (standins.home / "bin" / "srun-recorder").exists():
+            (standins.home / "bin" / "srun-recorder").write_text(recorder)
+            (standins.home / "bin" / "srun-recorder").chmod(0o755)
+        (standins.home / "bin" / "srun").write_text(
+            f'#!/bin/bash\n"{standins.home}/bin/srun-recorder" "$@"\n{write}exit {code}\n'
+        )
+        standins.environment = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "32"}
+        result = standins.run(
+            *("bash", str(worker.parent / "slurm.sbatch"), str(worker), str(max_restarts)),
+            f"--workdir={run.workdir}",
+        )
+        run.requeued = ["scontrol", "requeue", "7"] in standins.calls()
+        return result
+
+    run.workdir, run.worker = tmp_path / "my run", worker
+    return run
+
+
+def test_the_slurm_job_runs_one_task_a_node(slurm_job, standins):
+    assert slurm_job(0).returncode == 0
+    (srun,) = standins.calls()
+    assert srun[1:] == [
+        *["--cpus-per-task=32", "--kill-on-bad-exit=1", "bash", str(slurm_job.worker), "task"],
+        f"--workdir={slurm_job.workdir}",
     ]
-    assert others == ([["scontrol", "requeue", "7"]] if requeued else [])
+
+
+@pytest.mark.parametrize(("code", "codes"), [(2, (2, 2)), (143, (2, 143)), (143, (143, 2))])
+def test_a_users_error_of_any_slurm_task_ends_the_job(slurm_job, code, codes):
+    result = slurm_job(code, codes)
+    assert result.returncode == 2 and not slurm_job.requeued
+    assert result.stderr.endswith("exit code 2, a user error: retrying does not help, see above\n")
+    # Of a run before, a code counts no more.
+    slurm_job(137, (137, 143))
+    assert slurm_job.requeued
+
+
+def test_slurm_restarts_without_a_new_checkpoint_between_them_count(slurm_job):
+    def checkpoint(step: int) -> None:
+        (slurm_job.workdir / "checkpoints" / str(step)).mkdir(parents=True)
+
+    said = []
+    for code in (75, 1, 75, 137, 75, 75):  # more than max_restarts, each with a new checkpoint
+        checkpoint(10 * (len(said) + 1))
+        said.append(slurm_job(code).stderr)
+        assert slurm_job.requeued
+    assert said[-1] == "exit code 75, the newest checkpoint is 60: restart 1 of 2 since it\n"
+    assert "restart 2 of 2" in slurm_job(1).stderr and slurm_job.requeued
+    (slurm_job.workdir / "checkpoints" / "61.orbax-checkpoint-tmp").mkdir()
+    result = slurm_job(1)
+    assert result.returncode == 1 and not slurm_job.requeued
+    assert "given up after 2 restarts in a row without a new checkpoint" in result.stderr
+
+
+def test_slurm_restarts_of_a_run_without_a_checkpoint_count(slurm_job):
+    assert "the newest checkpoint is none: restart 1 of 1" in slurm_job(1, max_restarts=1).stderr
+    assert slurm_job(1, max_restarts=1).returncode == 1 and not slurm_job.requeued
 
 
 def test_slurm_asks_for_one_process_a_node_and_time_to_save():
