@@ -134,9 +134,8 @@ def class_weights(text: str, labels: Sequence[str], examples: Iterable[str]) -> 
         # A class that never comes is never weighed.
         weights = [1 / max(counts[label], 1) for label in labels]
     else:
-        numbers = (to_number(part) for part in text.split(","))
-        weights = [x for x in numbers if x is not None and x > 0]
-        if len(weights) != len(labels) or len(weights) != len(text.split(",")):
+        weights = [to_number(part) or 0.0 for part in text.split(",")]
+        if len(weights) != len(labels) or min(weights) <= 0:
             raise UserError(
                 f"config.class_weights={text!r}: expected 'balanced', or {len(labels)} numbers "
                 f"above 0 separated by commas, one a label ({class_names(labels)})"

@@ -9,8 +9,13 @@ from collections.abc import Iterable, Sequence
 Entity = tuple[str, int, int]  # type, first word, word after the last
 
 UNTYPED = "entity"  # the type of plain B, I, O
-# The prefixes of entities of several words: first, inside, last; and of those of one word.
-_PREFIXES = {"IO": "III I", "BIO": "BII B", "BIOES": "BIE S", "BILOU": "BIL U"}
+# The prefixes of an entity's first word, words inside and last word; and of one of a single word.
+_PREFIXES = {
+    "IO": ("I", "I", "I", "I"),
+    "BIO": ("B", "I", "I", "B"),
+    "BIOES": ("B", "I", "E", "S"),
+    "BILOU": ("B", "I", "L", "U"),
+}
 # What L and U are called elsewhere.
 _BIOES = str.maketrans("LU", "ES")
 
@@ -107,22 +112,21 @@ def convert(labels: Sequence[str], scheme: str = "BIO") -> list[str]:
     """
     if not all(map(parse, labels)):
         return list(labels)
-    ends = "" if any(map(is_plain, labels)) else "-"
-    first, inside, last, _, single = tuple(_PREFIXES[scheme])
+    plain = any(map(is_plain, labels))
+    first, inside, last, single = _PREFIXES[scheme]
     result = ["O"] * len(labels)
     for kind, start, end in entities(labels):
         prefixes = [first, *[inside] * (end - start - 2), last] if end - start > 1 else [single]
         for i, prefix in enumerate(prefixes, start):
-            result[i] = f"{prefix}-{kind}" if ends else prefix
+            result[i] = prefix if plain else f"{prefix}-{kind}"
     return result
 
 
 def all_labels(labels: Iterable[str], scheme: str = "BIO") -> set[str]:
     """O, and every type of `labels` with all prefixes of a scheme."""
     labels = set(labels)
-    prefixes = set(_PREFIXES[scheme]) - {" "}
+    prefixes = set(_PREFIXES[scheme])
     if any(map(is_plain, labels)):
         return {"O"} | prefixes
-    parsed = (parse(label) for label in labels - {"O"})
-    kinds = {kind for _, kind in filter(None, parsed)}
+    kinds = {parsed[1] for label in labels - {"O"} if (parsed := parse(label))}
     return {"O"} | {f"{prefix}-{kind}" for prefix in prefixes for kind in kinds}

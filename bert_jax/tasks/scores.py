@@ -59,8 +59,8 @@ def log_softmax(logits_NC: np.ndarray) -> np.ndarray:
 
 def pearson(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
     """Linear correlation; 0 if either is constant."""
-    x_N, y_N = np.asarray(x_N, np.float64), np.asarray(y_N, np.float64)
-    dx_N, dy_N = x_N - x_N.mean(), y_N - y_N.mean()
+    x_N, y_N = np.asarray(x_N), np.asarray(y_N)
+    dx_N, dy_N = (values.astype(np.float64) - float(values.mean()) for values in (x_N, y_N))
     scale = np.sqrt((dx_N**2).sum() * (dy_N**2).sum())
     return float((dx_N * dy_N).sum() / scale) if scale > 0 else 0.0
 
