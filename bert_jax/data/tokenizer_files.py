@@ -17,7 +17,6 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError, brief
-from bert_jax.data import foreign
 
 CONTINUATION_PREFIX = "##"
 MAX_WORD_LENGTH = 100  # BERT's: a longer word is [UNK]
@@ -161,11 +160,11 @@ def read(directory: epath.Path, vocabulary: epath.Path | None = None) -> Source:
     where = vocabulary or directory
     whole: _TokenizerJson = {}
     if vocabulary is None:
-        whole = foreign.read_json(directory / "tokenizer.json", _TokenizerJson)
+        whole = files.read_shaped(directory / "tokenizer.json", _TokenizerJson)
     config, declared = _read_config(directory, whole)
     model: _ModelConfig = {}
     if (directory / "config.json").exists():
-        model = foreign.read_json(directory / "config.json", _ModelConfig)
+        model = files.read_shaped(directory / "config.json", _ModelConfig)
     name = config.get("tokenizer_class") or model.get("tokenizer_class") or ""
     is_rebuilt = name.removesuffix("Fast") in _BERT_CLASSES or not whole
     if not name and model.get("model_type") in _BERT_MODELS:
@@ -175,7 +174,7 @@ def read(directory: epath.Path, vocabulary: epath.Path | None = None) -> Source:
     # Vocabulary and flags.
     vocab_file = vocabulary or directory / "vocab.txt"
     if whole:
-        ids = foreign.checked(whole["model"].get("vocab"), dict[str, int], where, "model.vocab")
+        ids = files.checked(whole["model"].get("vocab"), dict[str, int], where, "model.vocab")
         if vocab_file.exists():
             _compare_vocabularies(where, ids, _read_vocab(vocab_file))
     elif vocab_file.exists():
@@ -268,7 +267,7 @@ def _read_config(
 ) -> tuple[_TokenizerConfig, dict[int, _AddedToken]]:
     """tokenizer_config.json with what older files add to it, and the added tokens by their ids."""
     path = directory / "tokenizer_config.json"
-    config = foreign.read_json(path, _TokenizerConfig)
+    config = files.read_shaped(path, _TokenizerConfig)
     extra = config.pop("additional_special_tokens", None)
     if extra and not config.get("extra_special_tokens"):
         config["extra_special_tokens"] = extra
@@ -279,7 +278,7 @@ def _read_config(
                 raise UserError(f"{path}: the added token {fields!r} has the id {number!r}")
             declared[int(number)] = fields
     else:
-        legacy = foreign.read_json(directory / "special_tokens_map.json", _TokenizerConfig)
+        legacy = files.read_shaped(directory / "special_tokens_map.json", _TokenizerConfig)
         known = config.get("extra_special_tokens")
         config |= legacy
         if isinstance(known, list) and isinstance(legacy.get("extra_special_tokens"), list):
@@ -287,7 +286,7 @@ def _read_config(
         # An older file's additional_special_tokens are no special tokens to transformers 5.
         others = {k: v for k, v in config.items() if k != "additional_special_tokens"}
         special = {content for content, _ in _special_tokens(others)}
-        indices = foreign.read_json(directory / "added_tokens.json", dict[str, int])
+        indices = files.read_shaped(directory / "added_tokens.json", dict[str, int])
         for content, i in indices.items():
             is_special = content in special
             declared[i] = {"content": content, "special": is_special, "normalized": not is_special}
@@ -409,7 +408,7 @@ def _read_vocab(path: epath.Path) -> dict[str, int]:
     Raises:
       UserError: not UTF-8, or a token is there twice.
     """
-    foreign.check_regular(path, foreign.MAX_BYTES)
+    files.check_regular(path, files.MAX_JSON)
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:

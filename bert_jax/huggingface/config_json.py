@@ -7,9 +7,8 @@ from typing import Any, TypedDict
 
 from etils import epath
 
-from bert_jax import __version__
+from bert_jax import __version__, files
 from bert_jax.cli import UserError
-from bert_jax.data import foreign
 from bert_jax.huggingface.keys import PRETRAINING, TABLES, KeyTable
 from bert_jax.models import architectures
 from bert_jax.models.architectures import COMPUTE_FIELDS, EncoderConfig
@@ -90,7 +89,7 @@ def read(path: epath.Path) -> Description:
             f"{path.parent} is not a Hugging Face model directory: it has no config.json"
             f"{workdirs.hint(path.parent)}"
         )
-    config = foreign.read_json(path, _ConfigJson)
+    config = files.read_shaped(path, _ConfigJson)
     architecture, table = _row(path, config)
     values: dict[str, Any] = {**config}
     problems = [

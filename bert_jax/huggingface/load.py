@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 import ml_collections
 from etils import epath
 
+from bert_jax import files as file_lib
 from bert_jax.cli import UserError
-from bert_jax.data import foreign, tokenizer
+from bert_jax.data import tokenizer
 from bert_jax.huggingface import config_json, files, tensorflow, tensors, weights
 from bert_jax.models import architectures
 from bert_jax.models.architectures import EncoderConfig
@@ -123,7 +124,7 @@ def _encoder_of(directory: epath.Path) -> tuple[epath.Path, dict[str, Any]]:
     if not (directory / "modules.json").exists():
         return directory, {}
     path = directory / "modules.json"
-    modules = foreign.read_list(path)
+    modules = file_lib.read_shaped_list(path)
     # Before 6: sentence_transformers.models.Pooling, since then …modules.pooling.Pooling.
     named = [(str(module.get("type", "")).rpartition(".")[2], module) for module in modules]
     kinds = [kind for kind, _ in named]
@@ -138,10 +139,10 @@ def _encoder_of(directory: epath.Path) -> tuple[epath.Path, dict[str, Any]]:
     encoder = directory / folders["Transformer"]
     if "Pooling" not in folders:
         return encoder, {}
-    sentence = foreign.read_json(encoder / "sentence_bert_config.json", _SentenceConfig)
-    lengths = foreign.read_json(encoder / "tokenizer_config.json", _TokenizerLength)
+    sentence = file_lib.read_shaped(encoder / "sentence_bert_config.json", _SentenceConfig)
+    lengths = file_lib.read_shaped(encoder / "tokenizer_config.json", _TokenizerLength)
     pooling_file = directory / folders["Pooling"] / "config.json"
-    pooling: dict[str, Any] = {**foreign.read_json(pooling_file, _Pooling)}
+    pooling: dict[str, Any] = {**file_lib.read_shaped(pooling_file, _Pooling)}
     modes = pooling.get("pooling_mode") or [
         mode
         for name, mode in (("cls_token", "cls"), ("mean_tokens", "mean"), ("max_tokens", "max"))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError
-from bert_jax.data import foreign
 
 _MAGIC = 0xDB4775248B80FB57
 _FLOAT, _INT64 = 1, 9  # of TensorFlow's DataType; BERT's checkpoints have no others of use
@@ -83,7 +83,7 @@ def read(directory: epath.Path) -> dict[str, np.ndarray]:
             "expected one NAME.ckpt.index with its NAME.ckpt.data-… beside bert_config.json"
         )
     index = directory / found[0]
-    foreign.check_regular(index, _MAX_INDEX)
+    files.check_regular(index, _MAX_INDEX)
     try:
         entries = dict(_entries(index.read_bytes()))
     except (_DamageError, struct.error, IndexError, UnicodeDecodeError):
@@ -113,7 +113,7 @@ def _array(index: epath.Path, name: str, entry: _Entry, shards: int) -> np.ndarr
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None or entry.size != dtype.itemsize * int(np.prod(entry.shape, dtype=object)):
         raise UserError(f"{index}: {name} is no array of float32 of the shape {entry.shape}")
-    foreign.check_regular(paths[0], 1 << 40)
+    files.check_regular(paths[0], 1 << 40)
     with paths[0].open("rb") as file:
         file.seek(entry.offset)
         data = file.read(entry.size)

@@ -13,8 +13,8 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError, brief
-from bert_jax.data import foreign
 
 Tensors = dict[str, np.ndarray]
 _DTYPES = {
@@ -52,7 +52,7 @@ def read(directory: epath.Path, most_bytes: int) -> Tensors:
         if shards := _shards(directory, name):
             tensors: Tensors = {}
             for shard in shards:
-                foreign.check_regular(directory / shard, most_bytes)
+                files.check_regular(directory / shard, most_bytes)
                 tensors |= read_file(directory / shard)
             return tensors
     present = sorted(path.name for path in directory.iterdir())
@@ -73,7 +73,7 @@ def _shards(directory: epath.Path, name: str) -> list[str]:
     is_single = (directory / name).exists()
     if not index.exists():
         return [name] if is_single else []
-    weight_map = foreign.read_json(index, _Index).get("weight_map")
+    weight_map = files.read_shaped(index, _Index).get("weight_map")
     if weight_map is None:
         raise UserError(f"{index} has no weight_map: which file holds which weights")
     shards = sorted(set(weight_map.values()))
