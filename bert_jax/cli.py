@@ -46,6 +46,14 @@ def brief(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
+def size(text: str) -> int:
+    """A flag's number of bytes: '5GB' -> 5,000,000,000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 5GB")
+    return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()])
+
+
 def print_lines(lines: Iterable[str]) -> None:
     """Prints lines as they come, until whoever reads them has enough, as in `… | head`."""
     for line in lines:

@@ -1,14 +1,13 @@
 """Command: turns checkpoints of this project into Hugging Face directories, and back."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from etils import epath
 
 from bert_jax import files
-from bert_jax.cli import UserError, run
+from bert_jax.cli import UserError, run, size
 from bert_jax.huggingface import hub, keys
 
 if TYPE_CHECKING:
@@ -71,14 +70,6 @@ def from_hugging_face(
     return tensors.parts_of(loaded.params, architectures.make_config(loaded.config.model))
 
 
-def _size(text: str) -> int:
-    """'5GB' -> 5,000,000,000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 5GB")
-    return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bert_jax.convert",
@@ -95,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     to.add_argument("--output", required=True, help="directory to write")
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     to.add_argument(
-        "--max_shard_size", type=_size, default="5GB", help="split larger weights over files"
+        "--max_shard_size", type=size, default="5GB", help="split larger weights over files"
     )
     to.add_argument(
         "--push_to_hub", default="", metavar="REPO", help="upload it to that repository of the hub"

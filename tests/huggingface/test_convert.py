@@ -18,7 +18,7 @@ import transformers
 from etils import epath
 from small_model import SIZES, TOKENIZER, load_torch
 
-from bert_jax import convert, files, loading
+from bert_jax import cli, convert, files, loading
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
 from bert_jax.huggingface import export, keys, parity, weights
@@ -533,7 +533,7 @@ def test_bad_directories(exported, tmp_path):
 
 
 def test_size_argument():
-    assert [convert._size(text) for text in ("5GB", "300mb", "1000")] == [
+    assert [cli.size(text) for text in ("5GB", "300mb", "1000")] == [
         5 * 10**9,
         3 * 10**8,
         1000,
