@@ -11,6 +11,7 @@ from small_run import LENGTH, VOCAB_SIZE, numbers
 
 from bert_jax import convert, finetune, predict, pretrain
 from bert_jax.cli import UserError
+from bert_jax.models import architectures
 from bert_jax.models.architectures import ARCHITECTURES, Architecture
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.positions import gather_positions
@@ -76,8 +77,8 @@ TOY = Architecture(
 def toy(config, monkeypatch) -> ml_collections.ConfigDict:
     """A recipe that pretrains it for ten steps."""
     monkeypatch.setitem(ARCHITECTURES, "toy", TOY)
-    config.model = ml_collections.ConfigDict({"architecture": "toy", "vocab_size": VOCAB_SIZE})
-    config.model.update(max_position_embeddings=LENGTH, type_vocab_size=2)
+    fields = architectures.fields_of(ToyConfig(VOCAB_SIZE))
+    config.model = ml_collections.ConfigDict(fields)
     config.num_steps, config.eval_every, config.checkpoint_every = 10, 5, 5
     config.optimizer.learning_rate = 0.05
     return config
