@@ -35,6 +35,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # Threads that read batches, and batches made ahead; 0: 2 and 8 from a disk, 16 and 32 from gs://.
     config.data_threads = 0
     config.data_prefetch = 0  # never more than 1 GiB of them
+    # Version of how order and masks are drawn; 1 resumes runs that were begun before version 0.2.
+    config.sampling = 2
     config.seed = 0  # of parameters, dropout, and the order of the data
 
     # Length, and what happens on the way (all in optimizer steps).

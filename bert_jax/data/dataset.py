@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from bert_jax import files
 from bert_jax.data import packing as packing_lib
-from bert_jax.data.order import Order, Piece
+from bert_jax.data.order import SAMPLING, WINDOW_RECORDS, Order, Piece
 from bert_jax.data.placing import (
     batch_shapes,
     concatenated,
@@ -56,6 +56,7 @@ class PretrainingData(Split):
         packing: int = 0,
         threads: int = 0,
         prefetch: int = 0,
+        sampling: int = SAMPLING,
     ):
         """
         Args:
@@ -63,11 +64,12 @@ class PretrainingData(Split):
           seed: of the order and the masks.
           threads, prefetch: that read batches, and batches made ahead; 0 for what suits the place
             where the data lies.
+          sampling: the version of order and masks (`order.py`).
 
         Raises:
           UserError: the data set is none, or incomplete, has no such split or cannot be packed.
         """
-        super().__init__(data_dir, split, seed)
+        super().__init__(data_dir, split, seed, sampling)
         remote = files.is_remote(data_dir)
         self._threads = threads or (THREADS_REMOTE if remote else THREADS_LOCAL)
         self._prefetch = prefetch or (PREFETCH_REMOTE if remote else PREFETCH_LOCAL)
@@ -79,7 +81,8 @@ class PretrainingData(Split):
             self._row_of_example, rows_of_group = packing_lib.rows_of_examples(
                 self.data_dir, split, self.sizes, self.max_seq_length, packing
             )
-        self._order = Order(rows_of_group, seed, shuffled=split == "train")
+        window = WINDOW_RECORDS // (packing_lib.GROUP_RECORDS if packing else 1)
+        self._order = Order(rows_of_group, seed, split == "train", window, sampling)
         self.num_rows = self._order.num_rows
 
     @property
@@ -105,6 +108,9 @@ class PretrainingData(Split):
     def read(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Rows [start, stop) of the endless stream, as a batch of numpy arrays.
 
+        Those of a window in the order of its records (`Order`), so that [0, 8) is not the first
+        half of [0, 16).
+
         Returns (B = stop - start): what `Split.to_batch` or, with packing, `packing.lay_out` does.
         """
         return self._batch(list(self._order.pieces(start, stop)))
@@ -116,7 +122,7 @@ class PretrainingData(Split):
           rows: ascending, without overlap.
         """
         pieces, offset = [], 0
-        for piece in self._order.pieces(start, start + rows[-1].stop):
+        for piece in self._order.pieces(start, start + self._batch_size):
             stop = offset + len(piece.rows)
             inside = [piece.rows[max(r.start - offset, 0) : max(r.stop - offset, 0)] for r in rows]
             pieces.append(piece._replace(rows=np.concatenate(inside)))

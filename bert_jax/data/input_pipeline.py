@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from bert_jax.cli import UserError
 from bert_jax.data.dataset import PretrainingData
+from bert_jax.data.order import SAMPLING
 from bert_jax.data.placing import local_rows
 from bert_jax.parallel import hardware, sharding
 
@@ -46,6 +47,8 @@ def open_data(
                 f"config.{name}={config[name]}: expected at least 1, or 0 for what suits the place "
                 "where the data lies"
             )
+    if config.sampling not in (1, SAMPLING):
+        raise UserError(f"config.sampling={config.sampling}: expected 1 or {SAMPLING}")
     data = PretrainingData(
         data_dir,
         split,
@@ -54,6 +57,7 @@ def open_data(
         packed,
         config.data_threads,
         config.data_prefetch,
+        config.sampling,
     )
     if data.manifest.vocab_size != config.model.vocab_size:
         raise UserError(

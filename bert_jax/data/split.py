@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.cli import UserError
-from bert_jax.data import masking, records, tokenizer
+from bert_jax.data import masking, order, records, tokenizer
 from bert_jax.data.records import EXAMPLES_PER_RECORD
 from bert_jax.data.shards import Shards
 
@@ -32,10 +32,11 @@ class Split:
       shards: where they lie.
     """
 
-    def __init__(self, data_dir: str, split: str, seed: int):
+    def __init__(self, data_dir: str, split: str, seed: int, sampling: int = order.SAMPLING):
         """
         Args:
           seed: of the masks, if the data set has none.
+          sampling: the version of how they are drawn.
 
         Raises:
           UserError: the data set is none, incomplete or changed, or has no such split.
@@ -46,7 +47,8 @@ class Split:
                 f"{data_dir} is in the format {self.manifest.arguments['format']}, which is for "
                 "other programs: rebuild it without --format to train on it here"
             )
-        self.data_dir, self.split, self._seed = epath.Path(data_dir), split, seed
+        self.data_dir, self.split = epath.Path(data_dir), split
+        self._seed, self._sampling = seed, sampling
         self.num_examples = self.manifest.num_examples(split)
         if not self.num_examples:
             raise UserError(
@@ -161,7 +163,7 @@ class Split:
         """Dynamic masks: new in every epoch, a function of (seed, epoch, record) alone."""
         tok = self.tokenizer
         drawn = masking.mask_tokens(
-            np.random.default_rng((self._seed, epoch, number)),
+            order.mask_rng(self._seed, epoch, number, self._sampling),
             examples["input_ids"],
             examples["num_tokens"],
             masking.MaskingConfig.from_arguments(self.manifest.arguments),

@@ -189,6 +189,8 @@ def _differences(saved: dict[str, Any], current: dict[str, Any], reached: int) -
 
     def fixed(config: dict[str, Any]) -> dict[str, Any]:
         chosen = {field: config.get(field) for field in FIXED_FIELDS}
+        # Runs that were begun before there were versions have the first.
+        chosen["sampling"] = config.get("sampling", 1)
         chosen["model"] = architectures.fields_of(architectures.make_config(config["model"]))
         identity = dict(chosen["identity"] or {})
         if "phases" in identity:

@@ -166,12 +166,15 @@ def test_the_position_alone_decides(config):
     data, other = open_data(config), open_data(config)
     stop = 2 * data.num_rows + 50
     whole = data.read(0, stop)
-    for start, end in itertools.pairwise(range(7, stop, 23)):
-        for name, array in other.read(start, end).items():
-            np.testing.assert_array_equal(array, whole[name][start:end], err_msg=name)
-    ends = [slice(3, 9), slice(20, 24)]
+    parts = [
+        other.read(start, end) for start, end in itertools.pairwise([0, *range(7, stop, 23), stop])
+    ]
+    together = [example for part in parts for example in examples_of(part)]
+    assert sorted(together) == sorted(examples_of(whole))
+    batch, ends = data.read(100, 124), [slice(3, 9), slice(20, 24)]
+    other._batch_size = 24
     for name, array in other._read_rows(100, ends).items():
-        expected = np.concatenate([whole[name][103:109], whole[name][120:124]])
+        expected = np.concatenate([batch[name][3:9], batch[name][20:24]])
         np.testing.assert_array_equal(array, expected, err_msg=name)
 
 

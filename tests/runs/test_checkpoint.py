@@ -231,6 +231,18 @@ def test_a_model_s_field_that_an_older_run_lacks_has_its_default(copy):
         workdirs.check_same_run(workdir, config, config.identity.to_dict())
 
 
+def test_a_run_from_before_sampling_had_versions_is_resumed_with_the_first(copy):
+    workdir, _ = copy
+    config = workdirs.read_config(workdir)
+    older = json.loads((workdir / "config.json").read_text())
+    del older["checksum"], older["sampling"]
+    (workdir / "config.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match="sampling is 1 there, 2 here"):
+        workdirs.check_same_run(workdir, config, config.identity.to_dict())
+    config.sampling = 1
+    workdirs.check_same_run(workdir, config, config.identity.to_dict())
+
+
 @pytest.mark.parametrize(
     "harm, reason",
     [
