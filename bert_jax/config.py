@@ -7,6 +7,7 @@ of this project are known by name: bert_base, bert_tiny:laptop, finetune/sst2.
 import contextlib
 import difflib
 import inspect
+import math
 import pathlib
 import re
 import sys
@@ -46,6 +47,21 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
                 yield from leaves(item, f"{prefix}{name}[{i}].")
         else:
             yield prefix + name, value
+
+
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for numbers that no run can use, whatever their field is for."""
+    for name, value in leaves(config):
+        # Of a seed JAX uses 32 bits: 0 and 2^32 would be one.
+        for seed in value if name == "seeds" else [value] if name == "seed" else []:
+            if not 0 <= seed < 2**32:
+                raise UserError(f"config.{name}={value}: expected 0 to {2**32 - 1}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{name}={value}: expected a finite number")
+        if name.endswith("dropout_prob") and not 0 <= value <= 0.999:
+            raise UserError(f"config.{name}={value}: expected 0 to 0.999")
+        if name in ("batch_size", "num_steps", "model.vocab_size") and value >= 2**31:
+            raise UserError(f"config.{name}={value}: expected less than {2**31}")
 
 
 def phase(**fields: Any) -> ml_collections.ConfigDict:
@@ -90,6 +106,7 @@ def recipe(name: str, /, **overrides: Any) -> ml_collections.ConfigDict:
             config_path.set_value(field, config, value)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {field}={value!r} ({brief(error)})") from None
+    check_ranges(config)
     return config
 
 
@@ -235,6 +252,7 @@ def parse(
     missing = [f"--{name} ({text})" for name, text in required.items() if not values[name]]
     if missing:
         raise UserError(f"missing {', '.join(missing)}; see --help")
+    check_ranges(config)
     return config, values
 
 

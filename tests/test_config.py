@@ -157,3 +157,32 @@ def test_help_has_the_defaults_that_there_are(module, capsys):
         importlib.import_module(module).main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: " in text and "(default: None)" not in text
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("seed=4294967296", "seed=4294967296: expected 0 to 4294967295"),
+        ("seed=-1", "seed=-1: expected 0 to"),
+        ("seed=9223372036854775808", "seed=9223372036854775808: expected 0 to"),
+        ("model.hidden_dropout_prob=0.99999", "expected 0 to 0.999"),
+        ("model.attention_probs_dropout_prob=-0.1", "expected 0 to 0.999"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan: expected a finite number"),
+        ("guard.max_loss_ratio=inf", "guard.max_loss_ratio=inf: expected a finite number"),
+        ("batch_size=2147483648", "expected less than 2147483648"),
+        ("model.vocab_size=99999999999", "expected less than 2147483648"),
+    ],
+)
+def test_numbers_that_no_run_can_use_are_refused(field, message):
+    argv = ["--config=configs/bert_mini.py", "--workdir=/w", f"--config.{field}"]
+    with pytest.raises(UserError, match=message):
+        config_lib.parse(argv, **PARSE)
+    name, _, value = field.partition("=")
+    number = float(value) if "." in value or value in ("nan", "inf") else int(value)
+    with pytest.raises(UserError, match=message):
+        config_lib.recipe("bert_mini", **{name: number})
+
+
+def test_the_seeds_of_a_sweep_are_checked():
+    with pytest.raises(UserError, match=r"seeds=.*: expected 0 to 4294967295"):
+        config_lib.recipe("finetune/sst2", seeds=(1, 2**32))

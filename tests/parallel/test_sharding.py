@@ -253,6 +253,7 @@ for axes in ((1, 1, 1), (1, 8, 1), (2, 4, 1), (1, 4, 2)):
 """
 
 
+@pytest.mark.slow
 def test_training_is_the_same_where_arrays_are_split_along_two_dimensions():
     result = subprocess.run(
         [sys.executable, "-c", ON_MESHES],
