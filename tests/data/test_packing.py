@@ -1,6 +1,7 @@
 """Packing: rows hold what fits, every example once, and the model computes what it does without."""
 
 import itertools
+import json
 
 import jax
 import numpy as np
@@ -346,6 +347,14 @@ def test_what_cannot_be_packed_is_refused(config, tmp_path, built):
         if path.name != "num_tokens-train.npy":
             (tmp_path / path.name).symlink_to(path)
     config.data_dir = str(tmp_path)
+    with pytest.raises(UserError, match=r"num_tokens-train\.npy is missing"):
+        open_data(config)
+    # Older data sets do not list their files.
+    manifest = tmp_path / "dataset.json"
+    fields = json.loads(manifest.read_text())
+    del fields["checksum"], fields["statistics"]["files"]
+    manifest.unlink()
+    manifest.write_text(json.dumps(fields))
     with pytest.raises(UserError, match=r"has no num_tokens-train\.npy, which packing needs"):
         open_data(config)
     assert open_data(config, 0).num_rows
