@@ -3,7 +3,7 @@
 #
 #   launch/dataflow.sh FILE.toml up [--dry_run]
 #
-# builds DATA_DIR and checks it. The same command goes on from the finished parts. Single steps:
+# builds DATA_DIR and checks it. The same command resumes from the finished parts. Single steps:
 # build, check, stop. --dry_run prints the commands instead of running them.
 set -euo pipefail
 COMMANDS='up build check stop'

@@ -5,8 +5,9 @@
 #
 # installs the project at its commit on the shared file system, submits the job and shows its log; a
 # job of this name that is queued or running is only shown.
-# The job requeues itself before its time limit, after preemptions and after crashes, up to
-# max_restarts times. Single steps: install, start, watch, stop. --dry_run prints the commands.
+# The job requeues itself before its time limit and after crashes, until max_restarts restarts in a
+# row have brought no new checkpoint. Single steps: install, start, watch, stop. --dry_run prints the
+# commands.
 set -euo pipefail
 COMMANDS='up install start watch stop'
 # shellcheck source=launch/common.sh

@@ -4,7 +4,7 @@
 #   launch/tpu.sh FILE.toml up [--dry_run]
 #
 # does it all: create, install, start, watch, and delete when the run is finished. After a
-# preemption or a crash it goes on by itself, up to max_restarts times. Interrupted, the same command
+# preemption or a crash it resumes by itself, up to max_restarts times. Interrupted, the same command
 # takes up where it is. Single steps: create, install, start, watch, log, stop, delete.
 # --dry_run prints the commands instead of running them.
 set -euo pipefail
@@ -106,7 +106,7 @@ status() {
   }
 }
 
-# Follows the run to its end: 0 finished, 2 a mistake that a retry doesn't cure, 1 anything else.
+# Follows the run to its end: 0 finished, 2 a user error, 1 anything else.
 watch() {
   local lines errors=0
   if [[ $DRY_RUN ]]; then
@@ -168,7 +168,7 @@ up() {
       delete
       return
     fi
-    ((code != 2)) || die 2 "a mistake that no retry cures: see $0 $FILE log"
+    ((code != 2)) || die 2 "a user error, retrying does not help: see $0 $FILE log"
     # A first launch that does not get off the ground is for its owner to look at.
     [[ $code != 3 || $turn = again ]] || die 1 "the run was not started"
     turn=again
