@@ -116,7 +116,7 @@ setattr(owner, "{attribute}", failing)
 
 
 STAGES = {
-    "loading": ("bert_jax.data.input_pipeline:PretrainingData.read", 12),
+    "loading": ("bert_jax.data.dataset:PretrainingData._read_rows", 12),
     "step": ("bert_jax.training.reporting:Reporter.step", 4),
     "evaluation": ("bert_jax.training.evaluation:evaluate", 1),
     "saving": ("bert_jax.runs.checkpoint:CheckpointStore.save", 1),

@@ -25,7 +25,7 @@ from small_run import (
 from two_processes import PRETRAIN
 
 from bert_jax.cli import EXIT_INTERRUPTED, Interrupted, UserError
-from bert_jax.data import input_pipeline, records
+from bert_jax.data import dataset, records
 from bert_jax.runs import checkpoint, telemetry
 from bert_jax.runs import workdir as workdirs
 from bert_jax.training import compilation, loop, phases, reporting
@@ -229,13 +229,13 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
 def test_a_phase_on_the_same_data_continues_where_the_one_before_stopped(
     config, tmp_path, monkeypatch, caplog
 ):
-    read, starts = input_pipeline.PretrainingData._read_rows, []
+    read, starts = dataset.PretrainingData._read_rows, []
 
     def noted(data, start, rows):
         starts.append(start)
         return read(data, start, rows)
 
-    monkeypatch.setattr(input_pipeline.PretrainingData, "_read_rows", noted)
+    monkeypatch.setattr(dataset.PretrainingData, "_read_rows", noted)
     config.update(num_steps=12, eval_every=0, checkpoint_every=2)
     config.phases = ({"num_steps": 7}, {"batch_size": 8})
     loop.train_and_evaluate(config, tmp_path / "whole")
@@ -433,8 +433,8 @@ def test_evaluation_reads_ahead_and_fetches_its_sums_once(config, tmp_path, monk
     inputs = open_inputs(config)
     (part,) = inputs.phases
     data, started, fetched = part.eval_data["eval_"], [], []
-    read, fetch = data.read, jax.device_get
-    monkeypatch.setattr(data, "read", lambda *rows: started.append(rows) or read(*rows))
+    read, fetch = data._read_rows, jax.device_get
+    monkeypatch.setattr(data, "_read_rows", lambda *rows: started.append(rows) or read(*rows))
     batches = data.eval_batches(inputs.mesh, 0)
     next(batches)
     deadline = time.monotonic() + 20
