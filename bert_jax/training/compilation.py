@@ -48,6 +48,8 @@ class Compilation:
             for later_number in later:
                 self._compile(later_number)
 
+        if not later:
+            return
         # A daemon, and known to cli.run by its name: an interrupted run does not wait for it.
         threading.Thread(target=compile_all, name=COMPILING, daemon=True).start()
 
