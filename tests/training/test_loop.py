@@ -473,7 +473,7 @@ def test_a_later_phase_that_does_not_fit_ends_the_run_while_the_first_one_trains
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     with pytest.raises(
         UserError,
-        match=r"the phase from step 200,000 needs 1024\.0 GiB .*smaller --config\.phases\[1\]\.batch",
+        match=r"phase from step 200,000 needs 1024\.0 GiB .*smaller --config\.phases\[1\]\.batch",
     ):
         loop.train_and_evaluate(config, tmp_path)
     assert 0 < telemetry.read(tmp_path)[-1]["step"] < 200_000
