@@ -100,6 +100,7 @@ setup(
             "bert-jax-convert=bert_jax.convert:cli",
             "bert-jax-finetune=bert_jax.finetune:cli",
             "bert-jax-predict=bert_jax.predict:cli",
+            "bert-jax-evaluate=bert_jax.evaluate:cli",
         ]
     },
 )

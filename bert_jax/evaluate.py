@@ -16,11 +16,11 @@ from bert_jax.cli import UserError
 
 # Fields of the recipes in configs/finetune, which explain them, that say how a file is read.
 FIELDS = {
-    **dict.fromkeys(("text_column", "text_pair_column", "label_column"), str),
+    **dict.fromkeys(("text_column", "text_pair_column", "label_column", "label_columns"), str),
     **dict.fromkeys(("words_column", "tags_column"), str),
     **dict.fromkeys(("word_index", "tag_index"), int),
     **dict.fromkeys(("context_column", "beginning_column", "choice_columns"), str),
-    **dict.fromkeys(("max_skipped", "null_threshold"), float),
+    **dict.fromkeys(("max_skipped", "null_threshold", "threshold"), float),
     "labels": str,
 }
 

@@ -1,15 +1,15 @@
 """Command: what a trained model says of texts, one JSON object a line.
 
 Lines are texts (for fill-mask with [MASK]). In a .jsonl file, with --jsonl, and for answer and
-choose always, they are JSON objects; .csv and .tsv files and data sets (hf:, tfds:) have columns.
-The fields are
+choose always, they are JSON objects. Also what bert_jax.finetune reads is read: .csv and .tsv
+files, data sets (hf:, tfds:), CoNLL (tag) and SQuAD's .json (answer). The fields are
   classify, embed, fill-mask   text (and text_pair: the second text of a pair)
   zero-shot                    text
   tag                          tokens: a list of words; or text
   answer                       question, context
   choose                       context, choices: a list of texts (and beginning: of all choices)
-or called as those that the model was fine-tuned on. Others are passed on. Empty lines are skipped:
-no line of output, no vector, is theirs. Interrupted, the same command resumes.
+or, else, called as in the model's fine-tuning, or by --columns. Others of JSON are passed on. Empty
+lines are skipped: no line of output is theirs. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         kinds = " (.npy: the vectors alone; .parquet: with rows and ids)" if name == "embed" else ""
         add("--output", default="-", help=f"a file{kinds}; - is standard output (default)")
         add("--jsonl", action="store_true", help="lines are JSON objects")
+        add("--columns", default="", help="FIELD=COLUMN pairs by commas, e.g. text=review")
         add("--batch_size", type=positive, default=32)
         add(
             "--max_seq_length",
@@ -102,6 +103,7 @@ def run(
     output: str,
     *,
     jsonl: bool = False,
+    columns: str = "",
     batch_size: int = 32,
     max_seq_length: int | None = None,
     dtype: str = "float32",
@@ -124,7 +126,7 @@ def run(
 
     sizes = {"batch_size": batch_size, "max_seq_length": max_seq_length}
     settings = {"dtype": dtype, "progress": progress, **sizes}
-    job = jobs.prepare(command, model, input, output, jsonl, options, **settings)
+    job = jobs.prepare(command, model, input, output, jsonl, columns, options, **settings)
     if output == "-":
         print_lines(job.lines())
     else:

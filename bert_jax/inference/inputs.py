@@ -9,19 +9,22 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from etils import epath
 
+from bert_jax import config as config_lib
 from bert_jax import files
 from bert_jax.cli import UserError
-from bert_jax.tasks import tables
+from bert_jax.tasks import answers, tables, tokens
 
 Record = dict[str, Any]
 Pair = tuple[Record, Record]  # an input as it stands there, and by the command's fields
 MASK = "[MASK]"
+_HEAD = 1 << 16  # bytes that tell a file's kind
 # Of each command the fields that a record must have, and those that results have.
 FIELDS = {
     "answer": ("question", "context"),
@@ -43,6 +46,7 @@ RESULTS = {
 }
 LISTS = {"tokens": "words", "choices": "texts"}  # fields that hold a list, and of what
 OPTIONAL = ("text_pair", "beginning")  # texts
+CONLL = ("tags_column", "word_index", "tag_index")  # settings of the recipe, by which it is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,26 @@ class Records:
         return self.again()
 
 
+def parse_columns(text: str) -> dict[str, str]:
+    """'text=review,text_pair=title' -> {'text': 'review', 'text_pair': 'title'}.
+
+    Raises:
+      UserError: no such field, or no column for one.
+    """
+    fields = {field for fields in FIELDS.values() for field in fields}
+    known = sorted({*fields, *OPTIONAL, *CONLL})
+    names = {}
+    for part in filter(None, text.split(",")):
+        field, _, column = part.partition("=")
+        if field not in known or not column:
+            raise UserError(
+                f"--columns={text!r}: expected FIELD=COLUMN, by commas; fields are "
+                f"{', '.join(known)}"
+            )
+        names[field] = column
+    return names
+
+
 def columns(settings: Mapping[str, Any]) -> dict[str, str]:
     """The names that a command's fields have in the data that a model was fine-tuned on.
 
@@ -76,28 +100,33 @@ def columns(settings: Mapping[str, Any]) -> dict[str, str]:
         "context": "context_column",
         "choices": "choice_columns",
         "beginning": "beginning_column",
+        **{name: name for name in CONLL},
     }
-    return {field: settings[name] for field, name in names.items() if settings.get(name)}
+    return {
+        field: str(settings[name])
+        for field, name in names.items()
+        if settings.get(name) not in (None, "")
+    }
 
 
-def read(source: str, command: str, jsonl: bool, columns: Mapping[str, str]) -> Records:
+def read(source: str, command: str, jsonl: bool, names: Callable[[], Mapping[str, str]]) -> Records:
     """The records of a source, all checked.
 
     Args:
-      source: "-", a file, or a data set as `tables.load` takes it. A .csv or .tsv file has a
-        header; of any other a line is a record, empty ones are skipped.
+      source: "-", a file, or a data set as `tables.load` takes it. What `finetune` reads is read
+        by the same code: tables (.csv, .tsv), data sets, for `tag` CoNLL, for `answer` SQuAD
+        (.json). Of any other file a line is a record, empty ones are skipped.
       command: a key of FIELDS.
       jsonl: whether lines are JSON objects; those of a .jsonl file always are.
-      columns: field -> the name that it has in tables, data sets and JSON objects.
+      names: called where fields have names: field -> its column.
 
     Raises:
       UserError: nothing there, not UTF-8, no JSON, a field that is missing or of another type, or
         one that results would replace; names the line.
     """
-    if source.endswith((".csv", ".tsv")):
-        raise UserError(
-            f"--input={source}: expected one text per line, or a .jsonl file with fields"
-        )
+    if is_labelled(source, command):
+        rows = _labelled(source, command, names())
+        return _checked(source, command, {}, lambda: iter(rows), "")
     name = "standard input" if source == "-" else source
     opened = _opener(source)
     as_json = jsonl or source.endswith(".jsonl") or command in ("answer", "choose")
@@ -109,10 +138,77 @@ def read(source: str, command: str, jsonl: bool, columns: Mapping[str, str]) -> 
                     place = f"{name}:{number}"
                     yield place, _object(place, line) if as_json else {"text": line}
 
+    digest = hashlib.sha256()
     with opened() as file:
-        whole: Any = file  # typeshed asks for more than file_digest does
-        digest = hashlib.file_digest(whole, "sha256").hexdigest()
-    return _checked(name, command, columns, records, digest)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    fields = names() if as_json else {}
+    return _checked(name, command, fields, records, digest.hexdigest())
+
+
+def is_labelled(source: str, command: str) -> bool:
+    """Whether `source` is one of the kinds of labelled data that `finetune` reads, but JSON lines.
+
+    A CoNLL file is known by its suffix, else by its lines: of one number of columns, the last a
+    label of entities.
+    """
+    if tables.is_data_set(source) or source.endswith((".csv", ".tsv")):
+        return True
+    if command == "answer":
+        return source.endswith(".json")
+    if command != "tag" or source == "-" or files.is_stream(source):
+        return False
+    if source.endswith((".conll", ".conllu", ".iob", ".iob2", ".bio")):
+        return True
+    with _opener(source)() as file:
+        block = file.read(_HEAD)
+    lines = block.decode("utf-8-sig", "replace").split("\n")
+    lines = lines if len(block) < _HEAD else lines[:-1]
+    rows = [line.split("\t" if "\t" in line else None) for line in lines if line.strip()]
+    widths = {len(row) for row in rows}
+    labels = all(re.fullmatch(r"O|[BIESLU](-\S+)?", row[-1].strip()) for row in rows)
+    return len(rows) > 1 and len(widths) == 1 and widths != {1} and labels
+
+
+def _labelled(source: str, command: str, names: Mapping[str, str]) -> list[tuple[str, Record]]:
+    """(place, record) of every example of labelled data; labels are not looked at."""
+    column = {field: names.get(field, field) for field in (*FIELDS[command], *OPTIONAL)}
+    if command == "answer":
+        questions = answers.read_squad(source, max_skipped=0.0, training=False)
+        return [
+            (
+                f"{source}: question {x.id!r}",
+                {"id": x.id, "question": x.question, "context": x.context},
+            )
+            for x in questions
+        ]
+    if command == "tag":
+        reading = config_lib.recipe("finetune/token_classification")
+        reading.max_skipped = 0.0
+        reading.words_column = names.get("tokens", reading.words_column)
+        reading.tags_column = names.get("tags_column", reading.tags_column)
+        reading.word_index = int(names.get("word_index", reading.word_index))
+        reading.tag_index = int(names.get("tag_index", reading.tag_index))
+        sentences = tokens.read_sentences(source, reading)
+        return [(x.place, {"tokens": list(x.words)}) for x in sentences]
+    given = [field for field in OPTIONAL if field in names]
+    if command == "choose":
+        several = [name.strip() for name in column["choices"].split(",")]
+        wanted = {field: column[field] for field in ("context", *given)}
+        rows = tables.read(source, [*wanted.values(), *several])
+        return [
+            (
+                row.place,
+                {field: row.values[name] for field, name in wanted.items()}
+                | {"choices": [row.values[name] for name in several]},
+            )
+            for row in rows
+        ]
+    wanted = {field: column[field] for field in ("text", *given)}
+    return [
+        (row.place, {field: row.values[name] for field, name in wanted.items()})
+        for row in tables.read(source, list(wanted.values()))
+    ]
 
 
 def _checked(
@@ -190,17 +286,20 @@ def _fields(place: str, record: Record, command: str, columns: Mapping[str, str]
         wanted = ("text",)
     fields: Record = {}
     for field in OPTIONAL:
-        if value := record.get(names[field]):
+        if (value := record.get(names[field])) is not None:
             if not isinstance(value, str):
                 raise UserError(f"{place}: {names[field]!r} is not a text")
             fields[field] = value
     for field in wanted:
-        value = fields[field] = record.get(names[field])
+        value = record.get(names[field])
+        if field == "choices" and value is None and "," in names[field]:  # in columns of their own
+            value = [record.get(name.strip()) for name in names[field].split(",")]
+        fields[field] = value
         if field in LISTS:
-            fits = isinstance(value, list) and bool(value) and None not in value
+            fits = isinstance(value, list) and len(value) > 0 and None not in value
             expected = f"a list of {LISTS[field]}, not empty"
         else:
-            fits = isinstance(value, str) and bool(value)
+            fits = isinstance(value, str) and len(value) > 0
             expected = "a text, not empty"
         if not fits:
             raise UserError(f"{place}: {command} needs the field {names[field]!r} ({expected})")

@@ -22,6 +22,7 @@ def prepare(
     input: str,
     output: str,
     jsonl: bool,
+    columns: str,
     options: dict[str, Any],
     **settings: Any,
 ) -> "Job":
@@ -31,6 +32,8 @@ def prepare(
       source: of the model.
       output: "-" for none.
       jsonl: whether lines of the input are JSON.
+      columns: as `inputs.parse_columns` takes them; the others are called as in the data that the
+        model was fine-tuned on.
       settings: further arguments of `model.load`.
 
     Raises:
@@ -42,8 +45,12 @@ def prepare(
             raise UserError(f"--output={output} is the input: give another file")
     if command == "embed":
         vectors.check(output)
-    columns = inputs.columns(models.settings(source))
-    records = inputs.read(input, command, jsonl, columns)
+    given = inputs.parse_columns(columns)
+
+    def names() -> dict[str, str]:
+        return {**inputs.columns(models.settings(source)), **given}
+
+    records = inputs.read(input, command, jsonl, names)
     host_memory.keep_freed()
     return Job(models.load(source, **settings), command, records, options)
 

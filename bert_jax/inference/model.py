@@ -15,6 +15,8 @@ from etils import epath
 
 from bert_jax import loading
 from bert_jax.cli import UserError
+from bert_jax.huggingface import config_json
+from bert_jax.huggingface import files as hf_files
 from bert_jax.inference import encoding, predictions
 from bert_jax.inference.forward import Forward
 from bert_jax.inference.predictions import Record
@@ -25,7 +27,7 @@ CHUNK = 1024  # inputs that are sorted by length together
 TASKS = {
     "answer": ("question_answering",),
     "choose": ("multiple_choice",),
-    "classify": ("text_classification", "text_regression"),
+    "classify": ("text_classification", "text_regression", "multi_label_classification"),
     "tag": ("token_classification",),
     "zero_shot": ("text_classification",),
 }
@@ -85,7 +87,9 @@ def settings(source: str | epath.PathLike) -> ml_collections.ConfigDict:
         return run
     if workdirs.is_workdir(place):
         return workdirs.read_config(workdirs.path_parts(place)[0])
-    return ml_collections.ConfigDict()
+    path = hf_files.locate(place) / "config.json"
+    found = config_json.read(path).settings if path.exists() else {}
+    return ml_collections.ConfigDict(found)
 
 
 def _place(
@@ -160,7 +164,10 @@ class Model(Forward):
         return np.stack(found) if found else np.zeros((0, self.config.hidden_size), np.float32)
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Record]:
-        """[{"prediction": label, "scores": {label: probability}}, …]; of a regression, a number."""
+        """[{"prediction": label, "scores": {label: probability}}, …].
+
+        Of a regression the prediction is a number, of several labels per text a list of them.
+        """
         return self._list("classify", records_of(text=texts, text_pair=pairs))
 
     def zero_shot(

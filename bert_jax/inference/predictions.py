@@ -38,10 +38,19 @@ def text_rows(model: Forward, records: Sequence[Record]) -> list[Row]:
 
 
 def classify(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
-    """{"prediction": label, "scores": {label: probability}}; of a regression {"prediction": x}."""
+    """{"prediction": label, "scores": {label: probability}}; of a regression {"prediction": x}.
+
+    Of a model of several labels per text the prediction is the list of those above its threshold.
+    """
     for logits_C in model.logits(text_rows(model, records)):
         if model.task == "text_regression":
             yield {"prediction": float(logits_C[0])}
+        elif model.task == "multi_label_classification":
+            probs_C = 1 / (1 + np.exp(-logits_C.astype(np.float64)))
+            by_label = dict(zip(model.labels, map(float, probs_C), strict=True))
+            least = model.settings.get("threshold", 0.5)
+            found = [label for label, prob in by_label.items() if prob > least]
+            yield {"prediction": found, "scores": by_label}
         else:
             yield _best(model.labels, logits_C)
 

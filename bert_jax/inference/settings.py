@@ -14,6 +14,7 @@ from bert_jax.tasks.answers import QuestionAnswering
 from bert_jax.tasks.base import Task
 
 RECIPES = {
+    "multi_label_classification": "finetune/multi_label_classification",
     "multiple_choice": "finetune/swag",
     "question_answering": "finetune/squad",
     "text_classification": "finetune/text_classification",
@@ -47,6 +48,10 @@ def task_config(model: Forward, **fields: Any) -> ml_collections.ConfigDict:
     own["labels"] = model.settings.get("label_names", "")
     config.update({**own, **fields})
     config.task, config.max_seq_length = model.task, model.max_seq_length
+    fitting = model.length_is_own and "max_question_length" in model.settings
+    if model.task == "question_answering" and not fitting:  # they were not made for this length
+        config.max_question_length = min(config.max_question_length, model.max_seq_length // 4)
+        config.doc_stride = max(1, min(config.doc_stride, model.max_seq_length // 3))
     return config
 
 

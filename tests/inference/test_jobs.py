@@ -129,7 +129,7 @@ def test_files_standard_input_and_pipes_are_read_alike(tmp_path, monkeypatch):
     writer = threading.Thread(target=lambda: os.write(begin, data) and os.close(begin))
     writer.start()
     sources = (str(tmp_path / "input.txt"), "-", f"/dev/fd/{end}")
-    found = [inputs.read(source, "classify", False, {}) for source in sources]
+    found = [inputs.read(source, "classify", False, dict) for source in sources]
     writer.join()
     os.close(end)
     expected = [{"text": "the film"}, {"text": "  good \u2028 bad\rpoor"}]
@@ -144,7 +144,7 @@ def test_fields_by_the_names_of_the_models_data(tmp_path):
     rows = [{"review": "good", "id": 1}, {"review": "bad", "text": "poor"}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = inputs.columns({"text_column": "review", "text_pair_column": "", "seed": 1})
-    records = list(inputs.read(str(source), "classify", False, columns))
+    records = list(inputs.read(str(source), "classify", False, lambda: columns))
     # A field of the command's own name comes first; what stands there is passed on.
     assert records == [(rows[0], {"text": "good"}), (rows[1], {"text": "poor"})]
 
@@ -155,3 +155,49 @@ def test_vectors_can_be_mapped_into_memory(classifier, tmp_path):
     vectors = np.load(tmp_path / "out.npy", mmap_mode="r")
     assert vectors.shape == (20, 32) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, model.load(classifier).embed(TEXTS), atol=1e-6)
+
+
+def read(tmp_path, name, content, command, **names):
+    (tmp_path / name).write_text(content)
+    return list(inputs.read(str(tmp_path / name), command, False, lambda: names))
+
+
+def test_what_finetuning_reads_is_read(tmp_path):
+    table = 'review,title,stars\n"good, very",a,5\nbad,,1\n'
+    names = {"text": "review", "text_pair": "title"}
+    found = read(tmp_path, "a.csv", table, "classify", **names)
+    assert [fields for _, fields in found] == [
+        {"text": "good, very", "text_pair": "a"},
+        {"text": "bad", "text_pair": ""},
+    ]
+    with pytest.raises(UserError, match=r"a\.csv has no column 'text'; its columns are 'review'"):
+        read(tmp_path, "a.csv", table, "embed")
+    story = "story\ta\tb\nthe film\tgood\tbad\n"
+    found = read(tmp_path, "b.tsv", story, "choose", context="story", choices="a, b")
+    assert found[0][1] == {"context": "the film", "choices": ["good", "bad"]}
+    words = [["Ada", "lives"], ["Ulm"]]
+    conll = "Ada NNP B-PER\nlives VBZ O\n\nUlm NNP B-LOC\n"
+    for name in ("c.conll", "c.txt"):
+        found = read(tmp_path, name, conll, "tag")
+        assert [fields["tokens"] for _, fields in found] == words
+    universal = "# text = Ada lives\n1\tAda\tPROPN\n2\tlives\tVERB\n\n1\tUlm\tPROPN\n"
+    found = read(tmp_path, "d.conllu", universal, "tag", word_index="1", tag_index="2")
+    assert [fields["tokens"] for _, fields in found] == words
+    texts = "Ada lives in Ulm .\nTo be or not to be, is O\n"
+    assert [x["text"] for x, _ in read(tmp_path, "e.txt", texts, "tag")] == texts.splitlines()
+    question = {"id": "q1", "question": "who", "answers": [{"text": "Ada", "answer_start": 0}]}
+    squad = {"data": [{"paragraphs": [{"context": "Ada lives", "qas": [question]}]}]}
+    found = read(tmp_path, "f.json", json.dumps(squad), "answer")
+    record = {"id": "q1", "question": "who", "context": "Ada lives"}
+    assert found == [(record, {"question": "who", "context": "Ada lives"})]
+
+
+def test_columns_named_by_the_flag(classifier, tmp_path):
+    (tmp_path / "a.csv").write_text("review\n" + "\n".join(TEXTS[:3]) + "\n")
+    arguments = ("classify", str(classifier), str(tmp_path / "a.csv"), str(tmp_path / "out.jsonl"))
+    assert predict.run(*arguments, columns="text=review") == 3
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == TEXTS[:3]
+    for columns in ("words=review", "text", "text="):
+        with pytest.raises(UserError, match=r"--columns='.*': expected FIELD=COLUMN"):
+            predict.run(*arguments, columns=columns)

@@ -255,3 +255,14 @@ except AttributeError:
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "fine\n", run.stderr
+
+
+def test_answer_with_the_settings_of_the_fine_tuning(tmp_path):
+    settings = {"may_have_none": True, "null_threshold": -1e9, "max_answer_length": 2}
+    both = random_model(tmp_path, "question_answering", [], 0.5, seed=7, **settings)
+    for directory in both:
+        model = bert_jax.load(directory)
+        assert {x["prediction"] for x in model.answer(["the film"] * 2, TEXTS[:2])} == {""}
+        spans = model.answer(["the film"], TEXTS[:1], top_k=50, null_threshold=float("inf"))[0]
+        assert spans["prediction"] and all(x["text"] for x in spans["n_best"])
+        assert max(len(x["text"].split()) for x in spans["n_best"]) <= 2

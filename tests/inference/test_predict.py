@@ -74,8 +74,12 @@ def test_what_a_classification_head_of_others_means(tmp_path):
     path = export / "config.json"
     config = json.loads(path.read_text()) | {"problem_type": "multi_label_classification"}
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="it is a multi_label_classification model"):
-        call("classify", export, TEXTS, tmp_path)
+    answers = call("classify", export, TEXTS, tmp_path)
+    pipeline = transformers.pipeline("text-classification", str(export), top_k=None)
+    for answer, theirs in zip(answers, pipeline(TEXTS), strict=True):
+        expected = {choice["label"]: choice["score"] for choice in theirs}
+        assert answer["scores"] == pytest.approx(expected, abs=1e-6)
+        assert set(answer["prediction"]) == {x for x, score in expected.items() if score > 0.5}
     convert.from_hugging_face(export, tmp_path / "back")
     convert.to_hugging_face(tmp_path / "back", tmp_path / "again")
     again = json.loads((tmp_path / "again/config.json").read_text())
@@ -350,8 +354,8 @@ def test_an_export_beside_a_pretraining_is_not_taken_for_it(models, tmp_path):
 
 def test_bad_input(models, tmp_path):
     workdir, _ = models["text_classification"]
-    (tmp_path / "table.csv").write_text("text\ngood\n")
-    with pytest.raises(UserError, match=r"table\.csv: expected one text per line, or a \.jsonl"):
+    (tmp_path / "table.csv").write_text("review\ngood\n")
+    with pytest.raises(UserError, match=r"table\.csv has no column 'text'; its columns are"):
         predict.main(["classify", f"--model={workdir}", f"--input={tmp_path / 'table.csv'}"])
     with pytest.raises(UserError, match=r"has no head to tag with \(it is a text_classification"):
         call("tag", workdir, TEXTS, tmp_path)
