@@ -214,6 +214,10 @@ def test_a_mesh_that_splits_little_is_named():
     text = sharding.memory_of(state).describe()
     assert text.startswith("parameters and moments: 0.41 GiB per device, ideal 0.06; more than")
     assert "neither dimension of bert/embeddings/word_embeddings/embedding, " in text
+    # What a small model keeps whole is meant to be whole.
+    small = {"params": {"layer_norm": {"scale": jax.ShapeDtypeStruct((768,), "float32")}}}
+    state = sharding.abstract(small, sharding.shardings_of(small, fake_mesh(2, 16)))
+    assert "more than twice" not in sharding.memory_of(state).describe()
 
 
 ON_MESHES = """
