@@ -148,6 +148,7 @@ STEP_TIME = ["--sizes=tiny", "--dtypes=float32", "--lengths=16", "--batch_size=2
 STEP_TIME += ["--steps=1", "--repeats=2", "--matrix_size=64"]
 
 
+@pytest.mark.slow
 def test_step_time_prints_every_side(capsys):
     assert step_time.main([*STEP_TIME, "--json"]) == 0
     out, err = capsys.readouterr()

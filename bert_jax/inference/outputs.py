@@ -80,7 +80,7 @@ def whole(
             with path.open("rb") as written, target.open("wb") as file:
                 shutil.copyfileobj(written, file, _BLOCK)
         return
-    final = pathlib.Path(os.path.realpath(target))
+    final = pathlib.Path(files.absolute(target))
     path = final.with_name(f"{final.name}.partial")
     with _opened(path, identity, header, row_bytes) as partial:
         yield partial

@@ -86,12 +86,11 @@ def memory_of_device(device: jax.Device) -> int | None:
 
     Of CPUs that is the machine's memory, which its devices share.
     """
-    if device.platform == "cpu":
-        return memory_of_host()
     limit = (device.memory_stats() or {}).get("bytes_limit")
-    chip = chip_of(device)
-    if limit is None and chip:
+    if limit is None and (chip := chip_of(device)):
         limit = int(chip.memory_bytes * share_of_chip(device, chip))
+    if limit is None and device.platform == "cpu":
+        limit = memory_of_host()
     return limit
 
 

@@ -239,7 +239,7 @@ def make_plan(
     available = int(chip.memory_bytes * share) if chip else None
     limit = available
     if not hardware_name:  # this machine: what JAX may take of a device, as in pretraining
-        limit = hardware.memory_of_device(devices[0])
+        limit = hardware.memory_of_device(jax.local_devices()[0])
         available = limit if chip else None
     arguments = step_arguments(phase, mesh, max_seq_length, max_predictions_per_seq)
     if limit and sharding.memory_of(arguments).per_device > limit:

@@ -35,7 +35,7 @@ def test_reads_ahead_by_a_few_items_only():
 
 
 def _pid(_, item):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece: two write to one pipe
     time.sleep(60)
 
 

@@ -105,6 +105,7 @@ def test_validation_texts_may_be_longer_or_shorter_than_all_of_training(
     assert results["examples"] == 32 and np.isfinite(results["loss"])
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_same_metrics(pretrained, config, tmp_path):
     config.select = "best"
     alone = finetune_loop.finetune(config, pretrained, tmp_path / "alone")

@@ -141,7 +141,7 @@ def test_multi_label_classification(pretrained, tmp_path):
     config.label_columns = "nice,nasty"
     config.max_seq_length = 32
     config.length_buckets = 1
-    config.num_epochs = 2
+    config.num_epochs = 8
     config.optimizer.learning_rate = 1e-2
     results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["f1_micro"] > 0.8 and results["parity"] < 1e-5

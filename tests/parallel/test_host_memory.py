@@ -12,7 +12,7 @@ from bert_jax.parallel import host_memory
 # 128 MiB taken, written and given back; then again, counting page faults.
 COUNT = """
 import resource, jax
-from bert_jax import host_memory
+from bert_jax.parallel import host_memory
 
 def use():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

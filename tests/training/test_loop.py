@@ -298,6 +298,7 @@ def poisoned(config, tmp_path, request):
     reader = array_record_module.ArrayRecordReader(str(shard))
     raw = reader.read_all()
     reader.close()
+    config.sampling = 1  # records in the order of a permutation: a batch is of one
     # A record behind the first 1,024 examples, which are checked before the run.
     order = np.random.default_rng((config.seed, 0)).permutation(20)
     bad = int(order[17])
@@ -365,6 +366,7 @@ def state_bytes(config) -> int:
 
 def test_resuming_holds_one_state_and_compiles_no_fresh_one(config, tmp_path, monkeypatch):
     config.update(num_steps=2, eval_every=0)
+    config.optimizer.warmup_steps = 1
     loop.train_and_evaluate(config, tmp_path)
     live = lambda: sum(x.nbytes for x in jax.live_arrays())  # noqa: E731
     before, seen, restore = live(), [], checkpoint.ocp.CheckpointManager.restore
@@ -422,6 +424,7 @@ def test_best_parameters_whose_saving_was_cut_off_are_saved_by_the_next_start(
     evaluate = lambda *args: {"loss": next(losses), "mlm_loss": 0.0}  # noqa: E731
     monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
     config.update(num_steps=2, eval_every=2)
+    config.optimizer.warmup_steps = 1
     loop.train_and_evaluate(config, tmp_path)
     shutil.rmtree(tmp_path / "best")
     config.num_steps = 4
@@ -450,6 +453,7 @@ def test_evaluation_reads_ahead_and_fetches_its_sums_once(config, tmp_path, monk
 
 def test_the_end_is_announced_when_the_last_checkpoint_is_there(config, tmp_path, monkeypatch):
     config.update(num_steps=2, eval_every=2)
+    config.optimizer.warmup_steps = 1
     there = {}
 
     def note(progress, text):
@@ -469,7 +473,9 @@ def test_a_later_phase_that_does_not_fit_ends_the_run_while_the_first_one_trains
     config.phases = ({"num_steps": 200_000}, {"batch_size": 8})
     needed = iter([2**20, 2**40])  # the first phase's, the second's
     monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: next(needed))
-    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34})
+    device = types.SimpleNamespace(
+        platform="tpu", device_kind="", memory_stats=lambda: {"bytes_limit": 2**34}
+    )
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     with pytest.raises(
         UserError,
@@ -521,7 +527,9 @@ def test_impossible_token_in_the_first_examples_stops_before_compiling(config, t
 
 def test_step_that_does_not_fit_into_memory_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: 2**40)
-    small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34})
+    small = types.SimpleNamespace(
+        platform="tpu", device_kind="", memory_stats=lambda: {"bytes_limit": 2**34}
+    )
     monkeypatch.setattr(jax, "local_devices", lambda: [small])
     with pytest.raises(UserError, match=r"needs 1024\.0 GiB per device, which has 16\.0.*remat"):
         loop.train_and_evaluate(config, tmp_path)
@@ -531,7 +539,9 @@ def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_pat
     needed = iter([2**33, 2**20])  # the evaluation's, the step's
     monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: next(needed))
     monkeypatch.setattr(compilation, "bytes_held", lambda moments: 2**33)
-    small = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 15 * 2**30})
+    small = types.SimpleNamespace(
+        platform="tpu", device_kind="", memory_stats=lambda: {"bytes_limit": 15 * 2**30}
+    )
     monkeypatch.setattr(jax, "local_devices", lambda: [small])
     with pytest.raises(UserError, match=r"needs 16\.0 GiB per device, which has 15\.0"):
         loop.train_and_evaluate(config, tmp_path)
