@@ -127,10 +127,10 @@ def test_regression(pretrained, tmp_path):
 def test_multi_label_classification(pretrained, tmp_path):
     """Columns of 0 and 1: a text is "nice" with a good word in it, "nasty" with a bad one."""
     rng = np.random.default_rng(0)
-    for name, count in (("train.csv", 500), ("dev.csv", 80)):
+    for name, count in (("train.csv", 1000), ("dev.csv", 80)):
         lines = ["text,nice,nasty"]
         for _ in range(count):
-            row = [*rng.choice(WORDS[4:11], 8), *rng.choice(WORDS[:11], 2)]
+            row = rng.choice(WORDS[:11], 4)
             nice, nasty = (int(np.isin(row, words).any()) for words in (WORDS[:2], WORDS[2:4]))
             lines.append(f"{' '.join(row)},{nice},{float(nasty)}")
         (tmp_path / name).write_text("\n".join(lines) + "\n")
@@ -142,7 +142,7 @@ def test_multi_label_classification(pretrained, tmp_path):
     config.max_seq_length = 32
     config.length_buckets = 1
     config.num_epochs = 8
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.learning_rate = 5e-3
     results = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert results["f1_micro"] > 0.8 and results["parity"] < 1e-5
     lines = predictions(tmp_path / "run")
