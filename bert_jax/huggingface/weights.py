@@ -26,8 +26,8 @@ _DTYPES = {
 }
 # Found in place of weights -> how to come by some.
 _OTHER_FORMATS = {
-    "tf_model.h5": "transformers 4.57 with TensorFlow reads it: BertForPreTraining.from_pretrained("
-    "DIR, from_tf=True).save_pretrained(NEW)",
+    "tf_model.h5": "transformers 4.57 with TensorFlow reads it: AutoModelForPreTraining."
+    "from_pretrained(DIR, from_tf=True).save_pretrained(NEW)",
 }
 
 
