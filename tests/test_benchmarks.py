@@ -230,6 +230,7 @@ class EndsProcess:
         return os._exit, (3,)
 
 
+@pytest.mark.slow
 def test_step_time_says_that_a_process_has_ended():
     config = step_time.make_config("tiny", "float32", batch_size=2, length=16)
     options = argparse.Namespace(device="cpu")

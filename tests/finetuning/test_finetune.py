@@ -71,6 +71,7 @@ def test_resumes_after_an_interruption(pretrained, config, tmp_path):
         finetune_loop.finetune(config, pretrained, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_resumes_within_an_epoch(pretrained, config, tmp_path, monkeypatch):
     finetune_loop.finetune(config, pretrained, tmp_path / "whole")
     iterate = batching.iterate

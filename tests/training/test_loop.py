@@ -226,6 +226,7 @@ def test_phases_are_one_run_and_may_be_interrupted_anywhere(config, data_dir, tm
         loop.train_and_evaluate(config, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_phase_on_the_same_data_continues_where_the_one_before_stopped(
     config, tmp_path, monkeypatch, caplog
 ):
@@ -314,7 +315,7 @@ def poisoned(config, tmp_path, request):
     return config, f"{shard.name}#{bad}"
 
 
-@pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
 def test_poisoned_record_is_named_and_the_run_continues(poisoned, tmp_path, caplog, action):
     config, record = poisoned
     config.guard.action = action
