@@ -6,7 +6,6 @@ array_record's reader and pyarrow.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import http.client
 import http.server
@@ -14,7 +13,6 @@ import importlib.util
 import json
 import pathlib
 import re
-import signal
 import socket
 import socketserver
 import subprocess
@@ -42,11 +40,6 @@ def _program() -> pathlib.Path:
     (path,) = pathlib.Path(spec.origin).parent.rglob("fake-gcs-server-linux-*")
     path.chmod(0o755)
     return path
-
-
-def _end_with_parent() -> None:
-    """Has Linux end this process with the one that started it, also after a kill."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
@@ -114,7 +107,6 @@ class Server:
                 ],
                 stdout=file,
                 stderr=file,
-                preexec_fn=_end_with_parent,
             )
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         self._create(BUCKET)
