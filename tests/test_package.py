@@ -8,6 +8,8 @@ import sys
 import pytest
 from small_run import ROOT
 
+from bert_jax.data.records import Manifest
+
 pytestmark = pytest.mark.slow
 
 TEXT = "\n\n".join(
@@ -55,10 +57,12 @@ def test_the_whole_path_from_any_folder(environment, tmp_path, own_configs):
         *("--max_seq_length=32", "--validation_fraction=0.1"),
     )
     run("check", "data")
+    vocab_size = Manifest.read(tmp_path / "data").vocab_size  # so short a text has fewer than 200
     run(
         "pretrain",
         *("--config=bert_tiny:laptop", "--workdir=run", "--config.data_dir=data"),
-        *("--config.model.vocab_size=200", "--config.batch_size=8", "--config.num_steps=6"),
+        *(f"--config.model.vocab_size={vocab_size}", "--config.batch_size=8"),
+        "--config.num_steps=6",
         *("--config.optimizer.warmup_steps=2", "--config.eval_every=3"),
     )
     run("convert", "to-hf", "--checkpoint=run", "--output=hf")
