@@ -77,7 +77,7 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
     if tensorflow.is_checkpoint(directory):
         stored = tensorflow.read(directory)
     else:
-        stored = weights.read(directory, tensors.most_bytes(described.model))
+        stored = weights.read(directory, lambda: tensors.most_bytes(described.model))
     try:
         params = tensors.from_tensors(
             stored, described.model, described.class_name, ignore_unexpected

@@ -29,20 +29,23 @@ _OTHER_FORMATS = {
     "tf_model.h5": "transformers 4.57 with TensorFlow reads it: AutoModelForPreTraining."
     "from_pretrained(DIR, from_tf=True).save_pretrained(NEW)",
 }
+_SMALL = 2**30  # bytes that any weight file may have, whatever its config.json says
+_LARGEST = 2**50
 
 
 class _Index(TypedDict, total=False):
     weight_map: dict[str, str]
 
 
-def read(directory: epath.Path, most_bytes: int) -> Tensors:
+def read(directory: epath.Path, most_bytes: Callable[[], int]) -> Tensors:
     """All tensors of a model directory, floating ones as float32.
 
     Reads model.safetensors, pytorch_model.bin (through torch's weights-only loader) or
     flax_model.msgpack, one file or the shards that an index lists.
 
     Args:
-      most_bytes: what the weights can need by config.json: a larger file is not read.
+      most_bytes: what the weights can need by config.json: a larger file is not read. Called for
+        files of more than a GiB, since it traces the model.
 
     Raises:
       UserError: no weight file, a damaged one, or several that contradict each other; torch missing
@@ -52,8 +55,11 @@ def read(directory: epath.Path, most_bytes: int) -> Tensors:
         if shards := _shards(directory, name):
             tensors: Tensors = {}
             for shard in shards:
-                files.check_regular(directory / shard, most_bytes)
-                tensors |= read_file(directory / shard)
+                path = directory / shard
+                files.check_regular(path, _LARGEST)
+                if files.size_and_time(path)[0] > _SMALL:
+                    files.check_regular(path, most_bytes())
+                tensors |= read_file(path)
             return tensors
     present = sorted(path.name for path in directory.iterdir())
     advice = "; ".join(f"{x}: {how}" for x, how in _OTHER_FORMATS.items() if x in present)

@@ -464,7 +464,7 @@ def test_output_directory_is_replaced_only_if_it_is_an_export(workdir, exported,
 
 def test_every_difference_in_one_message(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "hf")
-    tensors = weights.read(tmp_path / "hf", 2**30)
+    tensors = weights.read(tmp_path / "hf", lambda: 2**30)
     del tensors["cls.seq_relationship.bias"]
     tensors["bert.pooler.dense.bias"] = np.zeros(5, np.float32)
     tensors["bert.adapter.weight"] = np.zeros((2, 2), np.float32)
@@ -485,7 +485,7 @@ def test_every_difference_in_one_message(exported, tmp_path):
 
 def test_old_layer_norm_names(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "hf")
-    tensors = weights.read(exported, 2**30)
+    tensors = weights.read(exported, lambda: 2**30)
     renamed = {
         re.sub(r"Norm\.weight$", "Norm.gamma", re.sub(r"Norm\.bias$", "Norm.beta", key)): x
         for key, x in tensors.items()

@@ -130,7 +130,7 @@ def test_a_dropout_of_the_classifier(tmp_path):
 def test_a_masked_lm_with_a_pooler_of_a_class_of_its_own(tmp_path):
     """As antiberty 0.1.3 has it on PyPI."""
     save(tmp_path / "m", architectures=["AntiBERTy"])
-    state = weights.read(tmp_path / "m", 2**30)
+    state = weights.read(tmp_path / "m", lambda: 2**30)
     state = {key: x for key, x in state.items() if "seq_relationship" not in key}
     weights.write(tmp_path / "m", state, 10**9)
     convert.from_hugging_face(tmp_path / "m", tmp_path / "run")
@@ -151,7 +151,7 @@ def test_a_masked_lm_with_a_pooler_of_a_class_of_its_own(tmp_path):
 def test_heads_that_are_not_known(extra, class_name, model_dir, tmp_path, caplog):
     shutil.copytree(model_dir, tmp_path / "m")
     edit(tmp_path / "m", architectures=[class_name])
-    state = weights.read(tmp_path / "m", 2**30)
+    state = weights.read(tmp_path / "m", lambda: 2**30)
     state |= {key: np.zeros(shape, np.float32) for key, shape in extra.items()}
     weights.write(tmp_path / "m", state, 10**9)
     names = re.escape(", ".join(f"{key} {list(extra[key])}" for key in sorted(extra)))
@@ -230,7 +230,7 @@ def test_sentence_transformers(layout, folder, model_dir, tmp_path):
 def test_weights_of_flax(model_dir, tmp_path):
     """As the Flax classes of transformers 4 save them."""
     shutil.copytree(model_dir, tmp_path / "m")
-    state = weights.read(tmp_path / "m", 2**30)
+    state = weights.read(tmp_path / "m", lambda: 2**30)
     flat = {}
     for key, x in state.items():
         name, _, kind = key.rpartition(".")
@@ -244,7 +244,7 @@ def test_weights_of_flax(model_dir, tmp_path):
     tree = flax.traverse_util.unflatten_dict(flat, sep=".")
     (tmp_path / "m/flax_model.msgpack").write_bytes(flax.serialization.to_bytes(tree))
     (tmp_path / "m/model.safetensors").unlink()
-    again = weights.read(tmp_path / "m", 2**30)
+    again = weights.read(tmp_path / "m", lambda: 2**30)
     assert again.keys() == state.keys()
     for key, x in state.items():
         np.testing.assert_array_equal(again[key], x, err_msg=key)
