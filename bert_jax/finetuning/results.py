@@ -36,11 +36,6 @@ def selected_step(workdir: epath.PathLike, metric: str) -> int:
     return step
 
 
-def read_results(workdir: epath.PathLike) -> dict[str, Any]:
-    """What `write_results` wrote."""
-    return files.read_json(epath.Path(workdir) / workdirs.RESULTS_FILE)
-
-
 def write_results(
     workdir: epath.PathLike,
     task: str,
@@ -58,5 +53,4 @@ def write_results(
         for name, value in results.items()
     }
     # Last: its presence says that the run is finished.
-    text = json.dumps(finite, indent=2) + "\n"
-    files.write_whole(workdir / workdirs.RESULTS_FILE, text)
+    files.write_json(workdir / workdirs.RESULTS_FILE, finite)

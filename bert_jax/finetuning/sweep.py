@@ -4,7 +4,6 @@ Each run is a WORKDIR of its own, WORKDIR/lr-3e-05_seed-1. Finished ones are reu
 one is resumed. WORKDIR receives summary.json and hf/, the best run's model.
 """
 
-import json
 import re
 import statistics
 from typing import Any
@@ -162,11 +161,11 @@ def sweep(
     runs = []
     for name, one in all_runs().items():  # another command may have finished some here meanwhile
         facts = {"name": name, "learning_rate": one.optimizer.learning_rate, "seed": one.seed}
-        results = files.read_json(workdir / name / workdirs.RESULTS_FILE)
+        results = workdirs.read_results(workdir / name)
         runs.append(facts | results)
     summary = summarize(inputs.task.metric, runs)
     with hf_files.replace_directory(workdir / "hf") as scratch:
         for path in (workdir / summary["best"] / "hf").iterdir():
             (scratch / path.name).write_bytes(path.read_bytes())
-    files.write_whole(workdir / workdirs.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    files.write_json(workdir / workdirs.SUMMARY_FILE, summary)
     return summary

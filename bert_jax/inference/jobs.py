@@ -13,7 +13,7 @@ from bert_jax.cli import UserError
 from bert_jax.inference import inputs, outputs, vectors
 from bert_jax.inference import model as models
 from bert_jax.inference.inputs import Record, Records
-from bert_jax.parallel import host_memory
+from bert_jax.parallel import host_memory, program_cache
 
 
 def prepare(
@@ -52,6 +52,7 @@ def prepare(
 
     records = inputs.read(input, command, jsonl, names)
     host_memory.keep_freed()
+    program_cache.tidy()
     return Job(models.load(source, **settings), command, records, options)
 
 

@@ -382,7 +382,7 @@ def load(path: epath.PathLike) -> workdirs.Loaded:
             f"{path} is not a checkpoint: {directory} holds "
             f"{'the steps ' + ', '.join(map(str, saved)) if saved else 'none (yet)'}"
         )
-    selected = workdirs.selected_step(workdir) if path == workdir else None
+    selected = workdirs.read_results(workdir).get("step") if path == workdir else None
     if selected in saved:
         wanted = selected
     for step in reversed(saved) if wanted is None else [wanted]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -71,18 +72,33 @@ def steps_in(directory: epath.Path) -> list[int]:
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Whether a fine-tuning has come to its end, and its model is still there."""
-    return (workdir / RESULTS_FILE).exists() and (workdir / "hf").exists()
+    """Whether a fine-tuning has come to its end, and its model and results are still there.
+
+    Corrupted results are none: the fine-tuning evaluates and exports its checkpoint again.
+    """
+    try:
+        return bool(read_results(workdir)) and (workdir / "hf").exists()
+    except files.DamagedError as error:
+        logging.warning(str(error))
+        return False
 
 
-def selected_step(workdir: epath.Path) -> int | None:
-    """The step that a finished fine-tuning selected; None if there is none.
+def read_results(workdir: epath.Path) -> dict[str, Any]:
+    """What WORKDIR/results.json holds; {} as long as a fine-tuning is not finished.
 
     Raises:
-      files.DamagedError: results.json is damaged.
+      files.DamagedError: it is corrupted.
     """
     path = workdir / RESULTS_FILE
-    return files.read_json(path).get("step") if path.exists() else None
+    if not path.exists():
+        return {}
+    try:
+        return files.read_json(path)
+    except files.DamagedError:
+        raise files.DamagedError(
+            f"{path} is corrupted: run the same fine-tuning command again, which evaluates and "
+            "exports the model again"
+        ) from None
 
 
 def best_run(path: epath.Path) -> epath.Path | None:
@@ -94,11 +110,13 @@ def best_run(path: epath.Path) -> epath.Path | None:
     summary = path / SUMMARY_FILE
     if not summary.exists():
         return None
-    name = files.read_json(summary).get("best")
+    try:
+        name = files.read_json(summary).get("best")
+    except files.DamagedError:
+        name = None
     if not isinstance(name, str):
         raise files.DamagedError(
-            f"{summary} is corrupted (it names no best run): run the same fine-tuning command "
-            "again, which rewrites it"
+            f"{summary} is corrupted: run the same fine-tuning command again, which rewrites it"
         )
     return path / name
 

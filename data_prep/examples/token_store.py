@@ -337,16 +337,6 @@ class Store:
         return buffer
 
 
-def forget_listing(directory: epath.Path) -> None:
-    """Makes this process look again: fsspec remembers what a remote directory holds.
-
-    It then denies files that other processes have written, also where they are opened by name.
-    """
-    backend = directory._backend  # etils offers no other way
-    if hasattr(backend, "fs"):
-        backend.fs(directory).invalidate_cache(str(directory))
-
-
 def _local(directory: epath.Path) -> epath.Path:
     """A remote store's copy on this machine's disk: one process makes it, the others wait."""
     if not files.is_remote(directory):

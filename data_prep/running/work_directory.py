@@ -63,7 +63,7 @@ class WorkDirectory:
             for directory in (job.units, job.finished):
                 directory.mkdir(parents=True, exist_ok=True)
         else:
-            started = json.loads((job.work / ARGUMENTS_FILE).read_text())
+            started = files.read_json(job.work / ARGUMENTS_FILE)
             _require_same(job, started["arguments"], started["tokenizer_fingerprint"])
             _compare_input(job, started["input_files"], found)
             for directory in (epath.Path(job.output), job.units, job.work, job.finished):
@@ -75,8 +75,6 @@ class WorkDirectory:
             "input_files": found,
         }
         files.write_whole(job.work / ARGUMENTS_FILE, json.dumps(now, indent=1))
-        for directory in (job.units, job.finished, *(job.store / split for split in SPLITS)):
-            token_store.forget_listing(directory)
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
         job = self._job

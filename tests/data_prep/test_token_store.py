@@ -3,7 +3,6 @@
 import concurrent.futures
 import shutil
 import time
-import types
 
 import numpy as np
 import pytest
@@ -217,12 +216,3 @@ def test_a_copy_of_an_earlier_store_is_not_taken(tmp_path, tokenizer, disk):
         expected = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
         assert list(texts_of(store, tokenizer)) == expected
         store.close()
-
-
-def test_listings_are_forgotten(monkeypatch):
-    path = epath.Path("gs://bucket/data/.build/units")
-    forgotten = []
-    fs = types.SimpleNamespace(invalidate_cache=forgotten.append)
-    monkeypatch.setattr(type(path), "_backend", types.SimpleNamespace(fs=lambda _: fs))
-    token_store.forget_listing(path)
-    assert forgotten == ["gs://bucket/data/.build/units"]

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from harms import HARMS
 from small_finetune import SIZES, TOKENIZER, reviews_config, write_reviews
 from small_run import run_command
 
@@ -24,6 +25,7 @@ from bert_jax.finetuning.inputs import hold_out, how_to_keep_head
 from bert_jax.models import heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.runs import checkpoint, telemetry
+from bert_jax.runs import workdir as workdirs
 from bert_jax.tasks import classes
 from bert_jax.tasks.answers import Question
 from bert_jax.tasks.text import TextClassification
@@ -246,7 +248,15 @@ def test_a_run_stays_what_it_was_begun_as(pretrained, config, tmp_path):
     config.update(log_every=7, train_file=str(moved))
     again = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert again == first  # its seconds too: what is finished is left as it is
-    (tmp_path / "run/results.json").unlink()
+    results = tmp_path / "run/results.json"
+    written = results.read_bytes()
+    for harm in HARMS:
+        results.write_bytes(written)
+        harm(results)
+        assert not workdirs.is_finished(tmp_path / "run")
+        if results.exists():
+            with pytest.raises(UserError, match=r"results\.json is corrupted: run the same fine-"):
+                checkpoint.load(tmp_path / "run")
     again_evaluated = finetune_loop.finetune(config, pretrained, tmp_path / "run")
     assert (
         again_evaluated["loss"] == first["loss"] and again_evaluated["seconds"] != first["seconds"]

@@ -4,14 +4,16 @@ import json
 import shutil
 
 import pytest
+from harms import HARMS, remove
 from small_finetune import reviews_config
 
-from bert_jax import finetune, loading
+from bert_jax import files, finetune, loading
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import loop as finetune_loop
 from bert_jax.finetuning import sweep
 from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 
 
 @pytest.fixture
@@ -171,3 +173,15 @@ def test_bad_grids(field, value, config):
     config[field] = value
     with pytest.raises(UserError, match=f"config.{field}=.*: expected different"):
         sweep.run_configs(config)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_corrupted_summary_is_one_line(harm, tmp_path):
+    files.write_json(tmp_path / "summary.json", {"best": "lr-0.01_seed-1", "runs": []})
+    assert workdirs.best_run(tmp_path) == tmp_path / "lr-0.01_seed-1"
+    harm(tmp_path / "summary.json")
+    if harm is remove:
+        assert workdirs.best_run(tmp_path) is None
+        return
+    with pytest.raises(UserError, match=r"summary\.json is corrupted: run the same fine-tuning"):
+        loading.load_parts(tmp_path)

@@ -8,6 +8,7 @@ import time
 import jax
 import pytest
 
+from bert_jax import evaluate, finetune, predict, pretrain
 from bert_jax.parallel import program_cache
 
 
@@ -66,3 +67,26 @@ def test_no_cache_is_no_error(monkeypatch, tmp_path):
     for directory in ("", "gs://bucket/cache", str(tmp_path / "nowhere")):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", directory)
         program_cache.tidy()
+
+
+class Tidied(Exception):  # noqa: N818  (no error)
+    pass
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (pretrain, ("--config=configs/bert_tiny.py:laptop", "--workdir={}/run")),
+        (finetune, ("--config=configs/finetune/sst2.py", "--workdir={}/run", "--init={}")),
+        (predict, ("embed", "--model={}", "--input={}/texts.txt", "--output={}/vectors.npy")),
+        (evaluate, ("{}", "{}/texts.txt")),
+    ],
+)
+def test_commands_that_run_programs_tidy_first(command, flags, monkeypatch, tmp_path):
+    def tidy():
+        raise Tidied
+
+    (tmp_path / "texts.txt").write_text("a\n")
+    monkeypatch.setattr(program_cache, "tidy", tidy)
+    with pytest.raises(Tidied):
+        command.main([flag.format(tmp_path) for flag in flags])

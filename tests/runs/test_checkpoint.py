@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from harms import HARMS, cut, empty, flip_a_bit, truncate
 from small_run import make_tokenizer, small_config
 
 from bert_jax import files
@@ -73,28 +74,6 @@ def largest_file(directory):
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def remove(path):
-    path.unlink()
-
-
 @pytest.fixture(scope="module")
 def whole_run(data_dir, tmp_path_factory):
     """A workdir with checkpoints of steps 2 and 4 and best parameters, to be copied."""
@@ -116,9 +95,6 @@ def copy(whole_run, tmp_path):
         return checkpoint.CheckpointStore(tmp_path / "run", config, make_tokenizer(), identity)
 
     return tmp_path / "run", reopen
-
-
-HARMS = (empty, cut, flip_a_bit, remove)
 
 
 @pytest.mark.parametrize("harm", HARMS)

@@ -7,9 +7,11 @@ import sys
 import threading
 
 import pytest
+from harms import cut, empty, flip_a_bit, remove
 
 from bert_jax.cli import UserError
 from bert_jax.runs import telemetry
+from bert_jax.training.guard import Guard
 
 
 def test_lines_are_objects_with_their_step(tmp_path):
@@ -96,6 +98,42 @@ def test_lines_that_a_disk_has_damaged_are_skipped(tmp_path):
     (tmp_path / "starts.jsonl").write_bytes(b'{"time": "x"}\n\x00\n')
     telemetry.Telemetry(tmp_path, 6)
     assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 1
+
+
+LEFT = {empty: (0,), cut: (1,), flip_a_bit: (2, 3), remove: (0,)}  # of three lines
+
+
+@pytest.mark.parametrize("harm", LEFT)
+@pytest.mark.parametrize(
+    ("name", "fields", "added"),
+    [
+        ("metrics.jsonl", {"step": int}, 0),
+        ("starts.jsonl", {"time": float}, 1),
+        ("incidents.jsonl", {"step": int}, 1),
+    ],
+)
+def test_a_run_resumes_with_what_is_left_of_its_lines(harm, name, fields, added, config, tmp_path):
+    def resume(step: int) -> Guard:
+        telemetry.MetricWriter(tmp_path, step).close()
+        telemetry.Telemetry(tmp_path, step)
+        return Guard(config.guard, tmp_path, step)
+
+    def skip(guard: Guard, step: int) -> None:
+        origin = {"records": ["a#1"], "data_dir": "data", "out_of_vocabulary": []}
+        guard.skipped(step, {"loss": 1e9, "gradient_norm": 1.0}, origin)
+
+    for step in (1, 2, 3):
+        writer = telemetry.MetricWriter(tmp_path, step)
+        writer.write(step, {"loss": step})
+        writer.close()
+        telemetry.Telemetry(tmp_path, step)
+        skip(Guard(config.guard, tmp_path, step), step)
+    harm(tmp_path / name)
+    left = telemetry.read_lines(tmp_path / name, **fields)
+    assert len(left) in LEFT[harm]
+    skip(resume(3), 4)
+    lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+    assert lines[: len(left)] == left and len(lines) == len(left) + added
 
 
 def test_tensorboard_events_are_written(tmp_path):
