@@ -6,12 +6,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import ml_collections
 import numpy as np
 from array_record.python import array_record_module
 
 from bert_jax.data import records, tokenizer
 from bert_jax.runs import telemetry
+from bert_jax.training import reporting
+from bert_jax.training.inputs import open_inputs
 from configs import bert_tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -156,3 +159,22 @@ def overrides(config) -> list[str]:
                 yield f"--config.{prefix}{name}={value}"
 
     return list(flat(json.loads(config.to_json()), ""))
+
+
+def dying_at(step: int):
+    """A stand-in for Reporter.step that is interrupted at a step."""
+    report = reporting.Reporter.step
+
+    def interrupted(self, number, *args):
+        if number == step:
+            raise KeyboardInterrupt
+        return report(self, number, *args)
+
+    return interrupted
+
+
+def state_bytes(config) -> int:
+    """Parameters and two moments of each."""
+    inputs = open_inputs(config)
+    state = inputs.phases[0].phase.abstract_state(inputs.model, inputs.mesh)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

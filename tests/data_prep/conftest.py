@@ -1,10 +1,12 @@
-"""A small corpus with sentences of all lengths, and a tokenizer for it."""
+"""A small corpus with sentences of all lengths, a tokenizer for it, a data set of both."""
 
 import pytest
 from corpora import WORDS, make_documents, write_jsonl
 
 from bert_jax.data import tokenizer as tokenizers
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from data_prep.build import BuildOptions
+from data_prep.build import run as build
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,15 @@ def tokenizer_dir(tokenizer, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory) -> str:
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "documents.jsonl", make_documents(400))
+
+
+@pytest.fixture
+def options(corpus_file, tokenizer_dir):
+    return BuildOptions((corpus_file,), tokenizer_dir, num_shards=4, dupe_factor=2)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, corpus_file, tokenizer_dir):
+    directory = tmp_path_factory.mktemp("built") / "data"
+    options = BuildOptions((corpus_file,), tokenizer_dir, num_shards=4, dupe_factor=2)
+    return directory, build(options, directory, workers=1)

@@ -105,3 +105,12 @@ def write_toml(path: pathlib.Path, **keys) -> str:
 
     path.write_text("".join(f"{key} = {literal(value)}\n" for key, value in keys.items()))
     return str(path)
+
+
+def archive_in_place(standins) -> None:
+    """The archive that the stand-in for git does not make: a worker.sh that does nothing."""
+    source = standins.home / "source" / "launch"
+    source.mkdir(parents=True)
+    (source / "worker.sh").write_text("")
+    archive = standins.home / "tmp" / f"bert_jax-{SHA}.tar.gz"
+    subprocess.run(["tar", "-czf", archive, "-C", source.parent, "."], check=True)

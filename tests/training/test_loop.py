@@ -18,6 +18,7 @@ from small_run import (
     ROOT,
     SPEEDS,
     VOCAB_SIZE,
+    dying_at,
     make_data_dir,
     numbers,
     overrides,
@@ -28,7 +29,7 @@ from bert_jax.cli import EXIT_INTERRUPTED, Interrupted, UserError
 from bert_jax.data import dataset, records
 from bert_jax.runs import checkpoint, telemetry
 from bert_jax.runs import workdir as workdirs
-from bert_jax.training import compilation, loop, phases, reporting
+from bert_jax.training import loop, phases, reporting
 from bert_jax.training.inputs import open_inputs
 
 
@@ -56,18 +57,6 @@ def test_metrics_have_the_names_of_the_contract(config, tmp_path):
         assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"])
     assert (tmp_path / "checkpoints" / "20").is_dir()
     assert json.loads((tmp_path / "config.json").read_text())["model"]["hidden_size"] == 32
-
-
-def dying_at(step: int):
-    """A stand-in for Reporter.step that is interrupted at a step."""
-    report = reporting.Reporter.step
-
-    def interrupted(self, number, *args):
-        if number == step:
-            raise KeyboardInterrupt
-        return report(self, number, *args)
-
-    return interrupted
 
 
 class StopAt:
@@ -287,105 +276,6 @@ def test_attention_that_a_later_phase_s_length_excludes_is_refused_before_the_fi
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def poisoned(config, tmp_path, request):
-    """The config on a data set of which one example has a token id that does not exist.
-
-    Or several, the numbers of which are the parameter.
-    """
-    directory = make_data_dir(tmp_path / "poisoned", {"train": [1280], "validation": [20]})
-    manifest = records.Manifest.read(directory)
-    shard = directory / manifest.splits["train"][0].name
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    raw = reader.read_all()
-    reader.close()
-    config.sampling = 1  # records in the order of a permutation: a batch is of one
-    # A record behind the first 1,024 examples, which are checked before the run.
-    order = np.random.default_rng((config.seed, 0)).permutation(20)
-    bad = int(order[17])
-    examples = np.frombuffer(raw[bad], manifest.dtype).copy()
-    examples["input_ids"][list(getattr(request, "param", [5])), 1] = 200
-    raw[bad] = examples.tobytes()
-    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
-    for record in raw:
-        writer.write(record)
-    writer.close()
-    config.data_dir = str(directory)
-    config.update(num_steps=75, eval_every=0, checkpoint_every=20)
-    return config, f"{shard.name}#{bad}"
-
-
-@pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
-def test_poisoned_record_is_named_and_the_run_continues(poisoned, tmp_path, caplog, action):
-    config, record = poisoned
-    config.guard.action = action
-    loop.train_and_evaluate(config, tmp_path / "run")
-    (incident,) = map(json.loads, (tmp_path / "run" / "incidents.jsonl").read_text().splitlines())
-    assert incident["step"] == 17 * 4 + 1 and incident["reason"] == "not finite"
-    assert incident["records"] == [record]
-    assert incident["out_of_vocabulary"] == [{"record": record, "example": 5, "token_id": 200}]
-    assert record in caplog.text and "token id 200" in caplog.text
-    assert ("rolled back to the parameters of step 60" in caplog.text) == (action == "rollback")
-    lines = {line["step"]: line["loss"] for line in numbers(tmp_path / "run")}
-    assert lines.pop(69) is None
-    assert len(lines) == 74 and None not in lines.values()
-    # Interrupted after it, the run meets it again and does the same.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reporting.Reporter, "step", dying_at(71))
-        loop.train_and_evaluate(config, tmp_path / "parts")
-    loop.train_and_evaluate(config, tmp_path / "parts")
-    assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
-    assert len((tmp_path / "parts" / "incidents.jsonl").read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize("poisoned", [[5, 20]], indirect=True)  # in two batches, one after another
-def test_what_is_rolled_back_already_is_not_restored_again(poisoned, tmp_path, monkeypatch):
-    config, _ = poisoned
-    config.guard.action = "rollback"
-    restored, restore = [], checkpoint.CheckpointStore.restore
-    live = lambda: sum(x.nbytes for x in jax.live_arrays())  # noqa: E731
-    before = live()
-
-    def counted(store, state):
-        restored.append(live() - before)
-        return restore(store, state)
-
-    monkeypatch.setattr(checkpoint.CheckpointStore, "restore", counted)
-    loop.train_and_evaluate(config, tmp_path / "run")
-    lines = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [69, 70]
-    # The state was freed first: what is left are batches and metrics.
-    assert len(restored) == 1 and restored[0] < 0.3 * state_bytes(config)
-
-
-def state_bytes(config) -> int:
-    """Parameters and two moments of each."""
-    inputs = open_inputs(config)
-    state = inputs.phases[0].phase.abstract_state(inputs.model, inputs.mesh)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def test_resuming_holds_one_state_and_compiles_no_fresh_one(config, tmp_path, monkeypatch):
-    config.update(num_steps=2, eval_every=0)
-    config.optimizer.warmup_steps = 1
-    loop.train_and_evaluate(config, tmp_path)
-    live = lambda: sum(x.nbytes for x in jax.live_arrays())  # noqa: E731
-    before, seen, restore = live(), [], checkpoint.ocp.CheckpointManager.restore
-
-    def watched(manager, *arguments, **keywords):
-        seen.append(live() - before)
-        result = restore(manager, *arguments, **keywords)
-        seen.append(live() - before)
-        return result
-
-    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", watched)
-    monkeypatch.setattr(loop, "init_state", None)  # not called
-    config.num_steps = 3
-    loop.train_and_evaluate(config, tmp_path)
-    assert seen[0] < 0.1 * state_bytes(config)
-    assert seen[1] == pytest.approx(state_bytes(config), rel=0.1)
-
-
 @pytest.mark.parametrize("asks", [10, 12])  # after step 10, and between batches of its evaluation
 def test_a_stop_around_an_evaluation_saves_and_resumes_exactly(asks, config, tmp_path):
     config.update(checkpoint_every=10 if asks > 10 else 7)
@@ -467,25 +357,6 @@ def test_the_end_is_announced_when_the_last_checkpoint_is_there(config, tmp_path
     assert there["finished"] == [["2"], ["2", "best.json"]]
 
 
-def test_a_later_phase_that_does_not_fit_ends_the_run_while_the_first_one_trains(
-    config, tmp_path, monkeypatch
-):
-    config.update(num_steps=300_000, eval_every=0, log_every=1, checkpoint_every=300_000)
-    config.phases = ({"num_steps": 200_000}, {"batch_size": 8})
-    needed = iter([2**20, 2**40])  # the first phase's, the second's
-    monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: next(needed))
-    device = types.SimpleNamespace(
-        platform="tpu", device_kind="", memory_stats=lambda: {"bytes_limit": 2**34}
-    )
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    with pytest.raises(
-        UserError,
-        match=r"phase from step 200,000 needs 1024\.0 GiB .*smaller --config\.phases\[1\]\.batch",
-    ):
-        loop.train_and_evaluate(config, tmp_path)
-    assert 0 < telemetry.read(tmp_path)[-1]["step"] < 200_000
-
-
 def test_each_line_s_speed_is_of_its_own_steps(config, tmp_path, monkeypatch):
     """On CPUs a step is over when it is dispatched: read later, its time would be another's."""
     events = []
@@ -500,13 +371,6 @@ def test_each_line_s_speed_is_of_its_own_steps(config, tmp_path, monkeypatch):
     config.update(num_steps=3, eval_every=0)
     loop.train_and_evaluate(config, tmp_path)
     assert events == [(name, step) for step in (1, 2, 3) for name in ("before_step", "step")]
-
-
-def test_gives_up_after_too_many_incidents(poisoned, tmp_path):
-    config, _ = poisoned
-    config.guard.max_incidents = 0
-    with pytest.raises(UserError, match=r"gave up at step 69: 1 batches were not accepted"):
-        loop.train_and_evaluate(config, tmp_path / "run")
 
 
 def test_impossible_token_in_the_first_examples_stops_before_compiling(config, tmp_path):
@@ -524,29 +388,6 @@ def test_impossible_token_in_the_first_examples_stops_before_compiling(config, t
     with pytest.raises(UserError, match="holds token id 100, but its vocabulary has 100 tokens"):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_step_that_does_not_fit_into_memory_is_refused(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: 2**40)
-    small = types.SimpleNamespace(
-        platform="tpu", device_kind="", memory_stats=lambda: {"bytes_limit": 2**34}
-    )
-    monkeypatch.setattr(jax, "local_devices", lambda: [small])
-    with pytest.raises(UserError, match=r"needs 1024\.0 GiB per device, which has 16\.0.*remat"):
-        loop.train_and_evaluate(config, tmp_path)
-
-
-def test_evaluation_that_does_not_fit_is_refused_before_training(config, tmp_path, monkeypatch):
-    needed = iter([2**33, 2**20])  # the evaluation's, the step's
-    monkeypatch.setattr(compilation, "bytes_needed", lambda compiled: next(needed))
-    monkeypatch.setattr(compilation, "bytes_held", lambda moments: 2**33)
-    small = types.SimpleNamespace(
-        platform="tpu", device_kind="", memory_stats=lambda: {"bytes_limit": 15 * 2**30}
-    )
-    monkeypatch.setattr(jax, "local_devices", lambda: [small])
-    with pytest.raises(UserError, match=r"needs 16\.0 GiB per device, which has 15\.0"):
-        loop.train_and_evaluate(config, tmp_path)
-    assert not telemetry.read(tmp_path)
 
 
 def test_evaluation_goes_in_the_microbatches_of_a_step(config, tmp_path):
