@@ -5,6 +5,7 @@ import ast
 import functools
 import importlib.util
 import logging
+import math
 import os
 import pathlib
 import re
@@ -52,6 +53,29 @@ def size(text: str) -> int:
     if not match or not float(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 5GB")
     return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()])
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Parses a flag's whole number, from `least` to what an int32 holds."""
+    most = 2**31 - 1
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,20}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def number(text: str) -> float:
+    """Parses a flag's number; inf is one, NaN is none, since all comparisons with it are false."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
 
 
 def print_lines(lines: Iterable[str]) -> None:

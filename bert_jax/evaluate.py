@@ -12,7 +12,7 @@ from typing import Any
 
 from bert_jax import cli as cli_lib
 from bert_jax import files as files_lib
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, at_least, number
 
 # Fields of the recipes in configs/finetune, which explain them, that say how a file is read.
 FIELDS = {
@@ -20,7 +20,7 @@ FIELDS = {
     **dict.fromkeys(("words_column", "tags_column"), str),
     **dict.fromkeys(("word_index", "tag_index"), int),
     **dict.fromkeys(("context_column", "beginning_column", "choice_columns"), str),
-    **dict.fromkeys(("max_skipped", "null_threshold", "threshold"), float),
+    **dict.fromkeys(("max_skipped", "null_threshold", "threshold"), number),
     "labels": str,
 }
 
@@ -85,8 +85,8 @@ def main(argv: Sequence[str]) -> None:
     )
     add("--output", default="", help="a .json file for the metrics, by file")
     add("--predictions", default="", help="a .jsonl file for the predictions")
-    add("--batch_size", type=int, default=32)
-    add("--max_seq_length", type=int, help="default: as the model was fine-tuned")
+    add("--batch_size", type=at_least(1), default=32)
+    add("--max_seq_length", type=at_least(8), help="default: as the model was fine-tuned")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     for name, kind in FIELDS.items():
         add(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__)

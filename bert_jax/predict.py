@@ -14,11 +14,11 @@ lines are skipped: no line of output is theirs. Interrupted, the same command re
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bert_jax import cli as cli_lib
-from bert_jax.cli import UserError, print_lines
+from bert_jax.cli import UserError, at_least, number, print_lines
 
 # JAX, and what imports it, is imported inside the functions: --help must answer at once.
 
@@ -31,15 +31,6 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-        return int(text)
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bert_jax.predict",
@@ -47,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    positive = _at_least(1)
+    positive = at_least(1)
     for name, text in (
         ("classify", "the class of a text or a pair, or its number"),
         ("tag", "the labels of words, and the entities they make"),
@@ -70,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--batch_size", type=positive, default=32)
         add(
             "--max_seq_length",
-            type=_at_least(8),
+            type=at_least(8),
             help="cut longer texts, or read them in parts (tag, answer); default: as the model was "
             "fine-tuned, else all that it takes",
         )
@@ -82,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
             add("--max_answer_length", type=positive, help=f"in tokens; {own}, else 30")
             add(
                 "--null_threshold",
-                type=float,
+                type=number,
                 help="answer '' if its score is higher than the best span's by more than this; "
                 f"inf: never; {own}, else always a span",
             )

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax import files
-from bert_jax.cli import HelpFormatter, run
+from bert_jax.cli import HelpFormatter, UserError, at_least, number, run
 from bert_jax.config import recipe
 from bert_jax.data.records import Manifest
 from bert_jax.runs import telemetry
@@ -305,9 +305,11 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--output", default="quickstart", help="directory for everything it makes")
-    parser.add_argument("--corpus_mb", type=float, default=10, help="megabytes of text at most")
-    parser.add_argument("--num_steps", type=int, default=0, help="of pretraining; 0: the recipe's")
+    parser.add_argument("--corpus_mb", type=number, default=10, help="megabytes of text at most")
+    parser.add_argument("--num_steps", type=at_least(0), default=0, help="of pretraining; 0: the recipe's")
     options = parser.parse_args(argv)
+    if options.corpus_mb <= 0:
+        raise UserError(f"--corpus_mb is {options.corpus_mb}: expected more than 0")
     quickstart(options.output, options.corpus_mb, options.num_steps)
     return 0
 

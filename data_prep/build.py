@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from bert_jax import cli as command_line
-from bert_jax.cli import HelpFormatter, UserError
+from bert_jax.cli import HelpFormatter, UserError, at_least
 from bert_jax.data import tokenizer as tokenizers
 from bert_jax.data.records import MANIFEST, Manifest
 from data_prep import parallel
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add_build_flags(parser)
     group = parser.add_argument_group("how to run (does not change the result)")
     group.add_argument(
-        "--workers", type=int, default=parallel.default_workers(), help="local processes"
+        "--workers", type=at_least(1), default=parallel.default_workers(), help="local processes"
     )
     group.add_argument(
         "--runner", default="local", choices=("local", "beam"), help="beam: an Apache Beam pipeline"

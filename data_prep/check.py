@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from bert_jax import cli as command_line
-from bert_jax.cli import HelpFormatter, UserError, print_lines
+from bert_jax.cli import HelpFormatter, UserError, at_least, print_lines
 from bert_jax.data.records import TOKENIZER, Manifest
 from data_prep import parallel
 from data_prep.checking import examples, measures
@@ -69,11 +69,11 @@ def main(argv: Sequence[str]) -> int | None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("data_dir", metavar="DATA_DIR", help="output of data_prep.build")
-    parser.add_argument("--examples", type=int, default=0, help="how many examples to print")
+    parser.add_argument("--examples", type=at_least(0), default=0, help="how many examples to print")
     parser.add_argument("--report", metavar="FILE.html", help="write a page with histograms too")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--workers", type=int, default=parallel.default_workers(), help="local processes"
+        "--workers", type=at_least(1), default=parallel.default_workers(), help="local processes"
     )
     flags = parser.parse_args(argv)
     if flags.json and flags.examples and not flags.report:

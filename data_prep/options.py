@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 from typing import Any
@@ -15,6 +14,7 @@ from data_prep.sources import languages, parsing
 
 OBJECTIVES = ("nsp", "sop", "full_sentences", "doc_sentences")
 FORMATS = ("array_record", "tfrecord")
+MAX_USES = 10**6  # of a document; more are a slip of the pen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BuildOptions:
         required = {
             "max_seq_length": (5 <= self.max_seq_length < 2**16, "between 5 and 65535"),
             "short_seq_prob": (0 <= self.short_seq_prob <= 1, "between 0 and 1"),
-            "dupe_factor": (self.dupe_factor >= 1, "at least 1"),
+            "dupe_factor": (1 <= self.dupe_factor <= MAX_USES, f"between 1 and {MAX_USES}"),
             "masked_lm_prob": (0 < self.masked_lm_prob < 1, "between 0 and 1"),
             "max_predictions_per_seq": (
                 self.max_predictions_per_seq is None
@@ -78,9 +78,10 @@ class BuildOptions:
             "max_decode_errors": (0 <= self.max_decode_errors <= 1, "between 0 and 1"),
             "weights": (
                 len(self.weights) in (0, len(self.input))
-                and all(0 <= w < math.inf for w in self.weights)
+                and all(0 <= w * self.dupe_factor <= MAX_USES for w in self.weights)
                 and (any(self.weights) or not self.weights),
-                f"one number, 0 or more, for each of the {len(self.input)} sources, not all 0",
+                f"one number, 0 or more, for each of the {len(self.input)} sources, not all 0, and "
+                f"at most {MAX_USES} when multiplied by --dupe_factor",
             ),
         }
         for name, (is_good, expected) in required.items():

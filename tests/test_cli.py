@@ -1,5 +1,6 @@
 """How every command ends: one line and a code, whatever went wrong."""
 
+import importlib
 import subprocess
 import sys
 
@@ -44,6 +45,31 @@ def ended(body: str, *flags: str, after: str = "") -> subprocess.CompletedProces
 def test_an_end_is_one_line_and_a_code(body, code, line):
     result = ended(body)
     assert (result.returncode, result.stderr) == (code, line)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bert_jax.predict answer --model=M --null_threshold=nan",
+        "bert_jax.predict answer --model=M --top_k=0",
+        "bert_jax.predict classify --model=M --batch_size=99999999999",
+        "bert_jax.evaluate M F --batch_size=0",
+        "bert_jax.evaluate M F --max_seq_length=-1",
+        "bert_jax.evaluate M F --threshold=nan",
+        "bert_jax.metrics W --window=0",
+        "bert_jax.quickstart --corpus_mb=nan",
+        "bert_jax.quickstart --num_steps=-1",
+        "data_prep.build --input=I --tokenizer=T --output=O --workers=0",
+        "data_prep.check D --examples=-1",
+    ],
+)
+def test_a_number_out_of_range_is_refused_where_the_flag_is_read(command, capsys):
+    module, *flags = command.split()
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main(flags)
+    assert ended.value.code == 2
+    name, value = flags[-1].split("=")
+    assert f"argument {name}: '{value}' is not a" in capsys.readouterr().err
 
 
 def test_debug_shows_where():

@@ -280,6 +280,10 @@ class Model(Forward):
                 f"the model has no head to {command.replace('_', '-')} with (it is a {self.task} "
                 f"model): fine-tune one for {tasks[0]} with bert_jax.finetune"
             )
+        for name in ("top_k", "max_answer_length"):
+            value = options.get(name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: expected at least 1")
         if command == "fill_mask" and "mlm_transform" not in self.params:
             raise UserError("the model has no MLM head: fill-mask needs a pretraining model")
         if command == "zero_shot":

@@ -10,17 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from bert_jax.cli import UserError
+from bert_jax.inference import settings
 from bert_jax.inference.forward import Forward, Row
 from bert_jax.models import heads
 from bert_jax.tasks import schemes, scores
-from bert_jax.tasks.answers import Question, QuestionAnswering
+from bert_jax.tasks.answers import Question
 from bert_jax.tasks.base import join
-from bert_jax.tasks.choices import Choice, MultipleChoice
-from bert_jax.tasks.tokens import TokenClassification
+from bert_jax.tasks.choices import Choice
 
 Record = dict[str, Any]
 TEMPLATE = "This example is {}."  # of zero-shot classification
@@ -95,7 +94,7 @@ def entailment(labels: Sequence[str]) -> int:
 
 def tag(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
     """{"labels", "scores", "entities"} of words; of texts also {"tokens", "offsets"}."""
-    task = TokenClassification(_settings(model), model.tokenizer)
+    task: Any = settings.task_of(model)
     offsets = [word_offsets(model, x["text"]) if "text" in x else None for x in records]
     sentences = [
         tuple(map(str, record["tokens"]))
@@ -165,22 +164,9 @@ def answer(
     null_threshold: float | None = None,
 ) -> Iterator[Record]:
     """{"prediction": text, "n_best": [{"text", "start", "end", "score"}, …]}."""
-    settings = _settings(model)
-    settings.n_best = top_k
-    settings.max_answer_length = max_answer_length or settings.get("max_answer_length", 30)
-    may_have_none = settings.get("may_have_none", False)
-    if null_threshold is not None:
-        may_have_none = null_threshold != float("inf")
-    settings.null_threshold = (
-        settings.get("null_threshold", 0.0) if null_threshold is None else null_threshold
-    )
-    question, stride = settings.get("max_question_length"), settings.get("doc_stride", 128)
-    if not model.length_is_own or question is None:  # they were not made for this length
-        question = min(question or 64, model.max_seq_length // 4)
-        stride = max(1, min(stride, model.max_seq_length // 3))
-    settings.max_question_length, settings.doc_stride = question, stride
-    task = QuestionAnswering(settings, model.tokenizer)
-    task.may_have_none = may_have_none
+    fields = {"max_answer_length": max_answer_length, "null_threshold": null_threshold}
+    given = {name: value for name, value in fields.items() if value is not None}
+    task: Any = settings.task_of(model, n_best=top_k, **given)
     questions = [
         Question(str(i), record["question"], record["context"], (), 0)
         for i, record in enumerate(records)
@@ -193,7 +179,7 @@ def answer(
 
 def choose(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
     """{"prediction": the choice's index, "scores": a probability per choice}."""
-    task = MultipleChoice(_settings(model), model.tokenizer)
+    task = settings.task_of(model)
     examples = [
         Choice("", x["context"], x.get("beginning") or "", tuple(x["choices"]), 0) for x in records
     ]
@@ -207,14 +193,6 @@ def choose(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
     for i in range(len(examples)):
         probs = np.exp(scores.log_softmax(results[i]))
         yield {"prediction": int(probs.argmax()), "scores": [round(float(p), 6) for p in probs]}
-
-
-def _settings(model: Forward) -> ml_collections.ConfigDict:
-    """A task's config: what the model was fine-tuned with, and the length that is read."""
-    settings = model.settings.to_dict()
-    return ml_collections.ConfigDict(
-        settings | {"task": model.task, "max_seq_length": model.max_seq_length, "labels": ""}
-    )
 
 
 def fill_mask(model: Forward, records: Sequence[Record], top_k: int = 5) -> Iterator[Record]:

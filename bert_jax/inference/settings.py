@@ -42,6 +42,9 @@ def task_config(model: Forward, **fields: Any) -> ml_collections.ConfigDict:
     recipe = _recipe(model.task)
     if unknown := sorted(fields.keys() - recipe.keys()):
         raise UserError(f"a {model.task} model has no setting {', '.join(unknown)}")
+    for name, value in fields.items():
+        if isinstance(value, float) and math.isnan(value):  # every comparison with it is false
+            raise UserError(f"{name} is {value}: expected a number")
     config = ml_collections.ConfigDict(recipe.to_dict())
     own = {name: value for name, value in model.settings.items() if name in recipe}
     # What a run's config.json has there are the head's labels, not their names in the data.
@@ -62,6 +65,7 @@ def task_of(model: Forward, **fields: Any) -> Task:
     if model.labels:
         task.labels = model.labels
     if isinstance(task, QuestionAnswering):
-        given = "null_threshold" in fields and math.isfinite(fields["null_threshold"])
-        task.may_have_none = given or model.settings.get("may_have_none", False)
+        task.may_have_none = model.settings.get("may_have_none", False)
+        if "null_threshold" in fields:
+            task.may_have_none = fields["null_threshold"] < math.inf
     return task

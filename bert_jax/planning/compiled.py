@@ -198,7 +198,10 @@ def refused_memory(message: str) -> dict[str, int]:
     ):
         if match := re.search(pattern, message):
             return {kind: int(float(match[1]) * 2 ** (10 * (1 + "KMGT".index(match[2]))))}
-    raise UserError(f"the compiler refuses the step: {message[:2000]}")
+    cause = " ".join(message.split())[:500]
+    # On-chip memory, which a kernel takes whatever the batch.
+    advice = ": set --config.model.attention=xla" if "vmem" in message else ""
+    raise UserError(f"the compiler refuses the step ({cause}){advice}")
 
 
 def lower_step(

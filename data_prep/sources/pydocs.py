@@ -66,9 +66,12 @@ def parse_max_mb(source: str) -> float:
     if source == "pydocs":
         return DEFAULT_MAX_MB
     try:
-        return float(source.removeprefix("pydocs:"))
+        max_mb = float(source.removeprefix("pydocs:"))
     except ValueError:
-        raise UserError(f"input {source}: expected pydocs or pydocs:MAX_MB") from None
+        max_mb = 0.0
+    if not max_mb > 0:  # NaN included
+        raise UserError(f"input {source}: expected pydocs or pydocs:MAX_MB, above 0")
+    return max_mb
 
 
 def texts(source: str, field: str) -> Iterator[str]:

@@ -350,7 +350,7 @@ def test_tiny_corpora(tmp_path, tokenizer_dir, texts, objective, outcome):
     [
         ({"max_seq_length": 4}, "--max_seq_length is 4: expected between 5 and 65535"),
         ({"max_predictions_per_seq": 200}, r"expected between 1 and max_seq_length \(128\)"),
-        ({"dupe_factor": 0}, "--dupe_factor is 0: expected at least 1"),
+        ({"dupe_factor": 0}, "--dupe_factor is 0: expected between 1 and 1000000"),
         ({"seed": -1}, "--seed is -1: expected from 0 to below"),
         ({"seed": 2**63}, "--seed is 9223372036854775808: expected from 0 to below"),
         ({"random_fraction": 0.5}, "--random_fraction is 0.5"),

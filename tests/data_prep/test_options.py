@@ -40,7 +40,7 @@ def test_numbers():
             split_numbers("weights", value)
 
 
-@pytest.mark.parametrize("weight", [math.inf, math.nan])
+@pytest.mark.parametrize("weight", [math.inf, math.nan, -1.0, 1e9])
 def test_weights_that_are_no_numbers(weight):
     with pytest.raises(UserError, match="one number, 0 or more, for each"):
         BuildOptions(("a.txt",), "t", weights=(weight,)).checked()
