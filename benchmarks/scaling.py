@@ -29,7 +29,7 @@ def draw(plans: Sequence[compiled.Plan], title: str, path: str) -> None:
         matplotlib.use("agg")
         from matplotlib import pyplot
     except ImportError:
-        raise UserError("figures need matplotlib: pip install 'bert_jax[plot]'") from None
+        raise UserError("plots need matplotlib: pip install 'bert_jax[plot]'") from None
     figure, (times, speed) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     chips = [p.chips for p in plans]
     compute = [(p.step_seconds - p.collective_seconds) * 1e3 for p in plans]
@@ -37,7 +37,7 @@ def draw(plans: Sequence[compiled.Plan], title: str, path: str) -> None:
     names = [p.hardware for p in plans]
     times.bar(names, compute, label="computation")
     times.bar(names, collective, bottom=compute, label="collectives, not overlapped")
-    times.set(ylabel="ms a step", title=title)
+    times.set(ylabel="ms per step", title=title)
     times.legend(loc="lower right")
     speed.plot(chips, [p.sequences_per_second for p in plans], "o-", label="planned")
     first = plans[0].sequences_per_second / chips[0]
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         if not result.step_seconds:
             raise UserError(f"batch_per_chip={flags.batch_per_chip} does not fit {topology}")
         plans.append(result)
-        sent = sum(figures["bytes"] for figures in result.collectives.values())
+        sent = sum(kind["bytes"] for kind in result.collectives.values())
         efficiency = plans[0].step_seconds / result.step_seconds
         print(
             f"| {topology} | {result.chips} | {result.step_seconds * 1e3:.1f} | "
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if flags.plot:
         name = pathlib.Path(next(a for a in argv if a.startswith("--config=")).partition("=")[2])
-        draw(plans, f"{name.stem}, {flags.batch_per_chip} sequences a chip", flags.plot)
+        draw(plans, f"{name.stem}, {flags.batch_per_chip} sequences per chip", flags.plot)
 
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ BATCH_SIZES = {
     ("gpu", "base"): 256,
     ("gpu", "large"): 128,
 }
-MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matrix product that utilisation is measured by
+MATRIX = {"cpu": 2048, "gpu": 8192}  # rows of the matmul that MFU is measured by
 HEADER = """\
-| model | arithmetic | batch × length | side | ms a step (fastest) | sequences/s | \
+| model | arithmetic | batch × length | side | ms per step (fastest) | sequences/s | \
 of the matrix product | time / bert_jax's |
 |---|---|---|---|---|---|---|---|"""
 
@@ -289,7 +289,7 @@ def in_process(framework: str, *args: Any) -> Iterator[dict[str, Callable[[int],
         process.join()
 
 
-def figures(
+def numbers(
     times: list[float] | None, ours: list[float] | None, flops: float, rate: float | None
 ) -> dict[str, float | None]:
     """A side's times beside ours of the same repeats; None where a failure leaves no figure."""
@@ -334,7 +334,7 @@ def measure(size: str, dtype: str, length: int, options: argparse.Namespace) -> 
     fastest = [min(times[name]) for name in products if name in times]
     rate = 2.0 * matrix_size**3 / min(fastest) if fastest else None
     rows = [
-        {"side": name, **figures(times.get(name), times.get("bert_jax"), flops, rate)}
+        {"side": name, **numbers(times.get(name), times.get("bert_jax"), flops, rate)}
         for name in sides
         if name not in products
     ]
@@ -398,7 +398,7 @@ def main(argv: Sequence[str]) -> int:
     add("--steps", type=int, default=0, help="steps of a side in a repeat: 2; on a GPU 10")
     add("--repeats", type=int, default=7, help="of every side, taking turns: 7")
     add("--matrix_size", type=int, default=0, help="rows of the matrix product; 0: by device")
-    add("--json", action="store_true", help="print the figures as JSON, not the table")
+    add("--json", action="store_true", help="print the numbers as JSON, not the table")
     options = parser.parse_args(argv)
     on_gpu = options.device == "gpu"
     options.sizes = options.sizes or (["base", "large"] if on_gpu else ["mini", "base"])

@@ -159,7 +159,7 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     root = epath.Path(output)
     corpus, tokenizer, data = root / "corpus.jsonl", root / "tokenizer", root / "data"
     model, hf, task = (root / name for name in ("model", "hf", "task"))
-    # A classifier goes on with the model that it began with.
+    # A classifier resumes with the model that it began with.
     classifier = root / (f"classifier_{num_steps}" if num_steps else "classifier")
     steps = Steps()
 

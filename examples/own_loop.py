@@ -1,4 +1,4 @@
-"""A training loop of one's own: the data, the objective and the sharded step are three calls.
+"""A training loop of your own: the data, the objective and the sharded step are three calls.
 
     python examples/own_loop.py DATA_DIR
 

@@ -164,7 +164,7 @@ def test_step_time_prints_every_side(capsys):
 
 
 @pytest.mark.slow
-def test_step_time_goes_on_without_a_side_that_fails(capsys, monkeypatch):
+def test_step_time_continues_without_a_side_that_fails(capsys, monkeypatch):
     make_batch = step_time.make_batch
 
     def with_unknown_token(config, length):

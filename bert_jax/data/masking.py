@@ -1,6 +1,6 @@
 """Masked-language-model masks: token, whole-word, n-gram and given spans; numpy, vectorised.
 
-Shared by the builder (static masks, written to disk) and the loader (dynamic masks, drawn anew in
+Shared by the builder (static masks, written to disk) and the loader (dynamic masks, re-sampled in
 every epoch). Everything is a pure function of its arguments and of an explicit generator.
 
 Shapes: B examples, L positions, V vocabulary, M max_predictions_per_seq, S spans.
@@ -121,7 +121,7 @@ def mask_tokens(
             is_start_BL[example, start:end] = False
             is_start_BL[example, start] = True
             is_start_BL[example, end : end + 1] = True
-        # A unit begins anew after a special token: a piece whose word truncation cut, or [UNK].
+        # A new unit begins after a special token: a piece whose word truncation cut, or [UNK].
         is_start_BL[:, 1:] |= ~is_candidate_BL[:, :-1]
         is_start_BL &= is_candidate_BL
         is_chosen_BL = _choose_units(rng, is_candidate_BL, is_start_BL, wanted_B, config.max_ngram)

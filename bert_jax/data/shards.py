@@ -69,7 +69,7 @@ class Shards:
         """The records of these numbers, all in one go: those of a bucket side by side.
 
         Raises:
-          UserError: a shard is damaged, or is not the one that the manifest describes.
+          UserError: a shard is corrupted, or is not the one that the manifest describes.
         """
         of_shard: dict[int, list[tuple[int, int]]] = {}  # shard -> (place in `numbers`, position)
         for place, number in enumerate(numbers):

@@ -121,7 +121,7 @@ def flax_outputs(
     arguments = tuple(batch[name] for name in MODEL_INPUTS)
 
     def apply(module: Any, params: Any) -> Any:
-        with jax.default_matmul_precision("highest"):  # accelerators round products otherwise
+        with jax.default_matmul_precision("highest"):  # accelerators round matmuls otherwise
             return jax.device_get(jax.jit(module.apply)({"params": params}, *arguments))
 
     if task != PRETRAINING:
@@ -258,7 +258,7 @@ def _source_tokenizer(transformers: Any, loaded: workdirs.Loaded) -> Any:
         return None
     if "tokenizer.json" in names:
         return transformers.AutoTokenizer.from_pretrained(str(directory))
-    # A vocabulary of which nothing says the case: transformers takes it for uncased.
+    # A vocabulary whose case is not known: transformers takes it for uncased.
     case = {"do_lower_case": loaded.tokenizer.lowercase}
     return transformers.BertTokenizer.from_pretrained(str(directory), **case)
 

@@ -156,7 +156,7 @@ class Embeddings(nn.Module):
     def token_tables(self, batch: int) -> jax.Array:
         """The token embeddings [N, V, D], once for each of the N shards of a batch.
 
-        Reading the same tables for the lookup and for the output product has each device add up
+        Reading the same tables for the lookup and for the output matmul has each device add up
         its gradients of both before the devices add theirs: one reduction of V × D, not two.
         """
         table_VD = self.word_embeddings.embedding.astype(self.config.dtype)

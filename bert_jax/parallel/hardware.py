@@ -13,7 +13,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator as its maker specifies it; figures are a chip's, without sparsity.
+    """One accelerator as its maker specifies it; numbers are a chip's, without sparsity.
 
     Attributes:
       device_kinds: what `jax.Device.device_kind` says of it.
@@ -40,7 +40,7 @@ class Chip:
 
 
 # TPUs: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e ("key chip specifications"); GB of HBM are GiB.
-# Interconnect: half of the bidirectional figure (v4 600, v5e 400, v5p 1200, v6e 800 GB/s).
+# Interconnect: half of the bidirectional number (v4 600, v5e 400, v5p 1200, v6e 800 GB/s).
 # Clocks: peak / (2 × multipliers); each TensorCore has four 128 × 128 units, v6e's 256 × 256.
 # GPUs: NVIDIA's data sheets, bfloat16 without sparsity; of NVLink and PCIe one direction, half of
 # what the sheets name.

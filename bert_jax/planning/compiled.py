@@ -65,9 +65,9 @@ class Plan:
         (lookups, scatters, sorts), and their bytes at full bandwidth, which is less than they take.
       roofline_seconds: of each operation the longer of its FLOPs at peak and its bytes at full
         bandwidth, added up.
-      collective_seconds, hidden_collective_seconds: of those that nothing runs beside, which the
+      collective_seconds, hidden_collective_seconds: of those that are exposed, which the
         step's time includes; and of asynchronous ones.
-      utilisation: model FLOPs over what the devices could do in the step's time.
+      utilisation: MFU, model FLOPs over what the devices could do in the step's time.
     """
 
     hardware: str
@@ -360,7 +360,7 @@ def _traffic(
             hidden += seconds if collective.hidden else 0.0
     if not chip:
         return {"flops": flops, "hbm_bytes": hbm_bytes, "collectives": kinds}
-    # Products in library calls (cuBLAS) are not in the text: the model needs so many at least.
+    # Matmuls in library calls (cuBLAS) are not in the text: the model needs so many at least.
     roofline = max(roofline, model_flops / (chip.peak_flops * share))
     cycles = hlo.cycles(program)
     compiler = None

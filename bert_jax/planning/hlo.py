@@ -97,7 +97,7 @@ class Instruction:
         return match and int(match[1])
 
 
-# Kernels (Pallas) by the start of their names: matrix products over [L, L, K] in each, and cycles
+# Kernels (Pallas) by the start of their names: matmuls over [L, L, K] in each, and cycles
 # for 1,024 scores. XLA gives no cycles of a kernel, but the compiler schedules it: those are the
 # lengths of its final schedules on TPU v5e (libtpu 0.0.42.1, bfloat16, 512 positions, heads of 64),
 # taken from dumps by hand; grid steps run them once for each head, or two.
@@ -269,7 +269,7 @@ class Kernel:
     """One execution of a kernel of `KERNELS`.
 
     Attributes:
-      flops: of its products, what it computes again included.
+      flops: of its matmuls, what it recomputes included.
       cycles: our estimate, not the compiler's: see `KERNELS`.
     """
 
@@ -285,19 +285,19 @@ def kernel(computation: Computation, instruction: Instruction) -> Kernel | None:
     known = next((name for name in KERNELS if instruction.name.startswith(name)), None)
     if instruction.opcode != "custom-call" or known is None:
         return None
-    products, cycles = KERNELS[known]
+    matmuls, cycles = KERNELS[known]
     if noted := re.search(r'"flops":"(\d+)","transcendentals":"(\d+)"', instruction.rest):
         count, scores = int(noted[1]), int(noted[2])  # an exponential a score
     else:
         operands = (computation[name].shapes[0].dims for name in instruction.operands)
         *heads, length, size = next(dims for dims in operands if len(dims) >= 4)
         scores = math.prod(heads) * length**2
-        count = 2 * products * scores * size
+        count = 2 * matmuls * scores * size
     return Kernel(count, cycles * scores / 1024)
 
 
 def flops(program: Program, computation: Computation, instruction: Instruction) -> int:
-    """FLOPs of the matrix products in one execution, those inside fusions and kernels included."""
+    """FLOPs of the matmuls in one execution, those inside fusions and kernels included."""
     if known := kernel(computation, instruction):
         return known.flops
     if instruction.opcode == "dot":
@@ -314,7 +314,7 @@ def flops(program: Program, computation: Computation, instruction: Instruction) 
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
-    """A TPU computes every product as a convolution; batch dimensions may become spatial ones.
+    """A TPU computes every matmul as a convolution; batch dimensions may become spatial ones.
 
     Then window positions fall on padding or between dilated elements: those are not counted.
     """

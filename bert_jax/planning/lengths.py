@@ -12,7 +12,7 @@ from bert_jax.data import masking, packing, records
 from bert_jax.training.phases import Phase
 
 LOG = logging.getLogger(__name__)
-ASSUMED_LENGTH = 128  # tokens, where nothing says how many
+ASSUMED_LENGTH = 128  # tokens, the default
 
 
 def lengths_of(

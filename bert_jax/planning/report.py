@@ -17,7 +17,7 @@ class Schedule:
 
     Attributes:
       tried: of a sweep, for each phase all that was tried, fastest first; else empty.
-      assumed: a line on the lengths that nothing says, or "".
+      assumed: a line on the lengths that default, or "".
     """
 
     phases: tuple[Phase, ...]

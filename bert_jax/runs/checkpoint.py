@@ -35,7 +35,7 @@ class CheckpointStore:
     """The checkpoints of one run: the newest in checkpoints/, the best one's parameters in best/.
 
     Opening it claims the workdir: config.json and the tokenizer are written there, or compared if
-    they are there already, and a second process is rejected. Corrupted checkpoints are set aside.
+    they are there already, and a second process is rejected. Corrupted checkpoints are renamed.
 
     Args:
       identity: what else must not change under a run, besides FIXED_FIELDS: fingerprints of

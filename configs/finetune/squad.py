@@ -1,4 +1,4 @@
-"""Extractive question answering: SQuAD 1.1 (Rajpurkar et al. 2016), and one's own SQuAD files.
+"""Extractive question answering: SQuAD 1.1 (Rajpurkar et al. 2016), and your own SQuAD files.
 
     python -m bert_jax.finetune --config=configs/finetune/squad.py \\
         --init=WORKDIR_OR_HF_DIR --workdir=runs/squad \\

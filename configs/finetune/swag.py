@@ -1,4 +1,4 @@
-"""Multiple choice: SWAG, which ending follows a scene? (Zellers et al. 2018); one's own files.
+"""Multiple choice: SWAG, which ending follows a scene? (Zellers et al. 2018); your own files.
 
     python -m bert_jax.finetune --config=configs/finetune/swag.py \\
         --init=WORKDIR_OR_HF_DIR --workdir=runs/swag \\

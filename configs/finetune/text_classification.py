@@ -1,4 +1,4 @@
-"""Classes of a text or of a pair of texts, from one's own files.
+"""Text classification, of texts or pairs of texts, from your own files.
 
     python -m bert_jax.finetune --config=configs/finetune/text_classification.py \\
         --init=WORKDIR_OR_HF_DIR --workdir=runs/mine \\

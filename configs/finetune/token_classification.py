@@ -1,4 +1,4 @@
-"""Labels of words (entities, parts of speech), from one's own files.
+"""Token classification (entities, parts of speech), from your own files.
 
     python -m bert_jax.finetune --config=configs/finetune/token_classification.py \\
         --init=WORKDIR_OR_HF_DIR --workdir=runs/entities \\

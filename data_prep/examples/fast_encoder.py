@@ -113,7 +113,7 @@ class FastEncoder:
         if not pieces:
             return
         # A printable ASCII piece is one word, so many can be encoded as one text, twice as fast,
-        # and told apart by where words begin.
+        # and distinguished by where words begin.
         plain = [piece.isascii() and piece.isprintable() for piece in pieces]
         words = [piece for piece, is_plain in zip(pieces, plain, strict=True) if is_plain]
         others = [piece for piece, is_plain in zip(pieces, plain, strict=True) if not is_plain]

@@ -127,7 +127,7 @@ def test_properties(seed, batch, length, prob, cap, whole_word, max_ngram):
         for run in runs:
             assert len(chosen & set(run)) in (0, len(run))  # whole units only
             if not chosen & set(run):
-                assert len(run) > left  # a unit is left out only where it does not fit
+                assert len(run) > left  # a unit is skipped only where it does not fit
 
 
 @settings(max_examples=60, deadline=None)

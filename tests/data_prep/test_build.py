@@ -33,7 +33,7 @@ def examples_of(data_dir, split="train"):
 
 
 def unmasked(examples):
-    """The ids before masking, padding left out."""
+    """The ids before masking, without padding."""
     for example in examples:
         ids = example["input_ids"].copy()
         m = example["num_masked"]

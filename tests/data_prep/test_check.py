@@ -77,7 +77,7 @@ def test_missing_shard(copy, capsys):
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "all missing"])
-def test_damaged_shards_give_no_examples(copy, tmp_path, capsys, damage):
+def test_corrupted_shards_give_no_examples(copy, tmp_path, capsys, damage):
     shards = sorted(copy.glob("train-*"))
     for path in shards if damage == "all missing" else shards[:1]:
         path.unlink()

@@ -259,7 +259,7 @@ def test_corrupt_gzip(tmp_path):
         read(path)
 
 
-def test_damaged_parquet_page(tmp_path):
+def test_corrupted_parquet_page(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "file.parquet"
@@ -427,7 +427,7 @@ def test_a_language_without_rules_is_said(caplog):
     assert "--language=sv: there are no rules for its sentences; those of English" in caplog.text
 
 
-def test_line_numbers_go_on_in_later_units():
+def test_line_numbers_continue_in_later_units():
     block = Block("f.jsonl", b'{"text": "a"}\n{"x": 1}\n', first_line=101)
     with pytest.raises(UserError, match=r"f\.jsonl, line 102: no field"):
         parsing.parse_unit(Unit("", "json", (block,)))

@@ -315,7 +315,7 @@ def test_frozen_encoder(pretrained, config, tmp_path):
 
 def test_layerwise_learning_rates(config):
     config.layer_lr_decay = 0.5
-    # One's own come first.
+    # The user's come first.
     config.optimizer.learning_rate_rules = (("classifier/bias", 0.25), ("layer_1/output/", 0.75))
     model = BertConfig(**SIZES | {"num_hidden_layers": 2})
     module = heads.SequenceClassifier(model, 2)

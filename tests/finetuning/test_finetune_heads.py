@@ -205,7 +205,7 @@ def test_token_classification(pretrained, tmp_path):
     config = token_classification.get_config()
     config.train_file = write_tagged(tmp_path / "train.conll", 800, 0)
     config.validation_file = write_tagged(tmp_path / "dev.conll", 100, 1)
-    config.max_seq_length = 16  # 7 words: longer sentences are worked off in windows
+    config.max_seq_length = 16  # 7 words: longer sentences are split into overlapping windows
     config.length_buckets = 1
     config.num_epochs = 2
     config.optimizer.learning_rate = 1e-2

@@ -160,7 +160,7 @@ def test_a_failing_step_prints_the_delete_command(tpu, standins, pattern):
         *["gcloud", "compute", "tpus", "queued-resources", "delete", "bert-base"],
         *["--project=my-project", "--zone=us-west4-a", "--quiet", "--force"],
     ]
-    # Nothing goes on behind a failed step.
+    # Nothing runs behind a failed step.
     calls = [" ".join(call) for call in standins.calls("gcloud", "git")]
     assert [call for call in calls if re.search(pattern, call)] == calls[-1:]
 
@@ -172,7 +172,7 @@ def test_a_queue_that_fails_is_not_waited_for(tpu, standins):
     assert "is lost" in result.stderr and "queued-resources delete" in result.stderr
 
 
-def test_preempted_slices_are_made_again_and_the_run_goes_on(tpu, standins):
+def test_preempted_slices_are_made_again_and_the_run_resumes(tpu, standins):
     states = (ABSENT, ACTIVE, ACTIVE, SUSPENDING, SUSPENDING, SUSPENDED, ACTIVE)
     result = tpu(states=states, statuses=(RUNNING, RUNNING, FINISHED))
     assert result.returncode == 0, result.stderr
@@ -202,7 +202,7 @@ def test_no_capacity_after_a_preemption_is_tried_again(tpu, standins):
 
 
 @pytest.mark.parametrize("ended", [CRASHED, SAVED, ABORTED], ids=["crashed", "saved", "aborted"])
-def test_a_crashed_run_goes_on_on_the_same_slices(tpu, standins, ended):
+def test_a_crashed_run_resumes_on_the_same_slices(tpu, standins, ended):
     result = tpu(statuses=(ended, FINISHED))
     assert result.returncode == 0, result.stderr
     assert verbs(standins.calls("gcloud")) == [

@@ -232,7 +232,7 @@ def test_the_only_process_of_a_slurm_node_takes_all_its_gpus(tasks, expected, mo
     distributed.initialize()
     beats = {"heartbeat_timeout_seconds": distributed.HEARTBEAT_SECONDS}
     assert seen == [(expected, beats)]
-    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2")  # one's own choice
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2")  # the user's choice
     distributed.initialize()
     assert seen[1] == ("2", beats)
     # Told who is who, JAX does not ask Slurm, which would give a process one GPU.

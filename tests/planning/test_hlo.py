@@ -70,7 +70,7 @@ def test_a_loop_without_a_bound_is_refused():
         hlo.cycles(hlo.parse(LOOP.replace("constant(12)", "parameter(1)")))
 
 
-def test_flops_of_compiled_products():
+def test_flops_of_compiled_matmuls():
     product = compiled(lambda a, b: jnp.tanh(a @ b), (64, 256), (256, 32))
     assert total(hlo.flops, product) == 2 * 64 * 256 * 32
     batched = compiled(lambda a, b: jnp.einsum("bmk,bnk->bmn", a, b), (5, 16, 32), (5, 24, 32))
@@ -84,14 +84,14 @@ def test_flops_of_compiled_loops():
 
         return jax.lax.scan(outer, x, weights)[0]
 
-    # XLA's cost_analysis() counts one of the 7 × 3 products.
+    # XLA's cost_analysis() counts one of the 7 × 3 matmuls.
     assert total(hlo.flops, compiled(f, (64, 64), (7, 64, 64))) == 7 * 3 * 2 * 64**3
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        # As TPU programs write x @ w, and batched products over (B, H) = (4, 3).
+        # As TPU programs write x @ w, and batched matmuls over (B, H) = (4, 3).
         (
             "%c = bf16[4,16,32]{2,1,0} convolution(%x, %w), window={size=1}, "
             "dim_labels=0bf_io0->0bf",
@@ -130,7 +130,7 @@ def test_flops_of_convolutions(line, expected):
 
 
 @pytest.mark.parametrize(
-    ("line", "products", "cycles"),
+    ("line", "matmuls", "cycles"),
     [
         (
             "%splash_mha_fwd_segmented_residuals.1 = (f32[2,256,128]{2,1,0}, bf16[2,3,256,64]"
@@ -142,9 +142,9 @@ def test_flops_of_convolutions(line, expected):
         ("%fused_attention_backward_dropout.2 = bf16[2,256,192]{2,1,0} custom-call(%f)", 5, 10.1),
     ],
 )
-def test_kernels_count_their_products_and_cycles(line, products, cycles):
+def test_kernels_count_their_matmuls_and_cycles(line, matmuls, cycles):
     scores = 2 * 3 * 256 * 256
-    noted = f'"flops":"{2 * products * scores * 64}","transcendentals":"{scores}"'
+    noted = f'"flops":"{2 * matmuls * scores * 64}","transcendentals":"{scores}"'
     config = f'{{"custom_call_config":{{"cost_estimate":{{{noted},"bytes_accessed":"9"}}}}}}'
     if "splash" in line:
         config = '{"custom_call_config":{"body":""}}'  # it notes nothing
@@ -156,7 +156,7 @@ def test_kernels_count_their_products_and_cycles(line, products, cycles):
         f'{line}, custom_call_target="tpu_custom_call", backend_config={config}',
         '%other = f32[8]{0} custom-call(%q), custom_call_target="Sharding"',
     )
-    assert total(hlo.flops, program) == 2 * products * scores * 64
+    assert total(hlo.flops, program) == 2 * matmuls * scores * 64
     found = [hlo.kernel(c, i) for c, i, _ in hlo.executions(program)]
     (kernel,) = [k for k in found if k]
     assert kernel.cycles == pytest.approx(cycles * scores / 1024)

@@ -42,7 +42,7 @@ def test_plan_of_this_machine_s_devices(capsys):
     result = plan_json(capsys)
     assert (result["chips"], result["devices"], result["hosts"]) == (1, 1, 1)
     assert (result["max_seq_length"], result["max_predictions_per_seq"]) == (32, 5)
-    # The program's matrix products are the model's, and not more.
+    # The program's matmuls are the model's, and not more.
     assert result["flops"] == pytest.approx(result["model_flops"], rel=0.01)
     # Two moments a parameter.
     memory = result["memory"]
@@ -87,7 +87,7 @@ def test_collectives_and_memory_of_meshes(axes):
     model = heads.make_model(config)
     params = jax.eval_shape(lambda: heads.init_params(model, jax.random.key(0)))
     whole = sum(4 * x.size for x in jax.tree.leaves(params))
-    sent = {kind: figures["bytes"] for kind, figures in result["collectives"].items()}
+    sent = {kind: numbers["bytes"] for kind, numbers in result["collectives"].items()}
     assert result["devices"] == 8
     if axes == {"data": 8}:
         assert result["memory"]["parameters"] == whole

@@ -44,10 +44,10 @@ class SlowPath:
     """A file on a store that takes its time."""
 
     def __init__(self):
-        self.stored, self.may_go_on, self.text = [], threading.Event(), ""
+        self.stored, self.may_continue, self.text = [], threading.Event(), ""
 
     def write_text(self, text):
-        self.may_go_on.wait(10)
+        self.may_continue.wait(10)
         self.text = text
         self.stored.append(text.count("\n"))
 
@@ -64,7 +64,7 @@ def test_no_step_waits_for_an_upload_and_a_flush_does(monkeypatch):
     upload.append("line\n")
     upload.append("line\n")  # nobody waited: the store has not answered
     assert path.stored == []
-    path.may_go_on.set()
+    path.may_continue.set()
     upload.flush()
     assert path.stored[-1] == 5 and path.text == "first\n" + 4 * "line\n"
 
@@ -81,7 +81,7 @@ def test_a_store_that_fails_once_is_tried_again(monkeypatch, caplog):
             super().write_text(text)
 
     path = Failing()
-    path.may_go_on.set()
+    path.may_continue.set()
     upload = telemetry.Upload(path, "")
     for now[0] in (31, 62):
         upload.append("line\n")

@@ -189,7 +189,7 @@ def test_a_task_that_is_killed_restarts_both_until_there_is_no_progress(job):
     run.waits_for(lambda: len(starts(run.workdir)) == 2)
     assert starts(run.workdir) == [2, 2]
     step = run.step
-    run.waits_for(lambda: run.step > step + 45)  # a new checkpoint, so that it counts anew
+    run.waits_for(lambda: run.step > step + 45)  # a new checkpoint, so that it counts from zero
     os.kill(run.processes()[0], signal.SIGKILL)
     run.waits_for(lambda: run.said.count("restart 1 of 1 since it") == 2)
     # Without one it does not.

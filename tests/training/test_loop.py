@@ -97,7 +97,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
-def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, capfd):
+def test_killed_process_resumes_with_the_same_numbers(config, tmp_path, capfd):
     config.update(num_steps=80, eval_every=0, checkpoint_every=5)
     loop.train_and_evaluate(config, tmp_path / "whole")
     killed = tmp_path / "killed"
@@ -116,7 +116,7 @@ def test_killed_process_goes_on_with_the_same_numbers(config, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_figure(config, tmp_path):
+def test_ten_kills_at_random_moments_change_no_number(config, tmp_path):
     """With a checkpoint after every other step, many of them fall into a save."""
     config.update(num_steps=400, eval_every=50, checkpoint_every=2, keep_checkpoints=2)
     whole = start(config, tmp_path / "whole")
