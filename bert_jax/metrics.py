@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of pretraining runs")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the curves into this file")
-    parser.add_argument("--window", type=cli_lib.at_least(1), default=10, help="logged steps to smooth over")
+    parser.add_argument(
+        "--window", type=cli_lib.at_least(1), default=10, help="logged steps to smooth over"
+    )
     options = parser.parse_args(argv)
     if options.plot:
         from bert_jax.runs import curves  # after parsing: JAX takes seconds to import

@@ -306,7 +306,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", default="quickstart", help="directory for everything it makes")
     parser.add_argument("--corpus_mb", type=number, default=10, help="megabytes of text at most")
-    parser.add_argument("--num_steps", type=at_least(0), default=0, help="of pretraining; 0: the recipe's")
+    parser.add_argument(
+        "--num_steps", type=at_least(0), default=0, help="of pretraining; 0: the recipe's"
+    )
     options = parser.parse_args(argv)
     if options.corpus_mb <= 0:
         raise UserError(f"--corpus_mb is {options.corpus_mb}: expected more than 0")

@@ -69,7 +69,9 @@ def main(argv: Sequence[str]) -> int | None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("data_dir", metavar="DATA_DIR", help="output of data_prep.build")
-    parser.add_argument("--examples", type=at_least(0), default=0, help="how many examples to print")
+    parser.add_argument(
+        "--examples", type=at_least(0), default=0, help="how many examples to print"
+    )
     parser.add_argument("--report", metavar="FILE.html", help="write a page with histograms too")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(

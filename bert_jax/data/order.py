@@ -44,9 +44,10 @@ def mask_rng(seed: int, epoch: int, record: int, sampling: int = SAMPLING) -> np
 class Order:
     """The endless stream of rows, epoch after epoch; each visits the groups in an order of its own.
 
-    A group is what stays together in every epoch: a record or, with packing, several. Within
-    windows of groups rows are permuted, differently in every epoch. Rows of a window that are of one batch
-    come in the order of the records, so that a host with few rows of a batch reads few records.
+    A group is what stays together in every epoch: a record or, with packing, several. Each epoch
+    permutes the rows within windows of groups in its own way. Rows of a window that are of one
+    batch come in the order of the records, so that a host with few rows of a batch reads few
+    records.
 
     Attributes:
       num_rows: of an epoch.
