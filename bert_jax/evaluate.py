@@ -7,7 +7,7 @@ flags name them.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bert_jax import cli as cli_lib
@@ -15,7 +15,7 @@ from bert_jax import files as files_lib
 from bert_jax.cli import UserError, at_least, number
 
 # Fields of the recipes in configs/finetune, which explain them, that say how a file is read.
-FIELDS = {
+FIELDS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("text_column", "text_pair_column", "label_column", "label_columns"), str),
     **dict.fromkeys(("words_column", "tags_column"), str),
     **dict.fromkeys(("word_index", "tag_index"), int),
