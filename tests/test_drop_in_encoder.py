@@ -34,6 +34,7 @@ class ToyConfig:
     dtype: str = "float32"
     dropout_rng: str = "hash"
     padded_vocab_size = property(lambda self: self.vocab_size)
+    max_length = property(lambda self: self.max_position_embeddings)
 
 
 class ToyEncoder(nn.Module):

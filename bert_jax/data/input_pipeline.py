@@ -29,8 +29,8 @@ def open_data(
       field: of the config, that `data_dir` is given in; for messages.
 
     Raises:
-      UserError: no data directory given, its vocabulary or length does not fit the model's, or its
-        examples cannot be packed as the config asks.
+      UserError: no data directory given, its vocabulary is not the model's, or its examples cannot
+        be packed as the config asks.
     """
     if config.packing < 0 or config.packing == 1:
         raise UserError(
@@ -65,29 +65,47 @@ def open_data(
             f"config.model.vocab_size is {config.model.vocab_size}: build the data with the "
             f"model's tokenizer, or train with --config.model.vocab_size={data.manifest.vocab_size}"
         )
-    if data.max_seq_length > config.model.max_position_embeddings:
-        raise UserError(
-            f"{data_dir} has sequences of {data.max_seq_length} tokens, but the model has "
-            f"config.model.max_position_embeddings={config.model.max_position_embeddings}: build "
-            "the data with a smaller --max_seq_length, or raise the model's positions"
-        )
     if config.get("max_seq_length") and data.max_seq_length != config.max_seq_length:
         raise UserError(
             f"{data_dir} has sequences of {data.max_seq_length} tokens, but this phase of the "
             f"config wants {config.max_seq_length}: give the phase's own data set, "
             f"--config.phases[N].{field}=DATA_DIR (N counts from 0)"
         )
-    _check_ids(data, config.model.type_vocab_size)
+    _check_ids(data)
     return data
 
 
-def _check_ids(data: PretrainingData, segments: int) -> None:
+def check_model(data: PretrainingData, model: Any) -> None:
+    """Raises UserError if a model cannot read the examples.
+
+    Args:
+      model: an encoder's config (models.architectures.EncoderConfig).
+    """
+    if data.max_seq_length > model.max_length:
+        raise UserError(
+            f"{data.data_dir} has sequences of {data.max_seq_length} tokens, but the model reads "
+            f"{model.max_length} at most: build the data with a smaller --max_seq_length, or raise "
+            "config.model.max_position_embeddings"
+        )
+    pad_id = getattr(model, "pad_token_id", data.tokenizer.pad_id)
+    if pad_id != data.tokenizer.pad_id:
+        raise UserError(
+            f"config.model.pad_token_id={pad_id}, which the model counts positions by, but the pad "
+            f"token of {data.data_dir} has the id {data.tokenizer.pad_id}: add "
+            f"--config.model.pad_token_id={data.tokenizer.pad_id}"
+        )
+    segments = model.type_vocab_size
+    if data.first_examples(16)["token_type_ids"].max() >= segments:
+        raise UserError(
+            f"{data.data_dir} has pairs of segments, but config.model.type_vocab_size={segments}: "
+            "set it to 2, or build the data with --objective=full_sentences"
+        )
+
+
+def _check_ids(data: PretrainingData) -> None:
     """Raises UserError if an example among the first thousand has impossible contents.
 
     XLA clamps or poisons what is out of range silently, so it must be seen here.
-
-    Args:
-      segments: that the model tells apart.
     """
     sample = data.first_examples(16)
     largest = max(sample["input_ids"].max(), sample["masked_lm_ids"].max())
@@ -96,11 +114,6 @@ def _check_ids(data: PretrainingData, segments: int) -> None:
             f"{data.data_dir} holds token id {largest}, but its vocabulary has "
             f"{data.manifest.vocab_size} tokens: python -m data_prep.check tells which shards are "
             "corrupted; build it again"
-        )
-    if sample["token_type_ids"].max() >= segments:
-        raise UserError(
-            f"{data.data_dir} has pairs of segments, but config.model.type_vocab_size={segments}: "
-            "set it to 2, or build the data with --objective=full_sentences"
         )
     lengths_B1 = sample["attention_mask"].sum(1, keepdims=True)
     if (sample["masked_lm_positions"] >= lengths_B1).any():

@@ -29,11 +29,11 @@ def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> Non
             f"there is config.validation_file={config.validation_file!r}: set "
             "--config.validation_file= to have none, or leave out the fraction"
         )
-    if config.max_seq_length > model.max_position_embeddings:
+    if config.max_seq_length > model.max_length:
         raise UserError(
             f"config.max_seq_length={config.max_seq_length} is more than the model's "
-            f"{model.max_position_embeddings} positions: give "
-            f"--config.max_seq_length={model.max_position_embeddings} or less"
+            f"{model.max_length} positions: give "
+            f"--config.max_seq_length={model.max_length} or less"
         )
     if config.select not in ("last", "best"):
         raise UserError(f"config.select={config.select!r} is neither 'last' nor 'best'")

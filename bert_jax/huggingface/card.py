@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.huggingface.keys import HeadClass
+from bert_jax.models import architectures
 from bert_jax.runs import telemetry
 from bert_jax.runs import workdir as workdirs
 
@@ -63,14 +64,14 @@ def make(
     if is_public:
         metadata.append(f"base_model: {base}")
     metadata += ["tags:", "- bert_jax"]
-    model = config.model
+    model = architectures.make_config(config.model)
     labels = tuple(config.get("labels", ()))
     case = "lowercased" if loaded.tokenizer.lowercase else "cased"
     sections = [
         f"# {head_class.name}",
         f"A `{head_class.name}` of {model.num_hidden_layers} layers, width {model.hidden_size}, "
         f"{model.num_attention_heads} attention heads and a {case} vocabulary of "
-        f"{model.vocab_size:,} tokens; it reads up to {model.max_position_embeddings} tokens. "
+        f"{model.vocab_size:,} tokens; it reads up to {model.max_length} tokens. "
         "Trained and exported with bert_jax.",
         "## How to use it",
         _usage(head_class),

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from etils import epath
@@ -97,13 +97,14 @@ def read(path: epath.Path) -> Description:
         for field, expected in table.settings.items()
         if values.get(field, expected) != expected
     ]
-    sizes, others = _fields(values, architectures.named(architecture).config_class)
+    config_class = architectures.named(architecture).config_class
+    sizes, others = _fields(values, config_class, table.defaults)
     if problems := problems + others:
         raise UserError(
             f"{path}: this is not a {architecture} model that this project computes: "
             f"{'; '.join(problems)}"
         )
-    if not sizes.keys() - {"hidden_act"}:
+    if not sizes.keys() & values.keys():
         raise UserError(f"{path} says nothing of a model: it has no hidden_size, for one")
     bare = next(row.name for row in table.classes if not row.parts)
     class_name = (config.get("architectures") or [bare])[0]
@@ -123,16 +124,18 @@ def _row(path: epath.Path, config: _ConfigJson) -> tuple[str, KeyTable]:
     """The architecture that a model_type names; BERT's files of 2019 name none."""
     found = config.get("model_type") or "bert"
     for architecture, table in TABLES.items():
-        if table.model_type == found:
+        if found in (table.model_type, *table.aliases):
             return architecture, table
-    known = ", ".join(repr(table.model_type) for table in TABLES.values())
+    types = (name for table in TABLES.values() for name in (table.model_type, *table.aliases))
+    known = ", ".join(map(repr, types))
     raise UserError(f"{path}: model_type is {found!r}, expected one that is known here: {known}")
 
 
-def _fields(config: Any, config_class: type) -> tuple[dict[str, Any], list[str]]:
+def _fields(
+    config: Any, config_class: type, defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     """The fields of a config class that a config.json has, and what is wrong with them."""
-    # The defaults of the class are transformers' too, but for the GELU's form.
-    values: dict[str, Any] = {"hidden_act": "gelu"} | {
+    values: dict[str, Any] = {**defaults} | {
         field.name: config[field.name]
         for field in dataclasses.fields(config_class)
         if field.name in config and field.name not in COMPUTE_FIELDS
@@ -149,8 +152,10 @@ def _fields(config: Any, config_class: type) -> tuple[dict[str, Any], list[str]]
             values[name] = _ACTIVATION_ALIASES.get(str(value), value)
             if values[name] not in ACTIVATIONS:
                 problems.append(f"{name} is {value!r}, expected one of {[*ACTIVATIONS]}")
-        elif isinstance(default, int) and not 1 <= value <= _MAX_SIZE:
-            problems.append(f"{name} is {value!r}, expected 1 to {_MAX_SIZE:,}")
+        elif isinstance(default, int):
+            least = 0 if name.endswith("_id") else 1
+            if not least <= value <= _MAX_SIZE:
+                problems.append(f"{name} is {value!r}, expected {least} to {_MAX_SIZE:,}")
     return values, problems
 
 

@@ -63,7 +63,7 @@ def write(
     with files.replace_directory(output) as scratch:
         weights.write(scratch, stored, max_shard_size)
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tokenizer.save(loaded.tokenizer, scratch, model.max_position_embeddings)
+        tokenizer.save(loaded.tokenizer, scratch, model.max_length)
         report = parity.compare(loaded, head_class, scratch, dtype)
         if not report.passed:
             raise UserError(f"{output} was not written: {report}")

@@ -4,6 +4,8 @@ A row of `TABLES` says all that the rest of the package needs to read and write 
 read in both directions by `bert_jax/huggingface/tensors.py` (arrays) and `files.py` (settings).
 """
 
+import re
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -51,6 +53,8 @@ class KeyTable(NamedTuple):
       tied: (key, key that it must equal): arrays that a directory may hold twice.
       classes: those of pretraining from the largest to the bare encoder, then the heads.
       settings: of config.json that can have one value only here.
+      defaults: of fields that config.json lacks, where they are others than our config class's.
+      aliases: model types that are the same encoder -> what their classes' names begin with.
     """
 
     model_type: str
@@ -59,52 +63,87 @@ class KeyTable(NamedTuple):
     tied: tuple[tuple[str, str], ...]
     classes: tuple[HeadClass, ...]
     settings: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    aliases: Mapping[str, str] = types.MappingProxyType({})
 
     def head_class(self, name: str) -> HeadClass | None:
-        """The class of that name, if it is known here."""
+        """The class of that name, if it is known here; of an alias's, the one that equals it."""
+        own = self.classes[-1].name.partition("For")[0]
+        for alias in self.aliases.values():
+            name = re.sub(rf"^{alias}(?=For|Model)", own, name)
         return next((row for row in self.classes if row.name == name), None)
 
 
-_LAYER = "bert/encoder/layer_{i}"
-_THEIR_LAYER = "bert.encoder.layer.{i}"
 _LOGITS = (("logits", ("logits",)),)
+_MLM_LOGITS = (("mlm_logits", ("logits",)),)
+Parts = dict[str, tuple[tuple[str, str, Kind], ...]]
+
+
+def _bert_encoder(prefix: str) -> Parts:
+    """The parts that BERT and its kin have under their prefix, the same on both sides."""
+    embeddings, layer = f"{prefix}/embeddings", f"{prefix}/encoder/layer_{{i}}"
+    their_embeddings, their_layer = f"{prefix}.embeddings", f"{prefix}.encoder.layer.{{i}}"
+    attention, their_attention = f"{layer}/attention", f"{their_layer}.attention"
+    tables = (("word", VOCABULARY), ("position", EMBEDDING), ("token_type", EMBEDDING))
+    return {
+        "encoder": (
+            *(
+                (f"{embeddings}/{name}_embeddings", f"{their_embeddings}.{name}_embeddings", kind)
+                for name, kind in tables
+            ),
+            (f"{embeddings}/layer_norm", f"{their_embeddings}.LayerNorm", LAYER_NORM),
+            *(
+                (f"{attention}/{name}", f"{their_attention}.self.{name}", DENSE)
+                for name in ("query", "key", "value")
+            ),
+            (f"{attention}/output", f"{their_attention}.output.dense", DENSE),
+            (f"{layer}/attention_layer_norm", f"{their_attention}.output.LayerNorm", LAYER_NORM),
+            (f"{layer}/intermediate", f"{their_layer}.intermediate.dense", DENSE),
+            (f"{layer}/output", f"{their_layer}.output.dense", DENSE),
+            (f"{layer}/output_layer_norm", f"{their_layer}.output.LayerNorm", LAYER_NORM),
+        ),
+        "pooler": ((f"{prefix}/pooler", f"{prefix}.pooler.dense", DENSE),),
+    }
+
+
+def _task_classes(
+    name: str, text: tuple[str, ...], tokens: tuple[str, ...], choices: tuple[str, ...], span: str
+) -> tuple[HeadClass, ...]:
+    """The classes of fine-tuned models: those of transformers' names, with these parts."""
+    return (
+        HeadClass(
+            f"{name}ForSequenceClassification",
+            ("text_classification", "text_regression", "multi_label_classification"),
+            text,
+            _LOGITS,
+            "text-classification",
+        ),
+        HeadClass(
+            f"{name}ForTokenClassification",
+            ("token_classification",),
+            tokens,
+            _LOGITS,
+            "token-classification",
+        ),
+        HeadClass(
+            f"{name}ForQuestionAnswering",
+            ("question_answering",),
+            (*tokens[:-1], span),
+            (("logits", ("start_logits", "end_logits")),),
+            "question-answering",
+        ),
+        HeadClass(
+            f"{name}ForMultipleChoice", ("multiple_choice",), choices, _LOGITS, "multiple-choice"
+        ),
+    )
+
 
 BERT = KeyTable(
     model_type="bert",
     prefix="bert",
     # The decoder of the MLM head is the word embedding, so it has no row.
     parts={
-        "encoder": (
-            (
-                "bert/embeddings/word_embeddings",
-                "bert.embeddings.word_embeddings",
-                VOCABULARY,
-            ),
-            (
-                "bert/embeddings/position_embeddings",
-                "bert.embeddings.position_embeddings",
-                EMBEDDING,
-            ),
-            (
-                "bert/embeddings/token_type_embeddings",
-                "bert.embeddings.token_type_embeddings",
-                EMBEDDING,
-            ),
-            ("bert/embeddings/layer_norm", "bert.embeddings.LayerNorm", LAYER_NORM),
-            (f"{_LAYER}/attention/query", f"{_THEIR_LAYER}.attention.self.query", DENSE),
-            (f"{_LAYER}/attention/key", f"{_THEIR_LAYER}.attention.self.key", DENSE),
-            (f"{_LAYER}/attention/value", f"{_THEIR_LAYER}.attention.self.value", DENSE),
-            (f"{_LAYER}/attention/output", f"{_THEIR_LAYER}.attention.output.dense", DENSE),
-            (
-                f"{_LAYER}/attention_layer_norm",
-                f"{_THEIR_LAYER}.attention.output.LayerNorm",
-                LAYER_NORM,
-            ),
-            (f"{_LAYER}/intermediate", f"{_THEIR_LAYER}.intermediate.dense", DENSE),
-            (f"{_LAYER}/output", f"{_THEIR_LAYER}.output.dense", DENSE),
-            (f"{_LAYER}/output_layer_norm", f"{_THEIR_LAYER}.output.LayerNorm", LAYER_NORM),
-        ),
-        "pooler": (("bert/pooler", "bert.pooler.dense", DENSE),),
+        **_bert_encoder("bert"),
         "MLM head": (
             ("mlm_transform", "cls.predictions.transform.dense", DENSE),
             ("mlm_layer_norm", "cls.predictions.transform.LayerNorm", LAYER_NORM),
@@ -129,13 +168,7 @@ BERT = KeyTable(
             ),
             "fill-mask",
         ),
-        HeadClass(
-            "BertForMaskedLM",
-            (PRETRAINING,),
-            ("MLM head",),
-            (("mlm_logits", ("logits",)),),
-            "fill-mask",
-        ),
+        HeadClass("BertForMaskedLM", (PRETRAINING,), ("MLM head",), _MLM_LOGITS, "fill-mask"),
         HeadClass(
             "BertForNextSentencePrediction",
             (PRETRAINING,),
@@ -144,33 +177,12 @@ BERT = KeyTable(
             "feature-extraction",
         ),
         HeadClass("BertModel", (PRETRAINING,), (), (), "feature-extraction", optional=("pooler",)),
-        HeadClass(
-            "BertForSequenceClassification",
-            ("text_classification", "text_regression", "multi_label_classification"),
-            ("pooler", "classifier"),
-            _LOGITS,
-            "text-classification",
-        ),
-        HeadClass(
-            "BertForTokenClassification",
-            ("token_classification",),
-            ("classifier",),
-            _LOGITS,
-            "token-classification",
-        ),
-        HeadClass(
-            "BertForQuestionAnswering",
-            ("question_answering",),
-            ("span classifier",),
-            (("logits", ("start_logits", "end_logits")),),
-            "question-answering",
-        ),
-        HeadClass(
-            "BertForMultipleChoice",
-            ("multiple_choice",),
-            ("pooler", "classifier"),
-            _LOGITS,
-            "multiple-choice",
+        *_task_classes(
+            "Bert",
+            text=("pooler", "classifier"),
+            tokens=("classifier",),
+            choices=("pooler", "classifier"),
+            span="span classifier",
         ),
     ),
     settings={
@@ -178,6 +190,60 @@ BERT = KeyTable(
         "is_decoder": False,
         "tie_word_embeddings": True,
     },
+    # Those of the config class here are transformers' too, but for the GELU's form.
+    defaults={"hidden_act": "gelu"},
 )
 
-TABLES = {"bert": BERT}  # by the name of the encoder in bert_jax/models/architectures.py
+ROBERTA = KeyTable(
+    model_type="roberta",
+    prefix="roberta",
+    parts={
+        **_bert_encoder("roberta"),
+        "MLM head": (
+            ("mlm_transform", "lm_head.dense", DENSE),
+            ("mlm_layer_norm", "lm_head.layer_norm", LAYER_NORM),
+            ("mlm_bias", "lm_head.bias", OUTPUT_BIAS),
+        ),
+        "text classifier": (
+            ("classifier_dense", "classifier.dense", DENSE),
+            ("classifier", "classifier.out_proj", DENSE),
+        ),
+        "classifier": (("classifier", "classifier", DENSE),),
+        "span classifier": (("span_classifier", "qa_outputs", DENSE),),
+    },
+    tied=(
+        ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias", "lm_head.bias"),
+    ),
+    classes=(
+        HeadClass(
+            "RobertaForMaskedLM",
+            (PRETRAINING,),
+            ("MLM head",),
+            _MLM_LOGITS,
+            "fill-mask",
+            optional=("pooler",),
+        ),
+        HeadClass(
+            "RobertaModel", (PRETRAINING,), (), (), "feature-extraction", optional=("pooler",)
+        ),
+        *_task_classes(
+            "Roberta",
+            text=("text classifier",),
+            tokens=("classifier",),
+            choices=("pooler", "classifier"),
+            span="span classifier",
+        ),
+    ),
+    settings=BERT.settings,
+    defaults={
+        "hidden_act": "gelu",
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    },
+    aliases={"xlm-roberta": "XLMRoberta", "camembert": "Camembert"},
+)
+
+# By the name of the encoder in bert_jax/models/architectures.py.
+TABLES = {"bert": BERT, "roberta": ROBERTA}

@@ -92,7 +92,7 @@ def read(source: str | epath.PathLike, ignore_unexpected: bool = False) -> workd
         **described.settings,
     }
     if embedding:
-        longest = described.model.max_position_embeddings
+        longest = described.model.max_length
         length = min(int(embedding["max_seq_length"] or longest), longest)
         config |= embedding | {"max_seq_length": length}
     return workdirs.Loaded(params, ml_collections.ConfigDict(config), 0, vocabulary)

@@ -80,7 +80,7 @@ class ParityReport:
 def inputs(model: EncoderConfig, tokenizer: Tokenizer) -> list[Batch]:
     """Two batches: text and random ids with padding and two segments; random ids, full length."""
     rng = np.random.default_rng(0)
-    longest = model.max_position_embeddings
+    longest = model.max_length
     width = min(longest, 48)
     batches = [
         {name: np.zeros((batch, length), np.int32) for name in MODEL_INPUTS}
@@ -133,8 +133,13 @@ def flax_outputs(
     # Zeros stand in for the parts that are not there; nothing computed from them is returned.
     output = apply(module, heads.with_zeros(params, module))
     result = {"hidden": output.hidden_BLD}
-    if "pooler" in params["bert"]:
-        result["pooled"] = output.pooled_BD
+    architecture = architectures.of(model)
+    of_encoder = params[architecture.prefix]
+    if "pooler" in of_encoder:
+        pooled_BD = output.pooled_BD
+        if pooled_BD is None:
+            _, pooled_BD = apply(architecture.encoder(model), of_encoder)
+        result["pooled"] = pooled_BD
     if "mlm_transform" in params:
         result["mlm_logits"] = output.mlm_logits_BMV[..., : model.vocab_size]
     if "nsp_classifier" in params:

@@ -58,12 +58,16 @@ def shapes(model: Any, num_labels: int) -> dict[str, tuple[int, ...]]:
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     modules = (
         heads.PretrainingModel(model),
-        heads.TokenClassifier(model, num_labels),
+        heads.MultipleChoice(model),  # with the pooler, which not every pretraining has
+        heads.SequenceClassifier(model, num_labels),
         heads.SpanClassifier(model),
     )
     ours: dict[str, tuple[int, ...]] = {}
     for module in modules:
-        tree = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+        inputs = [ids] * 3
+        if isinstance(module, heads.MultipleChoice):
+            inputs = [jax.ShapeDtypeStruct((1, 1, 8), np.int32)] * 3
+        tree = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
         flat = flax.traverse_util.flatten_dict(tree, sep="/")
         ours |= {path: x.shape for path, x in flat.items()}
     theirs = {}
@@ -88,9 +92,10 @@ def to_tensors(params: Any, model: Any) -> Tensors:
       UserError: `params` are not those of a `model` of this project; lists every difference.
     """
     ours = flax.traverse_util.flatten_dict(params, sep="/")
+    present = {"encoder", *parts_of(params, model)}
     tensors: Tensors = {}
-    for _, path, key, transform in rows(model):
-        if path in ours:
+    for part, path, key, transform in rows(model):
+        if part in present and path in ours:
             x = np.asarray(ours.pop(path))
             tensors[key] = {SAME: x, TRANSPOSE: x.T, UNPAD: x[: model.vocab_size]}[transform]
     problems = [f"unknown parameter {path}" for path in ours]
@@ -219,7 +224,8 @@ def _check_layers(theirs: Tensors, table: KeyTable, expected: int) -> None:
 
 def _differences(tensors: Tensors, model: Any, required: Sequence[str]) -> list[str]:
     """Incomplete parts and wrong shapes."""
-    kernel = tensors.get("classifier.weight")
+    kernels = (key for _, path, key, _ in rows(model) if path == "classifier/kernel")
+    kernel = next((tensors[key] for key in kernels if key in tensors), None)
     count = kernel.shape[0] if kernel is not None and kernel.ndim else 1
     part_of = {key: part for part, _, key, _ in rows(model)}
     present = {"encoder", *required, *(part_of[key] for key in tensors)}
@@ -241,13 +247,19 @@ def _raise(problems: Sequence[str], verdict: str) -> None:
 
 
 def parts_of(params: Any, model: Any) -> tuple[str, ...]:
-    """The parts that `params` has, in the table's order."""
-    paths = flax.traverse_util.flatten_dict(params, sep="/").keys()
-    return tuple(
-        part
-        for part, modules in table_of(model).parts.items()
-        if any(path.startswith(modules[0][0].split("{i}")[0]) for path in paths)
-    )
+    """The parts that `params` has, in the table's order.
+
+    A module belongs to the first part that it is in, and that is there.
+    """
+    modules = {
+        path.rpartition("/")[0] or path for path in flax.traverse_util.flatten_dict(params, sep="/")
+    }
+    present = []
+    for part, rows_of_part in table_of(model).parts.items():
+        if rows_of_part[0][0] in modules:
+            present.append(part)
+            modules -= {ours for ours, _, _ in rows_of_part}
+    return tuple(present)
 
 
 def class_of(params: Any, model: Any, task: str) -> HeadClass:

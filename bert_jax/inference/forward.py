@@ -45,7 +45,7 @@ class Forward:
         self.config = architectures.make_config(self.settings.model, dtype)
         self.encoder = architectures.of(self.config)
         self.batch_size = batch_size
-        longest = self.config.max_position_embeddings
+        longest = self.config.max_length
         if max_seq_length and max_seq_length > longest:
             raise UserError(
                 f"max_seq_length={max_seq_length} is more than the model's {longest} positions: "

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from bert_jax.models import bert
+from bert_jax.models import bert, roberta
 from bert_jax.models.errors import ModelError
 
 DEFAULT = "bert"  # of runs and checkpoints whose config names none
@@ -34,8 +34,6 @@ class EncoderConfig(Protocol):
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
-    max_position_embeddings: int
-    type_vocab_size: int
     hidden_act: str
     hidden_dropout_prob: float
     classifier_dropout: float | None  # in front of a head; None: as hidden_dropout_prob
@@ -43,6 +41,14 @@ class EncoderConfig(Protocol):
     layer_norm_eps: float
     dtype: str
     dropout_rng: str
+
+    @property
+    def type_vocab_size(self) -> int:
+        """Segments that it tells apart; a field where there is a table of them."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
 
     @property
     def padded_vocab_size(self) -> int:
@@ -75,8 +81,11 @@ class Encoder(Protocol):
         attention_mask_BL: jax.Array,
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None = None,
+        position_ids_BL: jax.Array | None = None,
+        rows_BR: jax.Array | None = None,
+        token_tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
-        """The last hidden states alone, [B, L, D]."""
+        """The last hidden states alone, [B, L, D], or those of R positions, [B, R, D]."""
 
     def pooled(
         self,
@@ -107,6 +116,14 @@ class Architecture:
       multiplications: (config, positions, positions read) -> those of the matmuls in a forward
         pass over one sequence.
       batch_fields: the arrays of a batch that the encoder is called with, in this order.
+      mlm_states: (config, hidden states [B, M, D]) -> what the output matrix is multiplied with.
+      text_state: (encoder, inputs, drop) -> [B, D], the state of a text that a classifier's last
+        layer reads; `inputs` are the encoder's, `drop(x, n)` the dropout number n of
+        the head, from 1; 0 is the last layer's own.
+      choice_state: the same for multiple choice.
+      token_states: (config, hidden states [B, L, D]) -> what the last layer of heads of tokens
+        reads.
+      next_sentence: whether it is pretrained on pairs, too, by the pooled state.
     """
 
     name: str
@@ -116,6 +133,11 @@ class Architecture:
     dropout_sites: Callable[[Any], int]
     multiplications: Callable[[Any, int, int], int]
     batch_fields: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    mlm_states: Callable[[Any, jax.Array], jax.Array] = bert.mlm_states
+    text_state: Callable[..., jax.Array] = bert.pooled_state
+    choice_state: Callable[..., jax.Array] = bert.pooled_state
+    token_states: Callable[[Any, jax.Array], jax.Array] = lambda config, x_BLD: x_BLD
+    next_sentence: bool = True
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -126,6 +148,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         prefix="bert",
         dropout_sites=bert.dropout_sites,
         multiplications=bert.multiplications,
+    ),
+    "roberta": Architecture(
+        name="roberta",
+        config_class=roberta.RobertaConfig,
+        encoder=roberta.RobertaModel,
+        prefix="roberta",
+        dropout_sites=bert.dropout_sites,
+        multiplications=bert.multiplications,
+        mlm_states=roberta.mlm_states,
+        text_state=roberta.text_state,
+        next_sentence=False,
     ),
 }
 

@@ -10,6 +10,7 @@ the batch.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -108,6 +109,11 @@ class BertConfig:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return self.max_position_embeddings
+
+    @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
@@ -133,14 +139,11 @@ class Embeddings(nn.Module):
         input_ids_BL: jax.Array,
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None,
-        position_ids_BL: jax.Array | None,
+        positions: jax.Array,
         tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
+        """`positions`: rows of the position embeddings, int[B, L], or [L] where all are alike."""
         config = self.config
-        if position_ids_BL is None:
-            positions = jnp.arange(input_ids_BL.shape[1])
-        else:
-            positions = position_ids_BL
         if tables_NVD is None:
             tables_NVD = self.token_tables(len(input_ids_BL))
         # In float32, and so are their gradients: sums over thousands of tokens.
@@ -404,11 +407,18 @@ class BertModel(nn.Module):
         token_tables_NVD: jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden states alone, for heads without use for the pooler; of all or R rows."""
+        positions = self.positions(input_ids_BL, position_ids_BL)
         x_BLD = self.embeddings(
-            input_ids_BL, token_type_ids_BL, dropout_keys_B, position_ids_BL, token_tables_NVD
+            input_ids_BL, token_type_ids_BL, dropout_keys_B, positions, token_tables_NVD
         )
         packed = position_ids_BL is not None
         return self.encoder(x_BLD, attention_mask_BL, dropout_keys_B, packed, rows_BR)
+
+    def positions(self, input_ids_BL: jax.Array, position_ids_BL: jax.Array | None) -> jax.Array:
+        """The rows of the position embeddings: of a sequence's first token 0."""
+        if position_ids_BL is None:
+            return jnp.arange(input_ids_BL.shape[1])
+        return position_ids_BL
 
     def token_tables(self, batch: int) -> jax.Array:
         """See `Embeddings.token_tables`."""
@@ -417,6 +427,23 @@ class BertModel(nn.Module):
     def token_scores(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
         """See `Embeddings.scores`."""
         return self.embeddings.scores(x_BMD, tables_NVD, bias_V)
+
+
+def mlm_states(config: Any, x_BMD: jax.Array) -> jax.Array:
+    """What the output matrix of the MLM head reads; called in a head's module."""
+    return transformed(config, x_BMD, config.hidden_act)
+
+
+def transformed(config: Any, x_BMD: jax.Array, activation: str) -> jax.Array:
+    """LayerNorm(activation(x·kernel + bias)), the MLM head's parameters."""
+    x_BMD = Dense(config, config.hidden_size, name="mlm_transform")(x_BMD)
+    return LayerNorm(config, name="mlm_layer_norm")(ACTIVATIONS[activation](x_BMD))
+
+
+def pooled_state(encoder: Any, inputs: Sequence[Any], drop: Callable[..., jax.Array]) -> jax.Array:
+    """The state of a text that a classifier reads, [B, D]: see `architectures.Architecture`."""
+    del drop
+    return encoder.pooled(*inputs)
 
 
 def dropout_sites(config: BertConfig) -> int:

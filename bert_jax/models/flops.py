@@ -21,7 +21,8 @@ def training_flops(
       batch_size: sequences of an optimizer step, over all devices.
     """
     width, read = config.hidden_size, min(predictions + 1, seq_length)
-    encoder = architectures.of(config).multiplications(config, seq_length, read)
+    architecture = architectures.of(config)
+    encoder = architecture.multiplications(config, seq_length, read)
     mlm_head = predictions * (width**2 + width * config.vocab_size)
-    nsp_head = width**2 + 2 * width
+    nsp_head = width**2 + 2 * width if architecture.next_sentence else 0
     return 3 * 2.0 * batch_size * (encoder + mlm_head + nsp_head)

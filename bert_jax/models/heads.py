@@ -14,9 +14,7 @@ import ml_collections
 
 from bert_jax.models import architectures
 from bert_jax.models.architectures import EncoderConfig
-from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.dropout import dropout
-from bert_jax.models.layers.layer_norm import LayerNorm
 from bert_jax.models.layers.linear import Dense
 from bert_jax.models.stacking import stack_layers
 
@@ -27,9 +25,11 @@ def make_encoder(config: EncoderConfig) -> nn.Module:
     return architecture.encoder(config, name=architecture.prefix)
 
 
-def _drop(config: EncoderConfig, x: jax.Array, dropout_keys_B: jax.Array | None) -> jax.Array:
-    """The dropout in front of a classifier, behind the encoder's."""
-    site = architectures.of(config).dropout_sites(config)
+def _drop(
+    config: EncoderConfig, x: jax.Array, dropout_keys_B: jax.Array | None, number: int = 0
+) -> jax.Array:
+    """A head's dropouts, behind the encoder's; 0 is that in front of the last layer."""
+    site = architectures.of(config).dropout_sites(config) + number
     rate = config.classifier_dropout
     if rate is None:
         rate = config.hidden_dropout_prob
@@ -41,19 +41,20 @@ class PretrainingOutput(NamedTuple):
 
     mlm_logits_BMV: float32, -inf for the padding of the vocabulary.
     nsp_logits_B2: float32, index 0 for "B follows A" (IsNext), 1 for "B is random"; packed, of each
-      example of a row: [B, E, 2].
-    pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype; packed, pooled [B, E, D].
-      With masked positions given, hidden states are of those alone, [B, M, D].
+      example of a row: [B, E, 2]. None of an encoder that is not pretrained on pairs.
+    pooled_BD, hidden_BLD: the encoder's outputs, in the compute dtype; packed, pooled [B, E, D];
+      None with nsp_logits_B2. With masked positions given, hidden states are of those alone,
+      [B, M, D].
     """
 
     mlm_logits_BMV: jax.Array
-    nsp_logits_B2: jax.Array
-    pooled_BD: jax.Array
+    nsp_logits_B2: jax.Array | None
+    pooled_BD: jax.Array | None
     hidden_BLD: jax.Array
 
 
 class PretrainingModel(nn.Module):
-    """Masked-language-model and next-sentence heads (paper, section 3.1)."""
+    """The masked-language-model head, and BERT's next-sentence head (its paper, section 3.1)."""
 
     config: EncoderConfig
 
@@ -73,25 +74,30 @@ class PretrainingModel(nn.Module):
         The other arguments are the encoder's (`architectures.Encoder`).
         """
         config = self.config
+        architecture = architectures.of(config)
         encoder = make_encoder(config)
         tables_NVD = encoder.token_tables(len(input_ids_BL))
-        hidden_BLD, pooled_BD = encoder(
+        inputs = (
             input_ids_BL,
             attention_mask_BL,
             token_type_ids_BL,
             dropout_keys_B,
             position_ids_BL,
-            first_token_positions_BE,
-            masked_lm_positions_BM,
-            tables_NVD,
         )
-        x_BMD = Dense(config, config.hidden_size, name="mlm_transform")(hidden_BLD)
-        x_BMD = ACTIVATIONS[config.hidden_act](x_BMD)
-        x_BMD = LayerNorm(config, name="mlm_layer_norm")(x_BMD)
+        pooled_BD = None
+        if architecture.next_sentence:
+            hidden_BLD, pooled_BD = encoder(
+                *inputs, first_token_positions_BE, masked_lm_positions_BM, tables_NVD
+            )
+        else:
+            hidden_BLD = encoder.encode(*inputs, masked_lm_positions_BM, tables_NVD)
+        x_BMD = architecture.mlm_states(config, hidden_BLD)
         rows = config.padded_vocab_size
         bias_V = self.param("mlm_bias", nn.initializers.zeros, (rows,), jnp.float32)
         bias_V = jnp.where(jnp.arange(rows) < config.vocab_size, bias_V, -jnp.inf)
-        nsp_logits_B2 = Dense(config, 2, wide=True, name="nsp_classifier")(pooled_BD)
+        nsp_logits_B2 = None
+        if pooled_BD is not None:
+            nsp_logits_B2 = Dense(config, 2, wide=True, name="nsp_classifier")(pooled_BD)
         return PretrainingOutput(
             mlm_logits_BMV=encoder.token_scores(x_BMD, tables_NVD, bias_V),
             nsp_logits_B2=nsp_logits_B2,
@@ -135,7 +141,7 @@ def with_zeros(params: Any, module: nn.Module) -> Any:
 
 
 class SequenceClassifier(nn.Module):
-    """A linear layer over the pooled [CLS] state (paper, section 4.1): logits float32[B, C]."""
+    """A linear layer over a text's state (BERT's paper, section 4.1): logits float32[B, C]."""
 
     config: EncoderConfig
     num_labels: int
@@ -149,11 +155,13 @@ class SequenceClassifier(nn.Module):
         dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        pooled_BD = make_encoder(config).pooled(
-            input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
+        state_BD = architectures.of(config).text_state(
+            make_encoder(config),
+            (input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B),
+            lambda x, number: _drop(config, x, dropout_keys_B, number),
         )
-        pooled_BD = _drop(config, pooled_BD, dropout_keys_B)
-        return Dense(config, self.num_labels, wide=True, name="classifier")(pooled_BD)
+        state_BD = _drop(config, state_BD, dropout_keys_B)
+        return Dense(config, self.num_labels, wide=True, name="classifier")(state_BD)
 
 
 class TokenClassifier(nn.Module):
@@ -174,6 +182,7 @@ class TokenClassifier(nn.Module):
         x_BLD = make_encoder(config).encode(
             input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
+        x_BLD = architectures.of(config).token_states(config, x_BLD)
         x_BLD = _drop(config, x_BLD, dropout_keys_B)
         return Dense(config, self.num_labels, wide=True, name="classifier")(x_BLD)
 
@@ -194,14 +203,16 @@ class SpanClassifier(nn.Module):
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
-        x_BLD = make_encoder(self.config).encode(
+        config = self.config
+        x_BLD = make_encoder(config).encode(
             input_ids_BL, attention_mask_BL, token_type_ids_BL, dropout_keys_B
         )
-        return Dense(self.config, 2, wide=True, name="span_classifier")(x_BLD)
+        x_BLD = architectures.of(config).token_states(config, x_BLD)
+        return Dense(config, 2, wide=True, name="span_classifier")(x_BLD)
 
 
 class MultipleChoice(nn.Module):
-    """One score per choice over its pooled [CLS] state (paper, section 4.4); N is choices.
+    """One score per choice over its text's state (BERT's paper, section 4.4); N is choices.
 
     Takes int[B, N, L], returns logits float32[B, N].
     """
@@ -223,15 +234,14 @@ class MultipleChoice(nn.Module):
             dropout_keys_B = jax.vmap(lambda key: jax.random.split(key, choices))(
                 dropout_keys_B
             ).reshape(-1)
-        pooled_BD = make_encoder(config).pooled(
-            *(
-                x_BNL.reshape(batch * choices, length)
-                for x_BNL in (input_ids_BNL, attention_mask_BNL, token_type_ids_BNL)
-            ),
-            dropout_keys_B,
+        arrays = (input_ids_BNL, attention_mask_BNL, token_type_ids_BNL)
+        state_BD = architectures.of(config).choice_state(
+            make_encoder(config),
+            (*(x_BNL.reshape(batch * choices, length) for x_BNL in arrays), dropout_keys_B),
+            lambda x, number: _drop(config, x, dropout_keys_B, number),
         )
-        pooled_BD = _drop(config, pooled_BD, dropout_keys_B)
-        logits = Dense(config, 1, wide=True, name="classifier")(pooled_BD)
+        state_BD = _drop(config, state_BD, dropout_keys_B)
+        logits = Dense(config, 1, wide=True, name="classifier")(state_BD)
         return logits.reshape(batch, choices)
 
 

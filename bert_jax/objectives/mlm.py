@@ -24,17 +24,20 @@ def pretraining_objective(
     mask_id: int | None = None,
     token_ranks_V: np.ndarray | None = None,
 ) -> Objective:
-    """Mean MLM loss over masked tokens + mean NSP loss over pairs (paper, appendix A.2).
+    """Mean MLM loss over masked tokens + mean NSP loss over pairs (BERT's paper, appendix A.2).
 
     Args:
-      next_sentence: whether the examples have next-sentence labels.
+      next_sentence: whether the examples have next-sentence labels; an encoder that is not
+        pretrained on pairs skips them.
       mask_id: given (for evaluation), MLM accuracy is also broken down by what stood at the
         position: [MASK], a random token, or the token itself (mlm_accuracy_mask, _random, _kept).
       token_ranks_V: given (for evaluation), also by how frequent the token is: its rank in the
         training data, from 0 (mlm_accuracy_rank_1_100, …).
     """
 
-    batch_fields = architectures.of(model.config).batch_fields
+    architecture = architectures.of(model.config)
+    batch_fields = architecture.batch_fields
+    next_sentence = next_sentence and architecture.next_sentence
 
     def groups(batch: Batch) -> dict[str, jax.Array]:
         """The masked positions that each further accuracy counts: name -> float[B, M]."""

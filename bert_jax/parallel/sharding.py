@@ -39,7 +39,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"intermediate/kernel$", P("fsdp", "tensor")),
     (r"intermediate/bias$", P("tensor")),
     (r"output/kernel$", P("tensor", "fsdp")),
-    (r"(pooler|mlm_transform)/kernel$", P("fsdp", None)),
+    (r"(pooler|mlm_transform|classifier_dense)/kernel$", P("fsdp", None)),
     (r"(nsp_classifier|classifier)/kernel$", P("fsdp", None)),
     (r"mlm_bias$", P("tensor")),
     (r"(bias|scale)$", P()),

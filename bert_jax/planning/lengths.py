@@ -9,6 +9,7 @@ from etils import epath
 
 from bert_jax.cli import UserError
 from bert_jax.data import masking, packing, records
+from bert_jax.models import architectures
 from bert_jax.training.phases import Phase
 
 LOG = logging.getLogger(__name__)
@@ -31,10 +32,11 @@ def lengths_of(
             of_data = arguments["max_predictions_per_seq"]
             max_predictions_per_seq = max_predictions_per_seq or of_data
     max_seq_length = max_seq_length or config.get("max_seq_length", 0) or ASSUMED_LENGTH
-    if max_seq_length > config.model.max_position_embeddings:
+    longest = architectures.make_config(config.model).max_length
+    if max_seq_length > longest:
         raise UserError(
-            f"--max_seq_length={max_seq_length} is beyond config.model.max_position_embeddings="
-            f"{config.model.max_position_embeddings}: raise that, or shorten the sequences"
+            f"--max_seq_length={max_seq_length}: the model reads {longest} tokens at most: raise "
+            "config.model.max_position_embeddings, or shorten the sequences"
         )
     max_predictions_per_seq = max_predictions_per_seq or masking.default_max_predictions(
         max_seq_length, masked_lm_prob

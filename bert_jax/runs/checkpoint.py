@@ -20,6 +20,7 @@ from etils import epath
 from bert_jax import files
 from bert_jax.cli import Interrupted, UserError
 from bert_jax.data import tokenizer as tokenizer_lib
+from bert_jax.models import architectures
 from bert_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from bert_jax.parallel import distributed, sharding
 from bert_jax.runs import integrity
@@ -99,7 +100,7 @@ class CheckpointStore:
             integrity.remove_unfinished(self._workdir / name)
         integrity.set_damaged_aside(self._workdir / workdirs.CHECKPOINTS, self._start_from)
         _publish_best(self._workdir / workdirs.BEST)
-        length = config.model.max_position_embeddings
+        length = architectures.make_config(config.model).max_length
         tokenizer_lib.save(tokenizer, self._workdir / workdirs.TOKENIZER, length)
         workdirs.write_config(self._workdir, workdirs.describe(config, identity))
 
@@ -438,9 +439,8 @@ def save_params(
             "off leaves it: remove it, or give another directory"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer_lib.save(
-        tokenizer, workdir / workdirs.TOKENIZER, config.model.max_position_embeddings
-    )
+    length = architectures.make_config(config.model).max_length
+    tokenizer_lib.save(tokenizer, workdir / workdirs.TOKENIZER, length)
     directory = files.absolute(workdir / workdirs.CHECKPOINTS)
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(directory, options=options, item_names=("params",)) as manager:

@@ -12,7 +12,7 @@ from bert_jax.config import leaves
 from bert_jax.data import input_pipeline
 from bert_jax.data.input_pipeline import PretrainingData
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.models.flops import training_flops
 from bert_jax.models.heads import PretrainingModel
 from bert_jax.objectives.mlm import pretraining_objective
@@ -138,10 +138,12 @@ def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
                 f"{data.data_dir} was built with another vocabulary than "
                 f"{train_data[0].data_dir}: build both with the same tokenizer"
             )
+        input_pipeline.check_model(data, model.config)
+    architecture = architectures.of(model.config)
     result: list[PhaseInputs] = []
     for phase, data, held_out in zip(parts, train_data, eval_data, strict=True):
         input_pipeline.check_batch(phase.config, mesh)
-        if held_out and data.has_next_sentence_labels:
+        if held_out and data.has_next_sentence_labels and architecture.next_sentence:
             input_pipeline.check_has_pairs(held_out["eval_"])
         result.append(_with_programs(phase, data, held_out, _first_row(result, data), model, mesh))
     if distributed.is_first():

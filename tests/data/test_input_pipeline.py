@@ -17,7 +17,7 @@ from small_run import LENGTH, PREDICTIONS, make_data_dir
 from bert_jax.cli import UserError
 from bert_jax.data import dataset, input_pipeline, placing
 from bert_jax.data.dataset import PretrainingData
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.parallel import sharding
 from bert_jax.training import phases
 
@@ -276,7 +276,7 @@ def test_misfits_are_named(config, tmp_path):
         return str(error.value)
 
     assert "config.model.vocab_size is 99" in message(vocab_size=99)
-    assert "sequences of 32 tokens" in message(vocab_size=100, max_position_embeddings=16)
+    config.model.vocab_size = 100
     assert "no test examples (splits: train, validation)" in message("test")
     config.data_dir = str(tmp_path / "nowhere")
     assert "does not exist" in message()
@@ -287,7 +287,7 @@ def test_misfits_are_named(config, tmp_path):
     make_data_dir(tmp_path, {"train": [64, 64]})
     (tmp_path / "train-00001-of-00002.array_record").unlink()
     config.data_dir = str(tmp_path)
-    assert "train-00001-of-00002.array_record is missing" in message(max_position_embeddings=64)
+    assert "train-00001-of-00002.array_record is missing" in message()
     manifest = tmp_path / "dataset.json"
     fields = json.loads(manifest.read_text())
     fields["arguments"]["format"] = "tfrecord"
@@ -296,10 +296,26 @@ def test_misfits_are_named(config, tmp_path):
     assert "is in the format tfrecord" in message()
 
 
-def test_segments_that_the_model_does_not_have_are_refused(config, tmp_path):
-    config.model.type_vocab_size = 1
-    with pytest.raises(UserError, match=r"pairs of segments, but config\.model\.type_vocab_size=1"):
-        input_pipeline.open_data(config.data_dir, "train", config)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type_vocab_size": 1}, r"pairs of segments, but config\.model\.type_vocab_size=1"),
+        ({"max_position_embeddings": 31}, "sequences of 32 tokens, but the model reads 31"),
+        # A row of the positions for padding, and the row before it for nothing.
+        (
+            {"architecture": "roberta", "pad_token_id": 0, "max_position_embeddings": 32},
+            "sequences of 32 tokens, but the model reads 31",
+        ),
+        (
+            {"architecture": "roberta", "pad_token_id": 1, "max_position_embeddings": 34},
+            r"add --config\.model\.pad_token_id=0",
+        ),
+    ],
+)
+def test_data_that_the_model_cannot_read_is_refused(data, config, fields, message):
+    model = architectures.make_config({**config.model.to_dict(), **fields})
+    with pytest.raises(UserError, match=message):
+        input_pipeline.check_model(data, model)
 
 
 def test_numbers_of_threads_are_checked(config):
