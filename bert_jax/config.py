@@ -79,6 +79,7 @@ def phase(**fields: Any) -> ml_collections.ConfigDict:
             "batch_size": 0,
             "packing": 0,
             "accumulate_steps": 0,
+            "masked_lm_prob": 0.0,
             "reset_moments": False,  # start with an empty optimizer; the parameters stay
             **fields,
         }

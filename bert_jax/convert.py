@@ -23,6 +23,7 @@ def to_hugging_face(
     max_shard_size: int = 5 * 10**9,
     license_name: str = "",
     languages: Sequence[str] = (),
+    ema: bool = False,
 ) -> "ParityReport":
     """Exports a checkpoint as a Hugging Face directory, compared with transformers.
 
@@ -30,6 +31,7 @@ def to_hugging_face(
       checkpoint: WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best.
       output: the directory to write; an earlier export there is replaced.
       dtype, max_shard_size, license_name, languages: see `huggingface.export.write`.
+      ema: export the parameters' moving average (`config.ema_decay`).
 
     Raises:
       UserError: nothing to export; `output` holds something else; or transformers computes
@@ -40,7 +42,7 @@ def to_hugging_face(
     from bert_jax.runs import checkpoint as checkpoint_lib
 
     hf_files.check_replaceable(epath.Path(output))
-    loaded = checkpoint_lib.load(checkpoint)
+    loaded = checkpoint_lib.load(checkpoint, ema)
     return export.write(loaded, checkpoint, output, dtype, max_shard_size, license_name, languages)
 
 
@@ -84,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         "WORKDIR/checkpoints/STEP or WORKDIR/best",
     )
     to.add_argument("--output", required=True, help="directory to write")
+    to.add_argument(
+        "--ema",
+        action="store_true",
+        help="export the moving average of the parameters (config.ema_decay)",
+    )
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     to.add_argument(
         "--max_shard_size", type=size, default="5GB", help="split larger weights over files"
@@ -116,7 +123,7 @@ def _export(arguments: argparse.Namespace) -> None:
         client = hub.client(repository)
     languages = arguments.language.replace(" ", "").split(",") if arguments.language else ()
     facts = (arguments.dtype, arguments.max_shard_size, arguments.license, languages)
-    report = to_hugging_face(arguments.checkpoint, output, *facts)
+    report = to_hugging_face(arguments.checkpoint, output, *facts, ema=arguments.ema)
     print(f"{report}\nwrote {output}")
     if client:
         if not report.verified:

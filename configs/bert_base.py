@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
     config.extra_eval_data_dirs = ""  # further ones, with commas; metrics eval_NAME_… by directory
     config.batch_size = 256  # sequences per optimizer step, over all devices
+    config.batch_size_warmup = ()  # ((batch size, steps), …): smaller batches before that
     # Pairs packed one behind the other into a sequence, this many at most (8, say); 0: one each.
     config.packing = 0
     config.accumulate_steps = 1  # microbatches of an optimizer step, to save memory
@@ -37,6 +38,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data_prefetch = 0  # never more than 1 GiB of them
     # Version of how order and masks are drawn; 1 resumes runs that were begun before version 0.2.
     config.sampling = 2
+    # Share of the tokens to predict in training, of data with dynamic masks; 0: the data set's.
+    # Held-out text always has the data set's.
+    config.masked_lm_prob = 0.0
     config.seed = 0  # of parameters, dropout, and the order of the data
 
     # Length, and what happens on the way (all in optimizer steps).
@@ -58,6 +62,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.profile_steps = ()  # (first, last): a trace of these steps in WORKDIR/profile
     config.wandb_project = ""  # of Weights & Biases; metrics.jsonl is written always
+
+    # An exponential moving average of the parameters, evaluated beside them (eval_ema_…) and
+    # exported by convert to-hf --ema: how much of it stays in a step, 0.999 say; 0: none.
+    config.ema_decay = 0.0
+    # Adds this times the mean of log²(Σ exp(logits)) to the loss, 1e-4 say; 0: nothing.
+    config.z_loss = 0.0
 
     # A batch whose loss or gradient is not finite, or whose loss is a spike, changes nothing.
     config.guard = ml_collections.ConfigDict()
@@ -95,7 +105,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     # As google-research/bert has it (optimization.py; paper, appendix A.2).
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # or "lamb"
+    config.optimizer.name = "adamw"  # or "lamb", "stableadamw", "muon"
     config.optimizer.learning_rate = 1e-4  # the peak
     config.optimizer.warmup_steps = 10_000  # linear from 0
     config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
@@ -103,9 +113,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
     config.optimizer.power = 1.0  # of "polynomial"
     config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
+    config.optimizer.decay_shape = "linear"  # of "wsd": or "1-sqrt"
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-6
+    config.optimizer.momentum = 0.95  # of "muon", on the encoder's matrices; AdamW on all else
     config.optimizer.bias_correction = False  # the original has none
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 turns clipping off

@@ -57,6 +57,7 @@ class PretrainingData(Split):
         threads: int = 0,
         prefetch: int = 0,
         sampling: int = SAMPLING,
+        masked_lm_prob: float = 0.0,
     ):
         """
         Args:
@@ -65,11 +66,12 @@ class PretrainingData(Split):
           threads, prefetch: that read batches, and batches made ahead; 0 for what suits the place
             where the data lies.
           sampling: the version of order and masks (`order.py`).
+          masked_lm_prob: as of `Split`.
 
         Raises:
           UserError: the data set is none, or incomplete, has no such split or cannot be packed.
         """
-        super().__init__(data_dir, split, seed, sampling)
+        super().__init__(data_dir, split, seed, sampling, masked_lm_prob)
         remote = files.is_remote(data_dir)
         self._threads = threads or (THREADS_REMOTE if remote else THREADS_LOCAL)
         self._prefetch = prefetch or (PREFETCH_REMOTE if remote else PREFETCH_LOCAL)

@@ -58,6 +58,7 @@ def open_data(
         config.data_threads,
         config.data_prefetch,
         config.sampling,
+        config.masked_lm_prob if split == "train" else 0.0,
     )
     if data.manifest.vocab_size != config.model.vocab_size:
         raise UserError(

@@ -32,16 +32,27 @@ class Split:
       shards: where they lie.
     """
 
-    def __init__(self, data_dir: str, split: str, seed: int, sampling: int = order.SAMPLING):
+    def __init__(
+        self,
+        data_dir: str,
+        split: str,
+        seed: int,
+        sampling: int = order.SAMPLING,
+        masked_lm_prob: float = 0.0,
+    ):
         """
         Args:
           seed: of the masks, if the data set has none.
           sampling: the version of how they are drawn.
+          masked_lm_prob: the share of tokens to predict, in place of the data set's; 0: that.
 
         Raises:
-          UserError: the data set is none, incomplete or changed, or has no such split.
+          UserError: the data set is none, incomplete or changed, or has no such split; or its masks
+            are fixed, and of another share.
         """
         self.manifest = records.Manifest.read(data_dir)
+        if masked_lm_prob:
+            self.manifest = _with_rate(self.manifest, data_dir, masked_lm_prob)
         if self.manifest.arguments["format"] != "array_record":
             raise UserError(
                 f"{data_dir} is in the format {self.manifest.arguments['format']}, which is for "
@@ -78,12 +89,17 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of the split's shards, in order, and how they are masked here."""
-        described: list[Any] = [shard.sha256 for shard in self.manifest.splits[self.split]]
+        """SHA-256 over `contents`, and how they are masked here."""
+        described: list[Any] = self.contents
         if not self.manifest.is_static:
             config = masking.MaskingConfig.from_arguments(self.manifest.arguments)
             described.append(dataclasses.asdict(config))
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    @property
+    def contents(self) -> list[str]:
+        """The hashes of the split's shards, in order."""
+        return [shard.sha256 for shard in self.manifest.splits[self.split]]
 
     @property
     def token_ranks_V(self) -> np.ndarray | None:
@@ -211,3 +227,22 @@ class Split:
                 labels_B == records.NO_NEXT_SENTENCE_LABEL, -1, labels_B
             ).astype(np.int32),
         }
+
+
+def _with_rate(manifest: records.Manifest, data_dir: str, rate: float) -> records.Manifest:
+    """A manifest as of data that was built to be masked at another rate.
+
+    Raises:
+      UserError: the masks are in the data, or the rate is none.
+    """
+    arguments = manifest.arguments
+    if not 0 < rate < 1:
+        raise UserError(f"config.masked_lm_prob={rate}, expected more than 0 and less than 1")
+    if manifest.is_static and rate != arguments["masked_lm_prob"]:
+        raise UserError(
+            f"config.masked_lm_prob={rate}, but the masks of {data_dir} are fixed, "
+            f"{arguments['masked_lm_prob']} of the tokens: build it with --masking=dynamic"
+        )
+    most = masking.default_max_predictions(arguments["max_seq_length"], rate)
+    changed = {"masked_lm_prob": rate, "max_predictions_per_seq": most}
+    return dataclasses.replace(manifest, arguments={**arguments, **changed})

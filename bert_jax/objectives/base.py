@@ -57,6 +57,25 @@ def _cross_entropy_gradient(saved: Any, gradient: jax.Array) -> tuple[jax.Array,
 cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
 
 
+@jax.custom_vjp
+def log_normaliser(logits: jax.Array) -> jax.Array:
+    """log Σ exp(logits), float32[…], of float32[…, V]; the backward pass keeps no such array."""
+    return jax.nn.logsumexp(logits, axis=-1)
+
+
+def _log_normaliser(logits: jax.Array) -> tuple[jax.Array, Any]:
+    normaliser = log_normaliser(logits)
+    return normaliser, (logits, normaliser)
+
+
+def _log_normaliser_gradient(saved: Any, gradient: jax.Array) -> tuple[jax.Array]:
+    logits, normaliser = saved
+    return (jnp.exp(logits - normaliser[..., None]) * gradient[..., None],)
+
+
+log_normaliser.defvjp(_log_normaliser, _log_normaliser_gradient)
+
+
 def at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The logit of each label."""
     return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]

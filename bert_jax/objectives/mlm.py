@@ -11,7 +11,14 @@ import numpy as np
 
 from bert_jax.models import architectures
 from bert_jax.models.heads import PretrainingModel
-from bert_jax.objectives.base import Batch, Objective, Scalars, cross_entropy, is_right
+from bert_jax.objectives.base import (
+    Batch,
+    Objective,
+    Scalars,
+    cross_entropy,
+    is_right,
+    log_normaliser,
+)
 
 # Ends of the bands of tokens, by rank of frequency in the training data, that evaluation is
 # broken down by: a model that guesses by frequency alone is right in the first and nowhere else.
@@ -23,6 +30,7 @@ def pretraining_objective(
     next_sentence: bool = True,
     mask_id: int | None = None,
     token_ranks_V: np.ndarray | None = None,
+    z_loss: float = 0.0,
 ) -> Objective:
     """Mean MLM loss over masked tokens + mean NSP loss over pairs (BERT's paper, appendix A.2).
 
@@ -33,6 +41,8 @@ def pretraining_objective(
         position: [MASK], a random token, or the token itself (mlm_accuracy_mask, _random, _kept).
       token_ranks_V: given (for evaluation), also by how frequent the token is: its rank in the
         training data, from 0 (mlm_accuracy_rank_1_100, …).
+      z_loss: the weight of the mean log²(Σ exp(logits)) over masked tokens, which keeps logits from
+        drifting (de Brébisson and Vincent 2016, https://arxiv.org/abs/1604.08859).
     """
 
     architecture = architectures.of(model.config)
@@ -74,6 +84,9 @@ def pretraining_objective(
             "mlm_accuracy": jnp.sum(right_BM * weights_BM),
             **{name: jnp.sum(right_BM * where) for name, where in groups(batch).items()},
         }
+        if z_loss:
+            squares_BM = jnp.square(log_normaliser(logits_BMV))
+            result["z_loss"] = z_loss * jnp.sum(squares_BM * weights_BM)
         if next_sentence:
             # Packed, both have the examples of a row as a second axis.
             logits_B2, labels_B = output.nsp_logits_B2, batch["next_sentence_labels"]
@@ -89,9 +102,12 @@ def pretraining_objective(
         masked = jnp.sum(batch["masked_lm_weights"])
         result = {"mlm_loss": masked, "mlm_accuracy": masked}
         result |= {name: jnp.sum(where) for name, where in groups(batch).items()}
+        if z_loss:
+            result["z_loss"] = masked
         if next_sentence:
             pairs = jnp.sum(batch["next_sentence_labels"] >= 0).astype(jnp.float32)
             result |= {"nsp_loss": pairs, "nsp_accuracy": pairs}
         return result
 
-    return Objective(("mlm_loss", "nsp_loss") if next_sentence else ("mlm_loss",), sums, weights)
+    losses = ("mlm_loss", *["nsp_loss"] * next_sentence, *["z_loss"] * (z_loss > 0))
+    return Objective(losses, sums, weights)

@@ -43,6 +43,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(nsp_classifier|classifier)/kernel$", P("fsdp", None)),
     (r"mlm_bias$", P("tensor")),
     (r"(bias|scale)$", P()),
+    (r"ns_coeffs$", P()),  # of Muon: three numbers
 )
 
 

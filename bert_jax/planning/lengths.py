@@ -23,12 +23,13 @@ def lengths_of(
 
     With packing a row has its examples' predictions together.
     """
-    masked_lm_prob = 0.15
+    masked_lm_prob = config.masked_lm_prob or 0.15
     if config.data_dir and (config.packing or not (max_seq_length and max_predictions_per_seq)):
         arguments = records.Manifest.read(config.data_dir).arguments
         max_seq_length = max_seq_length or arguments["max_seq_length"]
-        masked_lm_prob = arguments["masked_lm_prob"]
-        if max_seq_length == arguments["max_seq_length"]:
+        masked_lm_prob = config.masked_lm_prob or arguments["masked_lm_prob"]
+        is_of_data = masked_lm_prob == arguments["masked_lm_prob"]
+        if max_seq_length == arguments["max_seq_length"] and is_of_data:
             of_data = arguments["max_predictions_per_seq"]
             max_predictions_per_seq = max_predictions_per_seq or of_data
     max_seq_length = max_seq_length or config.get("max_seq_length", 0) or ASSUMED_LENGTH

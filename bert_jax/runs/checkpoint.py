@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -127,7 +128,7 @@ class CheckpointStore:
                     barrier_sync_key_prefix=directory.name
                 ),
             ),
-            item_names=("params", "optimizer"),
+            item_names=("params", "optimizer", "ema"),
         )
 
     def __enter__(self) -> "CheckpointStore":
@@ -166,13 +167,8 @@ class CheckpointStore:
             return
         self._wait(self._manager)
         self._writing[self._checkpoints] = step, lambda _: before_it_counts()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(_without_params(state)),
-            ),
-        )
+        items = {name: ocp.args.StandardSave(value) for name, value in _items(state).items()}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def save_if_best(self, step: int, params: Any, loss: float, phase_start: int = 0) -> bool:
         """Keeps the parameters in best/ if `loss` is below that of those there.
@@ -232,7 +228,9 @@ class CheckpointStore:
                 f"{self._workdir} holds parameters alone (no optimizer state): start a new run "
                 f"from them with --workdir=NEW {self._start_from}={self._workdir}"
             )
-        wanted = (state.params, _without_params(state))
+        wanted = _items(state)
+        if had_none := state.ema is not None and not (directory / "ema").exists():
+            del wanted["ema"]
         is_scanned, was_scanned = (
             is_stacked(params) for params in (state.params, _metadata(directory / "params"))
         )
@@ -243,20 +241,21 @@ class CheckpointStore:
             shapes = jax.eval_shape(to_saved, wanted)
             mesh = jax.tree.leaves(layout)[0].mesh
             saved = sharding.abstract(shapes, sharding.shardings_of(shapes, mesh))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(saved[0]),
-                optimizer=ocp.args.StandardRestore(saved[1]),
-            ),
-        )
-        values = [restored.params, *restored.optimizer.values()]
-        names = ("params", *restored.optimizer)
+        items = {name: ocp.args.StandardRestore(value) for name, value in saved.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        fields = {name: restored[name] for name in wanted}
         del restored
+        fields, layouts = fields | fields.pop("optimizer"), layout | layout.pop("optimizer")
+        names, values = [*fields], [*fields.values()]
+        fields.clear()
         if is_scanned != was_scanned:
-            layouts = (layout[0], *(layout[1][name] for name in names[1:]))
-            values = _converted(values, layouts, stack_layers if is_scanned else unstack_layers)
-        return state.replace(**dict(zip(names, values, strict=True)))
+            ordered = tuple(layouts[name] for name in names)
+            values = _converted(values, ordered, stack_layers if is_scanned else unstack_layers)
+        state = state.replace(**dict(zip(names, values, strict=True)))
+        if had_none:
+            logging.warning(f"{directory} has no average of the parameters: it begins here")
+            state = state.replace(ema=jax.tree.map(jnp.copy, state.params))
+        return state
 
     def roll_back(self, state: "TrainState") -> "TrainState":
         """`restore`, in place of `state`, whose arrays are freed first."""
@@ -349,12 +348,11 @@ def _publish_best(directory: epath.Path) -> None:
         files.write_whole(path, text)
 
 
-def _without_params(state: "TrainState") -> dict[str, Any]:
-    return {
-        field.name: getattr(state, field.name)
-        for field in dataclasses.fields(state)
-        if field.name != "params"
-    }
+def _items(state: "TrainState") -> dict[str, Any]:
+    """What a checkpoint's folders hold; parameters and their average each apart, to be loaded."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    items = {name: fields.pop(name) for name in ("params", "ema")}
+    return {name: x for name, x in items.items() if x is not None} | {"optimizer": fields}
 
 
 def _metadata(directory: epath.Path) -> Any:
@@ -365,14 +363,17 @@ def _metadata(directory: epath.Path) -> Any:
     return tree
 
 
-def load(path: epath.PathLike) -> workdirs.Loaded:
+def load(path: epath.PathLike, ema: bool = False) -> workdirs.Loaded:
     """Loads the parameters of WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best[/STEP].
 
     Of WORKDIR it is the checkpoint that a finished fine-tuning selected, else the last one; a
     corrupted last checkpoint is skipped for the one before, with a warning.
 
+    Args:
+      ema: load their moving average instead (`config.ema_decay`).
+
     Raises:
-      UserError: no such workdir, no such checkpoint in it, or none that is whole.
+      UserError: no such workdir, no such checkpoint in it, none that is whole, or no average.
     """
     path = epath.Path(path)
     workdir, directory, wanted = workdirs.path_parts(path)
@@ -383,11 +384,17 @@ def load(path: epath.PathLike) -> workdirs.Loaded:
             f"{path} is not a checkpoint: {directory} holds "
             f"{'the steps ' + ', '.join(map(str, saved)) if saved else 'none (yet)'}"
         )
+    item = "ema" if ema else "params"
+    if ema and not (directory / str(saved[-1]) / item).exists():
+        raise UserError(
+            f"{path} has no moving average of the parameters: it is kept in checkpoints/ of runs "
+            "with --config.ema_decay above 0"
+        )
     selected = workdirs.read_results(workdir).get("step") if path == workdir else None
     if selected in saved:
         wanted = selected
     for step in reversed(saved) if wanted is None else [wanted]:
-        reason = integrity.damage(directory / str(step), item="params")
+        reason = integrity.damage(directory / str(step), item=item)
         if not reason:
             break
         logging.warning(f"checkpoint {directory / str(step)} is corrupted: {reason}")
@@ -397,7 +404,7 @@ def load(path: epath.PathLike) -> workdirs.Loaded:
         )
     # The handler itself, since a manager opened to read wants the run's state as a template.
     handler = ocp.PyTreeCheckpointHandler()
-    directory = files.absolute(directory / str(step) / "params")
+    directory = files.absolute(directory / str(step) / item)
     as_numpy = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(directory).tree
     )

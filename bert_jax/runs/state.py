@@ -21,18 +21,24 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: moments, laid out as the parameters.
       loss_average: float32, moving average of the loss, 0 before the first step; what a spike is
         measured against.
+      ema: the parameters' exponential moving average, laid out as they are; None where none is
+        kept.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     loss_average: jax.Array
+    ema: Any = None
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, with_ema: bool = False
+) -> TrainState:
+    """The state before the first step; an average begins with the parameters."""
     zero = jnp.zeros([], jnp.float32)
-    return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero)
+    ema = jax.tree.map(jnp.copy, params) if with_ema else None
+    return TrainState(zero.astype(jnp.int32), params, optimizer.init(params), zero, ema)
 
 
 def init_state(
@@ -40,11 +46,12 @@ def init_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
+    with_ema: bool = False,
 ) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its shard."""
 
     def init(key: jax.Array) -> TrainState:
-        return new_state(init_params(key), optimizer)
+        return new_state(init_params(key), optimizer, with_ema)
 
     key = jax.random.key(seed)
     shardings = sharding.shardings_of(jax.eval_shape(init, key), mesh)

@@ -92,7 +92,8 @@ def _compiled(inputs: Inputs, part: PhaseInputs) -> tuple[Step, int]:
         if "vmem" in str(error):  # on-chip memory, which a kernel takes whatever the batch
             advice = "set --config.model.attention=xla"
         raise UserError(f"{_of(phase)} does not fit into memory ({cause}): {advice}") from None
-    moments = bytes_held(state.opt_state)  # lie there while the parameters are evaluated
+    # What lies there while the parameters are evaluated.
+    moments = bytes_held((state.opt_state, state.ema))
     evaluating = [bytes_needed(program) + moments for program in part.eval_step.programs.values()]
     needed = max([bytes_needed(compiled), *evaluating])
     available = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -1,6 +1,7 @@
 """What a pretraining is made of: mesh, model, and each phase's data and programs, all checked."""
 
 import dataclasses
+import itertools
 import logging
 from typing import Any
 
@@ -156,7 +157,7 @@ def _first_row(former: list[PhaseInputs], data: PretrainingData) -> int:
     return sum(
         (part.phase.stop - part.phase.start) * part.phase.config.batch_size
         for part in former
-        if (part.data.fingerprint, part.data.packing) == (data.fingerprint, data.packing)
+        if (part.data.contents, part.data.packing) == (data.contents, data.packing)
     )
 
 
@@ -198,17 +199,19 @@ def _with_programs(
 
 def _warn(config: ml_collections.ConfigDict, parts: list[PhaseInputs]) -> None:
     """Names phases that have no data of their own, or that are skipped."""
-    for number, part in enumerate(parts):
-        if number and not config.phases[number].get("data_dir"):
+    for former, part in itertools.pairwise(parts):
+        number = part.phase.number
+        if number > former.phase.number and not config.phases[number].get("data_dir"):
             how = "continues with" if part.first_row else "begins again with"
             logging.warning(
                 f"the phase from step {part.phase.start:,} has no data of its own and {how} "
                 f"{part.phase.config.data_dir}: set '--config.phases[{number}].data_dir=DATA_512' "
                 "for sequences of 512 tokens"
             )
-    if skipped := config.phases[len(parts) :]:
+    if skipped := config.phases[parts[-1].phase.number + 1 :]:
         logging.warning(
-            f"config.num_steps={config.num_steps:,} ends the run in phase {len(parts)}: the last "
+            f"config.num_steps={config.num_steps:,} ends the run in phase "
+            f"{parts[-1].phase.number + 1}: the last "
             f"{len(skipped)} of {len(config.phases)} are skipped; to fit them in, shorten the "
             "others: '--config.phases[0].num_steps=…'"
         )

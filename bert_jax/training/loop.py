@@ -16,7 +16,7 @@ from bert_jax.models import heads
 from bert_jax.objectives.base import Batch, Scalars
 from bert_jax.parallel import distributed, sharding
 from bert_jax.runs import checkpoint
-from bert_jax.runs.state import init_state, reset_moments
+from bert_jax.runs.state import TrainState, init_state, reset_moments
 from bert_jax.training import evaluation
 from bert_jax.training.compilation import Compilation
 from bert_jax.training.guard import Guard
@@ -63,7 +63,11 @@ def train_and_evaluate(
             state = store.restore(first_phase.abstract_state(model, mesh))
         else:
             state = init_state(
-                lambda key: heads.init_params(model, key), first_phase.optimizer, mesh, config.seed
+                lambda key: heads.init_params(model, key),
+                first_phase.optimizer,
+                mesh,
+                config.seed,
+                with_ema=config.ema_decay > 0,
             )
             if config.init_from:
                 with distributed.shared_errors():
@@ -86,7 +90,7 @@ def train_and_evaluate(
             part = next(part for part in inputs.phases if step <= part.phase.stop)
             is_missing = distributed.as_in_first(report.evaluated_loss(step)) is None
             with report.pause():
-                if is_missing and not evaluate(part, state.params, step, config, report, stop):
+                if is_missing and not evaluate(part, state, step, config, report, stop):
                     raise interrupted(stop, step, workdir)
                 keep_if_best(store, state.params, step, config, part, report)
         if step >= config.num_steps:
@@ -147,7 +151,7 @@ def train_and_evaluate(
                             store.save(step, state, before_it_counts=report.flush)
                     if evaluating and not stopping:
                         with report.pause():
-                            if evaluate(part, state.params, step, config, report, stop):
+                            if evaluate(part, state, step, config, report, stop):
                                 keep_if_best(store, state.params, step, config, part, report)
                             else:
                                 stopping = True
@@ -172,25 +176,30 @@ def is_evaluated(config: ml_collections.ConfigDict, step: int) -> bool:
 
 def evaluate(
     part: PhaseInputs,
-    params: Any,
+    state: TrainState,
     step: int,
     config: ml_collections.ConfigDict,
     report: Reporter,
     stop: distributed.StopSignal,
 ) -> bool:
-    """Evaluates on the phase's held-out sets; False if a stop was asked for meanwhile."""
+    """Evaluates on the phase's held-out sets; False if a stop was asked for meanwhile.
+
+    Beside the parameters their moving average, where there is one, as "eval_ema_…".
+    """
     metrics: dict[str, float] = {}
+    of_ema = {"ema_": state.ema} if state.ema is not None else {}
     for prefix, data in part.eval_data.items():
-        batches = data.eval_batches(
-            part.train_step.mesh, config.eval_batches, part.phase.config.accumulate_steps
-        )
-        try:
-            results = evaluation.evaluate(
-                part.eval_step, params, unless_stopped(batches, stop), part.losses
+        for name_of_params, params in {"": state.params, **of_ema}.items():
+            batches = data.eval_batches(
+                part.train_step.mesh, config.eval_batches, part.phase.config.accumulate_steps
             )
-        except Interrupted:
-            return False
-        metrics |= {f"{prefix}{name}": value for name, value in results.items()}
+            try:
+                results = evaluation.evaluate(
+                    part.eval_step, params, unless_stopped(batches, stop), part.losses
+                )
+            except Interrupted:
+                return False
+            metrics |= {f"{prefix}{name_of_params}{name}": x for name, x in results.items()}
     report.evaluated(step, metrics)
     return True
 

@@ -21,7 +21,13 @@ from bert_jax.parallel.sharding import path_of
 NO_DECAY = re.compile(r"(bias|layer_norm/scale)$")
 SCHEDULES = ("linear", "polynomial", "cosine", "wsd")
 DECAYS_FROM = ("start", "peak")
-OPTIMIZERS = ("adamw", "lamb")
+DECAY_SHAPES = ("linear", "1-sqrt")
+OPTIMIZERS = ("adamw", "lamb", "stableadamw", "muon")
+# What Muon updates: the encoder's matrices, not embeddings, LayerNorm and heads.
+MUON = re.compile(r"/encoder/.*kernel$")
+# Muon's updates are as large as AdamW's are found to be, so both bear one learning rate (Liu et al.
+# 2025, https://arxiv.org/abs/2502.16982, section 2.2).
+MUON_RMS = 0.2
 
 
 def make_schedule(
@@ -35,7 +41,9 @@ def make_schedule(
       linear: straight to the end (google-research/bert, optimization.py);
       polynomial: (1 - progress) ** power (LAMB's large batches: 0.5, in NVIDIA's recipe);
       cosine: half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts);
-      wsd: the peak until `decay_steps` before the end, then linear (warm-up–stable–decay).
+      wsd: the peak until `decay_steps` before the end, then by `decay_shape` (warm-up–stable–
+        decay): "linear", or "1-sqrt", 1 - √progress (Hägele et al. 2024,
+        https://arxiv.org/abs/2405.18392, section 3).
 
     The first three make their progress from step 0 with `config.decay_from` "start", as both
     originals do: where the warm-up ends, the rate falls by what has passed of the decay. With
@@ -52,7 +60,11 @@ def make_schedule(
     peak, warmup, name = config.learning_rate, config.warmup_steps, config.schedule
     if not peak >= 0:
         raise UserError(f"{field}.learning_rate={peak}, expected 0 or more")
-    for choice, choices in (("schedule", SCHEDULES), ("decay_from", DECAYS_FROM)):
+    for choice, choices in (
+        ("schedule", SCHEDULES),
+        ("decay_from", DECAYS_FROM),
+        ("decay_shape", DECAY_SHAPES),
+    ):
         if config[choice] not in choices:
             raise UserError(
                 f"{field}.{choice}={config[choice]!r} is not one of {', '.join(choices)}"
@@ -74,9 +86,13 @@ def make_schedule(
                 f"{field}.decay_steps={config.decay_steps} must be from 1 to {num_steps - warmup} "
                 "(the steps after the warm-up): it is the length of the decay at the end"
             )
-        falling = optax.linear_schedule(
-            peak, end, config.decay_steps, transition_begin=rest - config.decay_steps
-        )
+        first = rest - config.decay_steps
+        falling = optax.linear_schedule(peak, end, config.decay_steps, transition_begin=first)
+        if config.decay_shape == "1-sqrt":
+
+            def falling(step: jax.Array) -> jax.Array:
+                progress = jnp.clip((step - first) / config.decay_steps, 0.0, 1.0)
+                return peak + (end - peak) * jnp.sqrt(progress)
     else:
         power = config.power if name == "polynomial" else 1.0
         falling = optax.polynomial_schedule(peak, end, power, rest)
@@ -186,7 +202,7 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
             path = path_of(key_path)
             if not decays(path):
                 return u
-            axes = tuple(range(1 if "/layers/" in path else 0, u.ndim))
+            axes = _axes_of_one(path, u)
             norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))  # noqa: E731
             norm_u, norm_p = norm(u), norm(p)
             return u * jnp.where((norm_u > 0) & (norm_p > 0), norm_p / norm_u, 1.0)
@@ -194,6 +210,82 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(scaled, updates, params), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _axes_of_one(path: str, x: jax.Array) -> tuple[int, ...]:
+    """The axes of one parameter, of which a scanned encoder has one per layer in an array."""
+    return tuple(range(1 if "/layers/" in path else 0, x.ndim))
+
+
+def scale_by_stable_adamw(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """StableAdamW, its decay included (Wortsman et al. 2023, https://arxiv.org/abs/2304.13013).
+
+    Algorithm 2: Adam whose step shrinks where the gradient is beyond what its second moment says,
+    so no clipping is needed. With b̂ = b (1 - b^(t-1)) / (1 - b^t), or b without bias correction,
+
+      m = b̂1 m + (1-b̂1) g;  v = b̂2 v + (1-b̂2) g²;  r = RMS(g / max(√v, eps)) of each parameter;
+      update = (m / (√v + eps) + decay × parameter) / max(1, r).
+    """
+    decay = _add_decayed_weights(config)
+    eps = config.eps
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros(), nu=zeros())
+
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any):
+        t = (state.count + 1).astype(jnp.float32)
+
+        def debiased(b: float) -> Any:
+            return b * (1 - b ** (t - 1)) / (1 - b**t) if config.bias_correction else b
+
+        b1, b2 = debiased(config.b1), debiased(config.b2)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        updates, _ = decay.update(updates, decay.init(params), params)
+
+        def stable(key_path: tuple[Any, ...], u: jax.Array, g: jax.Array, v: jax.Array):
+            axes = _axes_of_one(path_of(key_path), g)
+            squares = jnp.mean(g * g / jnp.maximum(v, eps**2), axes, keepdims=True)
+            return u / jnp.maximum(1.0, jnp.sqrt(squares))
+
+        updates = jax.tree_util.tree_map_with_path(stable, updates, grads, nu)
+        return updates, optax.ScaleByAdamState(count=state.count + 1, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_muon(
+    momentum: float, adam: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Muon on the encoder's matrices, `adam` on all else (Jordan 2024, optax's own).
+
+    An update is the momentum's nearest orthogonal matrix, times MUON_RMS √(the larger dimension),
+    which makes MUON_RMS its root mean square. Query, key and value are a matrix each, and so is
+    each layer of a scanned encoder.
+    """
+
+    def dimensions(updates: Any) -> Any:
+        # Of matrices [..., in, out]; leading axes are of several.
+        return jax.tree.map(
+            lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), updates
+        )
+
+    def scale(updates: Any, state: optax.EmptyState, params: Any = None):
+        del params
+        return jax.tree.map(lambda u: u * MUON_RMS * max(u.shape[-2:]) ** 0.5, updates), state
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "muon" if MUON.search(path_of(path)) else "adam", params
+        )
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions),
+        optax.GradientTransformation(lambda _: optax.EmptyState(), scale),
+    )
+    return optax.partition({"muon": muon, "adam": adam}, labels)
 
 
 def _add_decayed_weights(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -224,7 +316,7 @@ def _scale_by_rules(rules: Sequence[tuple[str, float]]) -> optax.GradientTransfo
 def make_optimizer(
     config: ml_collections.ConfigDict, field: str = "optimizer"
 ) -> optax.GradientTransformation:
-    """AdamW or LAMB with decoupled weight decay and clipping at a global norm.
+    """One of OPTIMIZERS, with decoupled weight decay and clipping at a global norm.
 
     Args:
       config: the `optimizer` part of a config.
@@ -242,11 +334,19 @@ def make_optimizer(
         raise UserError(f"{field}.clip_norm={config.clip_norm}, expected 0 (off) or more")
     for table in ("weight_decay_rules", "learning_rate_rules"):
         check_rules(f"{field}.{table}", config[table])
-    adam = optax.scale_by_adam if config.bias_correction else scale_by_adam_uncorrected
+    if not 0 <= config.momentum < 1:
+        raise UserError(f"{field}.momentum={config.momentum}, expected 0 to below 1")
+    corrected = optax.scale_by_adam if config.bias_correction else scale_by_adam_uncorrected
+    adam = corrected(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.name == "muon":
+        adam = scale_by_muon(config.momentum, adam)
+    if config.name == "stableadamw":
+        decayed = scale_by_stable_adamw(config), optax.identity()
+    else:
+        decayed = adam, _add_decayed_weights(config)
     return optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        _add_decayed_weights(config),
+        *decayed,
         scale_by_trust_ratio() if config.name == "lamb" else optax.identity(),
         _scale_by_rules(config.learning_rate_rules),
     )

@@ -1,7 +1,7 @@
 """A run as a sequence of phases: 128 tokens then 512, each with its data, batch and schedule."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ FIELDS = (
     "batch_size",
     "packing",
     "accumulate_steps",
+    "masked_lm_prob",
     "optimizer",
     "reset_moments",
 )
@@ -65,7 +66,9 @@ class Phase:
         # The key is made inside: outside, it would be an array on a device.
         state = jax.eval_shape(
             lambda: new_state(
-                heads.init_params(model, jax.random.key(self.config.seed)), self.optimizer
+                heads.init_params(model, jax.random.key(self.config.seed)),
+                self.optimizer,
+                with_ema=self.config.ema_decay > 0,
             )
         )
         return sharding.abstract(state, sharding.shardings_of(state, mesh))
@@ -75,13 +78,14 @@ class Phase:
     ) -> MeshJit:
         """The step that pretraining runs, and that the planner compiles."""
         return make_train_step(
-            pretraining_objective(model, next_sentence),
+            pretraining_objective(model, next_sentence, z_loss=self.config.z_loss),
             self.optimizer,
             self.schedule,
             mesh,
             self.config.seed,
             self.config.accumulate_steps,
             self.config.guard.max_loss_ratio,
+            self.config.ema_decay,
         )
 
 
@@ -92,9 +96,50 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
     the run), and fields that it omits, or has empty, are the run's. With `optimizer` (which may be
     {}) it has a schedule of its own, from its start over its steps; without, the run's continues.
 
+    `config.batch_size_warmup`, ((batch size, steps), …), makes phases of the first one's beginning,
+    which differ from it in the batch size alone: so the data position follows from the step.
+
     Raises:
       UserError: an unknown field, lengths that do not add up, or an impossible optimizer.
     """
+    first, *others = _entries(config)
+    return (*_warming_up(config.batch_size_warmup, first), *others)
+
+
+def _warming_up(stages: Any, phase: Phase) -> Iterator[Phase]:
+    """The phases that a batch-size warm-up makes of one."""
+    start = phase.start
+    for stage in stages:
+        match stage:
+            case [int() as batch_size, int() as num_steps] if batch_size > 0 < num_steps:
+                pass
+            case _:
+                raise UserError(
+                    f"config.batch_size_warmup has {stage!r} where a batch size and its steps are "
+                    "expected: --config.batch_size_warmup='((64, 1000), (128, 1000))'"
+                )
+        if start + num_steps >= phase.stop:
+            raise UserError(
+                f"config.batch_size_warmup lasts to step {start + num_steps:,}, the "
+                f"{'phase' if phase.config.phases else 'run'} to step {phase.stop:,}: shorten it"
+            )
+        settings = phase.config.copy_and_resolve_references()
+        settings.batch_size = batch_size
+        stop = start + num_steps
+        yield dataclasses.replace(
+            phase,
+            start=start,
+            stop=stop,
+            config=settings,
+            reset_moments=phase.reset_moments and start == phase.start,
+        )
+        start = stop
+    is_whole = start == phase.start
+    yield phase if is_whole else dataclasses.replace(phase, start=start, reset_moments=False)
+
+
+def _entries(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
+    """The phases of `config.phases`, before a batch-size warm-up."""
     total = config.num_steps
     if total < 1:
         raise UserError(f"config.num_steps={total}, expected at least 1")

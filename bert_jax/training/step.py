@@ -28,6 +28,7 @@ def make_train_step(
     seed: int,
     accumulate_steps: int = 1,
     max_loss_ratio: float = 0.0,
+    ema_decay: float = 0.0,
 ) -> MeshJit:
     """The jitted step (state, batch) -> (state, metrics); it donates the state's buffers.
 
@@ -40,9 +41,10 @@ def make_train_step(
       accumulate_steps: the gradient is accumulated over that many microbatches, to the same
         result with less memory.
       max_loss_ratio: a loss above this multiple of its moving average is a spike; 0 for no limit.
+      ema_decay: how much of the parameters' average stays in a step; used where the state has one.
     """
     gradients, update = _parts(
-        objective, optimizer, schedule, mesh, accumulate_steps, max_loss_ratio
+        objective, optimizer, schedule, mesh, accumulate_steps, max_loss_ratio, ema_decay
     )
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Scalars]:
@@ -101,6 +103,7 @@ def _parts(
     mesh: Mesh,
     accumulate_steps: int = 1,
     max_loss_ratio: float = 0.0,
+    ema_decay: float = 0.0,
 ) -> tuple[Callable[..., tuple[Any, Scalars]], Callable[..., tuple[TrainState, Scalars]]]:
     """What a step consists of: gradients, and the update of the state by them."""
 
@@ -146,12 +149,14 @@ def _parts(
         if max_loss_ratio:
             accepted &= is_first | (loss <= max_loss_ratio * average)
         average = jnp.where(is_first, loss, LOSS_MEMORY * average + (1 - LOSS_MEMORY) * loss)
-        params, opt_state, average = jax.tree.map(
+        ema = None
+        if state.ema is not None:
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, state.ema, params)
+        new_state = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old),
-            (params, opt_state, average),
-            (state.params, state.opt_state, state.loss_average),
-        )
-        new_state = TrainState(state.step + 1, params, opt_state, average)
+            TrainState(state.step, params, opt_state, average, ema),
+            state,
+        ).replace(step=state.step + 1)
         new_state = jax.lax.with_sharding_constraint(
             new_state, sharding.shardings_of(new_state, mesh)
         )

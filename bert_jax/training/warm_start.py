@@ -152,7 +152,8 @@ def warm_start(
             f"--config.init_from={source}: only {share:.1%} of the parameters are loaded, not "
             f"{', '.join(fresh[:5])}: --config.init_partial=True begins with them at random"
         )
-    return state.replace(params=params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=ema)
 
 
 def _check_settings(source: str, theirs: EncoderConfig, ours: EncoderConfig, partial: bool) -> None:

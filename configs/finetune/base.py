@@ -50,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.tensor = 1  # parts that heads, feed-forward width and vocabulary are split into
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # or "lamb"
+    config.optimizer.name = "adamw"  # or "lamb", "stableadamw", "muon"
     config.optimizer.learning_rate = 3e-5  # the peak; models below base width bear 5e-5 to 3e-4
     config.optimizer.warmup_fraction = 0.1  # of all steps, linear from 0
     config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
@@ -58,9 +58,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
     config.optimizer.power = 1.0  # of "polynomial"
     config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
+    config.optimizer.decay_shape = "linear"  # of "wsd": or "1-sqrt"
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-6
+    config.optimizer.momentum = 0.95  # of "muon", on the encoder's matrices; AdamW on all else
     # Without it the first steps are too large and some seeds fail (Mosbach et al. 2020, section 6).
     config.optimizer.bias_correction = True
     config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
