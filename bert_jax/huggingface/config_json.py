@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from etils import epath
 
 from bert_jax import __version__, files
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, brief
 from bert_jax.huggingface.keys import PRETRAINING, TABLES, KeyTable
 from bert_jax.models import architectures
 from bert_jax.models.architectures import COMPUTE_FIELDS, EncoderConfig
@@ -66,7 +66,12 @@ def make(
         "dtype": dtype,
         **table.settings,
         "pad_token_id": pad_token_id,
-        **{name: value for name, value in fields.items() if name not in COMPUTE_FIELDS},
+        **{
+            table.renamed.get(name, name): value
+            for name, value in fields.items()
+            if name not in COMPUTE_FIELDS
+        },
+        **table.write_fields(fields),
         MARK: f"bert_jax {__version__}",
     }
     if task in PROBLEM_TYPES:
@@ -92,11 +97,16 @@ def read(path: epath.Path) -> Description:
     config = files.read_shaped(path, _ConfigJson)
     architecture, table = _row(path, config)
     values: dict[str, Any] = {**config}
+    values |= {ours: values[name] for ours, name in table.renamed.items() if name in values}
     problems = [
         f"{field} is {values[field]!r}, only {expected!r} is known here"
         for field, expected in table.settings.items()
         if values.get(field, expected) != expected
     ]
+    try:
+        values |= table.read_fields(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(brief(error))
     config_class = architectures.named(architecture).config_class
     sizes, others = _fields(values, config_class, table.defaults)
     if problems := problems + others:

@@ -50,11 +50,12 @@ def write(
     # Such as the pooler that came along when a model was made from a larger one.
     if skipped := [part for part in tensors.parts_of(loaded.params, model) if part not in kept]:
         logging.warning(f"{output}: a {head_class.name} has no {', no '.join(skipped)}: skipped")
-    part_of = {key: part for part, _, key, _ in tensors.rows(model)}
+    # Two parts may have a key in common, of which a class has one.
+    part_of = {key: part for part, _, key, _ in tensors.rows(model, kept)}
     stored = {
         key: x.astype(DTYPES[dtype], copy=False)
         for key, x in tensors.to_tensors(loaded.params, model).items()
-        if part_of[key] in kept
+        if key in part_of
     }
     config = config_json.make(head_class.name, model, dtype, loaded.tokenizer.pad_id, task, labels)
     settings = kinds.model_settings(loaded.config)

@@ -6,16 +6,29 @@ read in both directions by `bert_jax/huggingface/tensors.py` (arrays) and `files
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 # How a module's arrays are called and laid out on each side: (our name, theirs, transform).
 #   TRANSPOSE: our kernels are [in, out], torch's weights [out, in].
 #   UNPAD: we pad the vocabulary to a multiple of 128, Hugging Face does not.
+#   Slice: TRANSPOSE of one of several equal parts of theirs, which holds several of ours.
 SAME, TRANSPOSE, UNPAD = "same", "transpose", "unpad"
-Kind = tuple[tuple[str, str, str], ...]
+
+
+class Slice(NamedTuple):
+    """Rows [i / n, (i + 1) / n) of a weight [out, in] of torch, as a kernel [in, out / n]."""
+
+    i: int
+    n: int
+
+
+Transform = str | Slice
+Kind = tuple[tuple[str, str, Transform], ...]
 DENSE: Kind = (("/kernel", ".weight", TRANSPOSE), ("/bias", ".bias", SAME))
 LAYER_NORM: Kind = (("/scale", ".weight", SAME), ("/bias", ".bias", SAME))
+MATRIX: Kind = (("/kernel", ".weight", TRANSPOSE),)
+SCALE: Kind = (("/scale", ".weight", SAME),)
 EMBEDDING: Kind = (("/embedding", ".weight", SAME),)
 VOCABULARY: Kind = (("/embedding", ".weight", UNPAD),)
 OUTPUT_BIAS: Kind = (("", "", UNPAD),)
@@ -54,6 +67,9 @@ class KeyTable(NamedTuple):
       classes: those of pretraining from the largest to the bare encoder, then the heads.
       settings: of config.json that can have one value only here.
       defaults: of fields that config.json lacks, where they are others than our config class's.
+      renamed: our field -> theirs, in config.json.
+      read_fields: config.json -> the fields that it says in another form, by our names.
+      write_fields: our fields -> what config.json says in another form, besides.
       aliases: model types that are the same encoder -> what their classes' names begin with.
     """
 
@@ -64,6 +80,9 @@ class KeyTable(NamedTuple):
     classes: tuple[HeadClass, ...]
     settings: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    renamed: Mapping[str, str] = types.MappingProxyType({})
+    read_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    write_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
     aliases: Mapping[str, str] = types.MappingProxyType({})
 
     def head_class(self, name: str) -> HeadClass | None:
@@ -245,5 +264,119 @@ ROBERTA = KeyTable(
     aliases={"xlm-roberta": "XLMRoberta", "camembert": "Camembert"},
 )
 
+_MODERN = "modernbert/encoder/layer_{i}"
+_THEIR_MODERN = "model.layers.{i}"
+# Window and positions of each kind of layer: transformers 5's names, and our fields.
+_ROPE = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+
+
+def _sliced(n: int, i: int) -> Kind:
+    return (("/kernel", ".weight", Slice(i, n)),)
+
+
+def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that transformers 5 has as lists and dicts; those of 4.57 have our names.
+
+    Raises:
+      ValueError: layers or positions in another pattern.
+    """
+    fields: dict[str, Any] = {}
+    kinds = config.get("layer_types") or []
+    if kinds:
+        every = next((i for i in range(1, len(kinds)) if kinds[i] == "full_attention"), len(kinds))
+        pattern = [
+            "sliding_attention" if i % every else "full_attention" for i in range(len(kinds))
+        ]
+        if kinds != pattern:
+            raise ValueError(f"layer_types is {kinds}, expected full_attention in every n-th layer")
+        fields["global_attn_every_n_layers"] = every
+    for kind, parameters in (config.get("rope_parameters") or {}).items():
+        if kind not in _ROPE or parameters.get("rope_type", "default") != "default":
+            raise ValueError(f"rope_parameters has {kind}: {parameters}, expected default RoPE")
+        fields[_ROPE[kind]] = float(parameters["rope_theta"])
+    if config.get("local_rope_theta", 0) is None and "local_rope_theta" not in fields:
+        fields["local_rope_theta"] = config["global_rope_theta"]
+    return fields
+
+
+def _write_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers 5 reads, which skips the names of 4.57 without a word."""
+    every = fields["global_attn_every_n_layers"]
+    return {
+        "layer_types": [
+            "sliding_attention" if i % every else "full_attention"
+            for i in range(fields["num_hidden_layers"])
+        ],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": fields[field]}
+            for kind, field in _ROPE.items()
+        },
+    }
+
+
+MODERNBERT = KeyTable(
+    model_type="modernbert",
+    prefix="model",
+    parts={
+        "encoder": (
+            (
+                "modernbert/embeddings/word_embeddings",
+                "model.embeddings.tok_embeddings",
+                VOCABULARY,
+            ),
+            ("modernbert/embeddings/layer_norm", "model.embeddings.norm", SCALE),
+            (f"{_MODERN}/attention_layer_norm", f"{_THEIR_MODERN}.attn_norm", SCALE),
+            *(
+                (f"{_MODERN}/attention/{name}", f"{_THEIR_MODERN}.attn.Wqkv", _sliced(3, i))
+                for i, name in enumerate(("query", "key", "value"))
+            ),
+            (f"{_MODERN}/attention/output", f"{_THEIR_MODERN}.attn.Wo", MATRIX),
+            (f"{_MODERN}/mlp_layer_norm", f"{_THEIR_MODERN}.mlp_norm", SCALE),
+            (f"{_MODERN}/intermediate", f"{_THEIR_MODERN}.mlp.Wi", _sliced(2, 0)),
+            (f"{_MODERN}/gate", f"{_THEIR_MODERN}.mlp.Wi", _sliced(2, 1)),
+            (f"{_MODERN}/output", f"{_THEIR_MODERN}.mlp.Wo", MATRIX),
+            ("modernbert/encoder/final_layer_norm", "model.final_norm", SCALE),
+        ),
+        "head": (
+            ("mlm_transform", "head.dense", MATRIX),
+            ("mlm_layer_norm", "head.norm", SCALE),
+        ),
+        "MLM bias": (("mlm_bias", "decoder.bias", OUTPUT_BIAS),),
+        "classifier": (("classifier", "classifier", DENSE),),
+        "span classifier": (("span_classifier", "classifier", DENSE),),
+    },
+    tied=(("decoder.weight", "model.embeddings.tok_embeddings.weight"),),
+    classes=(
+        HeadClass(
+            "ModernBertForMaskedLM",
+            (PRETRAINING,),
+            ("head", "MLM bias"),
+            _MLM_LOGITS,
+            "fill-mask",
+        ),
+        HeadClass("ModernBertModel", (PRETRAINING,), (), (), "feature-extraction"),
+        *_task_classes(
+            "ModernBert",
+            text=("head", "classifier"),
+            tokens=("head", "classifier"),
+            choices=("head", "classifier"),
+            span="span classifier",
+        ),
+    ),
+    settings={
+        "norm_bias": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "decoder_bias": True,
+        "classifier_bias": False,
+        "classifier_activation": "gelu",
+        "tie_word_embeddings": True,
+    },
+    defaults={"classifier_pooling": "cls"},
+    renamed={"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"},
+    read_fields=_read_rope,
+    write_fields=_write_rope,
+)
+
 # By the name of the encoder in bert_jax/models/architectures.py.
-TABLES = {"bert": BERT, "roberta": ROBERTA}
+TABLES = {"bert": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT}

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -20,6 +20,8 @@ from bert_jax.huggingface.keys import (
     UNPAD,
     HeadClass,
     KeyTable,
+    Slice,
+    Transform,
 )
 from bert_jax.models import architectures, heads
 
@@ -38,9 +40,17 @@ def table_of(model: Any) -> KeyTable:
     return TABLES[name]
 
 
-def rows(model: Any) -> Iterator[tuple[str, str, str, str]]:
-    """(part, our path, Hugging Face's key, transform) of every parameter of `model`'s size."""
+def rows(
+    model: Any, parts: Collection[str] | None = None
+) -> Iterator[tuple[str, str, str, Transform]]:
+    """(part, our path, Hugging Face's key, transform) of every parameter of `model`'s size.
+
+    Args:
+      parts: of these alone. No two parts of one class have a parameter in common.
+    """
     for part, modules in table_of(model).parts.items():
+        if parts is not None and part not in parts:
+            continue
         for ours, theirs, kind in modules:
             for i in range(model.num_hidden_layers if "{i}" in ours else 1):
                 for our_name, their_name, transform in kind:
@@ -52,8 +62,10 @@ def rows(model: Any) -> Iterator[tuple[str, str, str, str]]:
                     )
 
 
-def shapes(model: Any, num_labels: int) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's key -> its shape there, over every part, read off our own modules."""
+def shapes(
+    model: Any, num_labels: int, parts: Collection[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's key -> its shape there, over these parts, read off our own modules."""
     model = architectures.computed_as(model, scan_layers=False)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     modules = (
@@ -71,10 +83,14 @@ def shapes(model: Any, num_labels: int) -> dict[str, tuple[int, ...]]:
         flat = flax.traverse_util.flatten_dict(tree, sep="/")
         ours |= {path: x.shape for path, x in flat.items()}
     theirs = {}
-    for _, path, key, transform in rows(model):
-        shape = ours[path]
+    for _, path, key, transform in rows(model, parts):
+        shape = ours.get(path)
+        if shape is None:  # a first layer without the LayerNorm that the others have
+            continue
         if transform == TRANSPOSE:
             shape = shape[::-1]
+        elif isinstance(transform, Slice):
+            shape = (transform.n * shape[1], shape[0])
         elif transform == UNPAD:
             shape = (model.vocab_size, *shape[1:])
         theirs[key] = shape
@@ -92,14 +108,21 @@ def to_tensors(params: Any, model: Any) -> Tensors:
       UserError: `params` are not those of a `model` of this project; lists every difference.
     """
     ours = flax.traverse_util.flatten_dict(params, sep="/")
-    present = {"encoder", *parts_of(params, model)}
+    parts = {"encoder", *parts_of(params, model)}
     tensors: Tensors = {}
-    for part, path, key, transform in rows(model):
-        if part in present and path in ours:
-            x = np.asarray(ours.pop(path))
+    sliced: dict[str, list[np.ndarray]] = {}
+    for _, path, key, transform in rows(model, parts):
+        if path not in ours:
+            continue
+        x = np.asarray(ours.pop(path))
+        if isinstance(transform, Slice):
+            sliced.setdefault(key, []).append(x.T)
+            if len(sliced[key]) == transform.n:
+                tensors[key] = np.concatenate(sliced[key])
+        else:
             tensors[key] = {SAME: x, TRANSPOSE: x.T, UNPAD: x[: model.vocab_size]}[transform]
     problems = [f"unknown parameter {path}" for path in ours]
-    problems += _differences(tensors, model, ())
+    problems += _differences(tensors, model, parts, parts)
     _raise(problems, "the checkpoint does not fit its config.json")
     return tensors
 
@@ -138,14 +161,13 @@ def from_tensors(
     _check_layers(theirs, table, model.num_hidden_layers)
     problems = _fold_tied(theirs, table)
     head_class = table.head_class(class_name)
-    parts = set(table.parts)
-    if not head_class:  # what an unknown class computes with a classifier is not known
-        parts = {part for row in table.classes if PRETRAINING in row.tasks for part in row.parts}
-        parts.add("encoder")
-    known = {key for part, _, key, _ in rows(model) if part in parts}
+    # Of fine-tuned heads the class's alone: what an unknown class computes is not known.
+    classes = [row for row in table.classes if PRETRAINING in row.tasks or row is head_class]
+    parts = {part for row in classes for part in (*row.parts, *row.optional)} | {"encoder"}
+    known = {key for _, _, key, _ in rows(model, parts)}
     unexpected = [f"{key} {list(theirs[key].shape)}" for key in sorted(theirs.keys() - known)]
     theirs = {key: x for key, x in theirs.items() if key in known}
-    problems += _differences(theirs, model, head_class.parts if head_class else ())
+    problems += _differences(theirs, model, parts, head_class.parts if head_class else ())
     if problems:
         problems = [f"unknown key {text}" for text in unexpected] + problems
         verdict = f"these are not the weights of a {class_name} with the sizes in config.json"
@@ -163,11 +185,13 @@ def from_tensors(
             )
         logging.warning(f"skipped {found}")
     flat = {}
-    for _, path, key, transform in rows(model):
+    for _, path, key, transform in rows(model, parts):
         if key in theirs:
             x = theirs[key]
             if transform == TRANSPOSE:
                 x = x.T
+            elif isinstance(transform, Slice):
+                x = np.split(x, transform.n)[transform.i].T
             elif transform == UNPAD:
                 surplus = model.padded_vocab_size - model.vocab_size
                 x = np.pad(x, [(0, surplus)] + [(0, 0)] * (x.ndim - 1))
@@ -222,15 +246,17 @@ def _check_layers(theirs: Tensors, table: KeyTable, expected: int) -> None:
         )
 
 
-def _differences(tensors: Tensors, model: Any, required: Sequence[str]) -> list[str]:
-    """Incomplete parts and wrong shapes."""
-    kernels = (key for _, path, key, _ in rows(model) if path == "classifier/kernel")
+def _differences(
+    tensors: Tensors, model: Any, parts: Collection[str], required: Collection[str]
+) -> list[str]:
+    """Incomplete ones of these parts, and wrong shapes."""
+    kernels = (key for _, path, key, _ in rows(model, parts) if path == "classifier/kernel")
     kernel = next((tensors[key] for key in kernels if key in tensors), None)
     count = kernel.shape[0] if kernel is not None and kernel.ndim else 1
-    part_of = {key: part for part, _, key, _ in rows(model)}
+    part_of = {key: part for part, _, key, _ in rows(model, parts)}
     present = {"encoder", *required, *(part_of[key] for key in tensors)}
     problems = []
-    for key, shape in shapes(model, count).items():
+    for key, shape in shapes(model, count, parts).items():
         if key not in tensors and part_of[key] in present:
             problems.append(f"missing key {key} {list(shape)} ({part_of[key]})")
         elif key in tensors and tensors[key].shape != shape:

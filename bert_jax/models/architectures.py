@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from bert_jax.models import bert, roberta
+from bert_jax.models import bert, modernbert, roberta
 from bert_jax.models.errors import ModelError
 
 DEFAULT = "bert"  # of runs and checkpoints whose config names none
@@ -158,6 +158,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         multiplications=bert.multiplications,
         mlm_states=roberta.mlm_states,
         text_state=roberta.text_state,
+        next_sentence=False,
+    ),
+    "modernbert": Architecture(
+        name="modernbert",
+        config_class=modernbert.ModernBertConfig,
+        encoder=modernbert.ModernBertModel,
+        prefix="modernbert",
+        dropout_sites=modernbert.dropout_sites,
+        multiplications=modernbert.multiplications,
+        mlm_states=modernbert.head_states,
+        text_state=modernbert.text_state,
+        choice_state=modernbert.choice_state,
+        token_states=modernbert.head_states,
         next_sentence=False,
     ),
 }

@@ -23,16 +23,22 @@ from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of, probabilities
 from bert_jax.models.layers.dropout import dropout
 from bert_jax.models.layers.layer_norm import LayerNorm
-from bert_jax.models.layers.linear import Dense, dot_general
+from bert_jax.models.layers.linear import Dense
 from bert_jax.models.layers.positions import gather_positions, per_shard
-from bert_jax.models.layers.tables import lookup, select_rows, zero_rows_from
-from bert_jax.parallel.sharding import batch_parts, constrain
+from bert_jax.models.layers.tables import (
+    lookup,
+    padded_rows,
+    per_shard_tables,
+    select_rows,
+    tied_scores,
+    zero_rows_from,
+)
+from bert_jax.parallel.sharding import constrain
 
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
 )
-VOCAB_MULTIPLE = 128  # the lane width of a TPU, and even shards on meshes of up to 128 devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,7 @@ class BertConfig:
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table on the device; the surplus is never predicted or exported."""
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return padded_rows(self.vocab_size)
 
     @property
     def max_length(self) -> int:
@@ -157,25 +163,8 @@ class Embeddings(nn.Module):
         return dropout(x_BLD, dropout_keys_B, config.hidden_dropout_prob, 0, config.dropout_rng)
 
     def token_tables(self, batch: int) -> jax.Array:
-        """The token embeddings [N, V, D], once for each of the N shards of a batch.
-
-        Reading the same tables for the lookup and for the output matmul has each device add up
-        its gradients of both before the devices add theirs: one reduction of V × D, not two.
-        """
-        table_VD = self.word_embeddings.embedding.astype(self.config.dtype)
-        parts = batch_parts(batch)
-        tables_NVD = jnp.broadcast_to(table_VD, (parts, *table_VD.shape))
-        return constrain(tables_NVD, "batch" if parts > 1 else None, "tensor", None)
-
-    def scores(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
-        """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
-
-        def of_shard(table_VD: jax.Array, x_BMD: jax.Array) -> jax.Array:
-            over_D = (((x_BMD.ndim - 1,), (1,)), ((), ()))
-            y_BMV = dot_general(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
-            return y_BMV + bias_V
-
-        return per_shard(of_shard, tables_NVD, x_BMD)
+        """See `tables.per_shard_tables`."""
+        return per_shard_tables(self.word_embeddings.embedding.astype(self.config.dtype), batch)
 
 
 class SelfAttention(nn.Module):
@@ -361,7 +350,7 @@ class BertModel(nn.Module):
           first_token_positions_BE: int[B, E], where each example's [CLS] is in a packed row.
           read_positions_BM: int[B, M], given where a head reads no other hidden states: these
             [B, M, D] are returned, and the last layer computes little else.
-          token_tables_NVD: `Embeddings.token_tables`, given where a head reads them too.
+          token_tables_NVD: `token_tables`, given where a head reads them too.
         """
         packed = position_ids_BL is not None
         if first_token_positions_BE is None:
@@ -421,12 +410,12 @@ class BertModel(nn.Module):
         return position_ids_BL
 
     def token_tables(self, batch: int) -> jax.Array:
-        """See `Embeddings.token_tables`."""
+        """See `tables.per_shard_tables`."""
         return self.embeddings.token_tables(batch)
 
     def token_scores(self, x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
-        """See `Embeddings.scores`."""
-        return self.embeddings.scores(x_BMD, tables_NVD, bias_V)
+        """See `tables.tied_scores`."""
+        return tied_scores(x_BMD, tables_NVD, bias_V)
 
 
 def mlm_states(config: Any, x_BMD: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(position|token_type)_embeddings/embedding$", P()),
     (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor")),
     (r"attention/(query|key|value)/bias$", P("tensor")),
-    (r"intermediate/kernel$", P("fsdp", "tensor")),
+    (r"(intermediate|gate)/kernel$", P("fsdp", "tensor")),
     (r"intermediate/bias$", P("tensor")),
     (r"output/kernel$", P("tensor", "fsdp")),
     (r"(pooler|mlm_transform|classifier_dense)/kernel$", P("fsdp", None)),

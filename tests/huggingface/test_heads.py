@@ -21,25 +21,39 @@ SIZES = {
     "intermediate_size": 48,
     "max_position_embeddings": 40,
 }
+MODERN = {
+    **{"num_hidden_layers": 5, "local_attention": 8, "pad_token_id": 0},
+    **{"global_rope_theta": 500.0, "local_rope_theta": 100.0},
+    **dict.fromkeys(("bos_token_id", "cls_token_id"), 1),
+    **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
+}
 # Architecture -> what its small config has besides SIZES; other than the defaults where it matters.
 CONFIGS = {
     "roberta": {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
     # With a position per pad, a layer's ReLU, and two segments: of the head and the embeddings.
     "roberta, relu": {"hidden_act": "relu", "type_vocab_size": 2, "pad_token_id": 3},
+    # A window of 4 to each side, layers of both kinds, and bases that matter at 20 tokens.
+    "modernbert": MODERN | {"classifier_pooling": "cls"},
+    "modernbert, mean": MODERN | {"classifier_pooling": "mean", "global_attn_every_n_layers": 2},
 }
 BATCH, LENGTH = 4, 20
 CASES = [
     pytest.param(name, row.name, marks=[] if fast else [pytest.mark.slow])
     for name in CONFIGS
     for row in TABLES[name.partition(",")[0]].classes
-    for fast in [name == "roberta" and row.name.endswith(("MaskedLM", "Classification", "Choice"))]
+    for fast in [
+        name in ("roberta", "modernbert")
+        and row.name.endswith(("MaskedLM", "SequenceClassification"))
+    ]
 ]
 
 
 def torch_model(name, class_name):
     """transformers' class with every parameter perturbed, so that all of them matter."""
     prefix = class_name.partition("For")[0].removesuffix("Model")
-    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 5}
+    num_labels = 2 if class_name.endswith("QuestionAnswering") else 5
+    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings["num_labels"] = num_labels
     config = getattr(transformers, f"{prefix}Config")(**settings | SIZES | CONFIGS[name])
     config._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -84,17 +98,21 @@ def flax_model(directory, theirs, class_name):
 def test_outputs_and_gradients(name, class_name, tmp_path, one_thread):
     theirs = torch_model(name, class_name)
     module, params, model = flax_model(tmp_path, theirs, class_name)
-    table = TABLES[name.partition(",")[0]]
+    model_type = name.partition(",")[0]
+    table = TABLES[model_type]
     arrays = batch_of(getattr(theirs.config, "pad_token_id", 0), model.type_vocab_size)
     is_choice = class_name.endswith("MultipleChoice")
     inputs = [x.reshape(2, 2, LENGTH) for x in arrays] if is_choice else arrays
     names = ("input_ids", "attention_mask", "token_type_ids")
+    if model_type == "modernbert":
+        names = names[:2]
     named = {key: torch.from_numpy(x).long() for key, x in zip(names, inputs, strict=True)}
     output = theirs(**named)
     head_class = table.head_class(class_name)
     expected = [getattr(output, key) for _, keys in head_class.outputs for key in keys]
     if not head_class.outputs:
-        expected = [output.last_hidden_state, output.pooler_output]
+        pooled = getattr(output, "pooler_output", output.last_hidden_state[:, 0])
+        expected = [output.last_hidden_state, pooled]
 
     def apply(params):
         result = module.apply({"params": params}, *inputs)
@@ -127,7 +145,7 @@ def test_outputs_and_gradients(name, class_name, tmp_path, one_thread):
 
     sum((x * torch.from_numpy(w)).sum() for x, w in zip(expected, weights, strict=True)).backward()
     if class_name.endswith("Model"):
-        gradients = {table.prefix: gradients}
+        gradients = {architectures.of(model).prefix: gradients}
     gradients = tensors.to_tensors(jax.device_get(gradients), model)
     prefix = "" if not class_name.endswith("Model") else f"{table.prefix}."
     reference = {prefix + key: x.grad.numpy() for key, x in theirs.named_parameters()}

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.cli import UserError
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.models.heads import SequenceClassifier
 from bert_jax.parallel import sharding
 from bert_jax.runs.state import TrainState
@@ -43,7 +43,18 @@ def test_every_rule_matches_something():
     classifier = SequenceClassifier(heads.make_model(bert_tiny.get_config()).config, 3)
     ids = jax.ShapeDtypeStruct((1, 8), "int32")
     shapes = jax.eval_shape(classifier.init, jax.random.key(0), ids, ids, ids)["params"]
-    paths = [*paths_of(state_shapes(False).params), *paths_of(shapes)]
+    muon = bert_tiny.get_config().optimizer
+    muon.name = "muon"
+    moments = jax.eval_shape(optimizer.make_optimizer(muon).init, state_shapes(False).params)
+    others = [
+        heads.SequenceClassifier(architectures.make_config({"architecture": name}), 3)
+        for name in ("roberta", "modernbert")
+    ]
+    inits = [jax.eval_shape(x.init, jax.random.key(0), ids, ids, ids)["params"] for x in others]
+    paths = [
+        *(path for tree in (state_shapes(False).params, shapes, *inits) for path in paths_of(tree)),
+        *(path for path, shape in paths_of(moments).items() if shape),
+    ]
     used = {next(p for p, _ in sharding.RULES if re.search(p, path)) for path in paths}
     assert used == {pattern for pattern, _ in sharding.RULES}
 
@@ -222,7 +233,7 @@ def test_a_mesh_that_splits_little_is_named():
 
 ON_MESHES = """
 import jax, numpy as np
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.parallel import sharding
 from bert_jax.runs import state as states
 from bert_jax.training import phases

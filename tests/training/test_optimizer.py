@@ -150,6 +150,88 @@ def test_lamb_gives_each_stacked_layer_a_ratio_of_its_own():
         assert float(jnp.linalg.norm(layer["kernel"])) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_stable_adamw_is_algorithm_2_of_the_paper(settings):
+    # Wortsman et al. 2023, algorithm 2, with debiased betas; decoupled decay, of the clipped rate.
+    settings.update(name="stableadamw", bias_correction=True, b2=0.98, clip_norm=0.0)
+    params, x, y = problem()
+    m, v = (jax.tree.map(lambda p: np.zeros(p.shape), params) for _ in range(2))
+    expected = jax.tree.map(np.float64, params)
+    clipped = 0
+    for step in range(STEPS):
+        grads = jax.tree.map(
+            np.asarray, jax.grad(loss_fn)(jax.tree.map(np.float32, expected), x, y)
+        )
+        t = step + 1
+        for path in (("dense", "kernel"), ("dense", "bias"), ("layer_norm", "scale")):
+            g, p, mean, second = (tree[path[0]][path[1]] for tree in (grads, expected, m, v))
+            b1, b2 = (b * (1 - b ** (t - 1)) / (1 - b**t) for b in (0.9, 0.98))
+            mean = m[path[0]][path[1]] = b1 * mean + (1 - b1) * g
+            second = v[path[0]][path[1]] = b2 * second + (1 - b2) * g**2
+            rms = np.sqrt(np.mean(g**2 / np.maximum(second, 1e-12)))
+            clipped += rms > 1
+            learning_rate = rate(step) / max(1, rms)
+            decay = 0.01 if path[1] == "kernel" else 0.0
+            p = p - learning_rate * decay * p
+            expected[path[0]][path[1]] = p - learning_rate * mean / (np.sqrt(second) + 1e-6)
+    assert 0 < clipped < 3 * STEPS
+    found = run(settings)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_muon_orthogonalises_the_encoder_s_matrices_and_leaves_the_rest_to_adamw(settings):
+    # Jordan 2024: momentum with Nesterov, five Newton-Schulz steps; Liu et al. 2025: its RMS 0.2.
+    settings.update(name="muon", bias_correction=True, weight_decay=0.1, clip_norm=0.0)
+    inner, x, y = problem()
+    expected = jax.tree.map(np.float64, inner)
+    params = {"bert": {"encoder": inner}}
+    tx, schedule = optimizer.make_optimizer(settings), optimizer.make_schedule(settings, STEPS)
+    state = tx.init(params)
+    assert "muon" in str(jax.tree_util.tree_structure(state))
+    momentum = np.zeros((4, 3))
+    adam = {path: [0.0, 0.0] for path in (("dense", "bias"), ("layer_norm", "scale"))}
+    for step in range(20):
+        grads = jax.tree.map(np.asarray, jax.grad(loss_fn)(params["bert"]["encoder"], x, y))
+        updates, state = tx.update({"bert": {"encoder": grads}}, state, params)
+        params = optimizer.apply_updates(params, updates, schedule(step))
+
+        t, learning_rate = step + 1, rate(step)
+        momentum = 0.95 * momentum + 0.05 * grads["dense"]["kernel"]
+        ahead = 0.95 * momentum / (1 - 0.95 ** (t + 1))
+        ahead = ahead + 0.05 * grads["dense"]["kernel"] / (1 - 0.95**t)
+        u = ahead.T / (np.linalg.norm(ahead) + 1e-8)  # the shorter side first
+        for _ in range(5):
+            a = u @ u.T
+            u = 3.4445 * u + (-4.775 * a + 2.0315 * a @ a) @ u
+        kernel = expected["dense"]["kernel"]
+        step_of_kernel = 0.2 * 2 * u.T + 0.1 * kernel  # √4, the larger dimension
+        expected["dense"]["kernel"] = kernel - learning_rate * step_of_kernel
+        for path, (m, v) in adam.items():
+            g = grads[path[0]][path[1]]
+            m, v = adam[path] = [0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2]
+            update = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+            expected[path[0]][path[1]] = expected[path[0]][path[1]] - learning_rate * update
+        assert_close(params["bert"]["encoder"], expected)
+
+
+def test_muon_takes_matrices_of_the_encoder_alone_and_each_scanned_layer_for_itself(settings):
+    settings.update(name="muon")
+    model = heads.make_model(bert_tiny.get_config())
+    shapes = jax.eval_shape(lambda key: heads.init_params(model, key), jax.random.key(0))
+    paths = [sharding.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    taken = [path for path in paths if optimizer.MUON.search(path)]
+    assert len(taken) == 2 * 6 and all("/encoder/layer_" in path for path in taken)
+    rng = np.random.default_rng(0)
+    grads = {f"layer_{i}": {"kernel": np.float32(rng.normal(size=(3, 4)))} for i in (0, 1)}
+    stacked = {"layers": {"kernel": np.stack([g["kernel"] for g in grads.values()])}}
+    alone, together = ({"bert": {"encoder": tree}} for tree in (grads, stacked))
+    tx = optimizer.make_optimizer(settings)
+    alone, _ = tx.update(alone, tx.init(alone), alone)
+    together, _ = tx.update(together, tx.init(together), together)
+    for i, layer in enumerate(together["bert"]["encoder"]["layers"]["kernel"]):
+        wanted = alone["bert"]["encoder"][f"layer_{i}"]["kernel"]
+        np.testing.assert_allclose(layer, wanted, atol=1e-6)
+
+
 def test_rules_set_decay_and_learning_rate_of_what_they_match(settings):
     settings.update(bias_correction=True, weight_decay=0.0)
     plain = run(settings)
@@ -202,6 +284,7 @@ def test_schedule_rises_and_falls(settings):
         ({"schedule": "polynomial", "power": 0.5}, lambda left: left**0.5),
         ({"schedule": "cosine"}, lambda left: 0.5 * (1 + np.cos(np.pi * (1 - left)))),
         ({"schedule": "wsd", "decay_steps": 10}, None),
+        ({"schedule": "wsd", "decay_steps": 10, "decay_shape": "1-sqrt"}, None),
         ({"schedule": "linear"}, lambda left: left),
     ],
 )
@@ -214,7 +297,10 @@ def test_schedules_follow_their_formulas(settings, fields, formula, end_factor, 
     length = STEPS if decay_from == "start" else STEPS - WARMUP
     left = (STEPS - steps) / length
     # wsd has no formula of the progress: its last 10 steps, whatever went before.
-    share = formula(left) if formula else np.minimum(1, (STEPS - steps) / 10)
+    last_10 = np.minimum(1, (STEPS - steps) / 10)
+    if fields.get("decay_shape") == "1-sqrt":
+        last_10 = 1 - np.sqrt(1 - last_10)
+    share = formula(left) if formula else last_10
     falling = end_factor + (1 - end_factor) * share
     expected = 0.01 * np.where(steps < WARMUP, (steps + 1) / WARMUP, falling)
     np.testing.assert_allclose([float(schedule(s)) for s in steps], expected, rtol=2e-5, atol=1e-9)
@@ -258,6 +344,7 @@ def test_nvidia_s_phases_have_the_rates_of_its_scheduler():
         ({"learning_rate": -1e-4}, r"optimizer\.learning_rate=-0\.0001, expected 0 or more"),
         ({"schedule": "exponential"}, "is not one of linear, polynomial, cosine, wsd"),
         ({"decay_from": "end"}, "optimizer.decay_from='end' is not one of start, peak"),
+        ({"decay_shape": "sqrt"}, "optimizer.decay_shape='sqrt' is not one of linear, 1-sqrt"),
         ({"schedule": "wsd"}, "decay_steps=0 must be from 1 to 25"),
         ({"schedule": "wsd", "decay_steps": 26}, "decay_steps=26 must be from 1 to 25"),
     ],
@@ -270,7 +357,7 @@ def test_impossible_schedules_are_refused(settings, fields, message):
 
 def test_unknown_optimizer_is_refused(settings):
     settings.name = "adamax"
-    with pytest.raises(UserError, match="'adamax' is not one of adamw, lamb"):
+    with pytest.raises(UserError, match="'adamax' is not one of adamw, lamb, stableadamw"):
         optimizer.make_optimizer(settings)
 
 

@@ -15,7 +15,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ def choose(
     dtype: jnp.dtype,
     dropping: bool,
     rng: str,
+    window: int | None = None,
 ) -> str:
     """The implementation to run; `implementation` itself unless that is "auto".
 
@@ -49,6 +50,7 @@ def choose(
       heads: on one device.
       dropping: whether probabilities are dropped here, that is in training at a rate above 0.
       rng: see `BertConfig.dropout_rng`.
+      window: as of `attend`.
 
     Raises:
       ModelError: the one asked for cannot do this.
@@ -68,6 +70,7 @@ def choose(
                 length > fused_attention.MAX_LENGTH or not (tiled or platform == "cpu")
             ),
             "has the dropout of config.model.dropout_rng=hash alone": dropping and rng != "hash",
+            "attends to whole sequences alone": window is not None,
             "has too little on-chip memory for heads of this size, type and length": (
                 fused_attention.block_of(head_size, heads) * length * jnp.dtype(dtype).itemsize
                 > fused_attention.MAX_BLOCK_BYTES
@@ -124,6 +127,7 @@ def attend(
     site: int | jax.Array = 0,
     rng: str = "hash",
     rows_BR: jax.Array | None = None,
+    window: int | None = None,
 ) -> jax.Array:
     """softmax(q·kᵀ / √K)·v, [B, L, H, K] in the inputs' dtype; softmax in float32.
 
@@ -132,6 +136,8 @@ def attend(
       implementation: one of `IMPLEMENTATIONS`.
       rows_BR: given, the queries are those of these positions alone, [B, R, H, K], and so is what
         comes out; by plain operations, since a kernel would save nothing.
+      window: how many positions to each side a query attends to; None for all. There is no dropout
+        on the probabilities then. Plain operations compute a band, in memory linear in the length.
 
     Raises:
       ModelError: see `choose`; or the mesh's tensor axis does not divide the heads.
@@ -156,14 +162,17 @@ def attend(
         dtype=q_BLHK.dtype,
         dropping=drop > 0,
         rng=rng,
+        window=window,
     )
     if rows_BR is not None:
         implementation = "xla"
     if implementation == "cudnn":
-        return _library(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, "cudnn")
+        return _library(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, window, "cudnn")
     q_BLHK = q_BLHK * head_size**-0.5
+    if implementation == "xla" and window and rows_BR is None and length > 3 * window:
+        return _banded(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, window)
     if implementation == "xla":
-        allowed = _allowed(attention_mask_BL, packed, rows_BR)
+        allowed = _allowed(attention_mask_BL, packed, rows_BR, window)
         probs_BHLL = _probabilities(q_BLHK, k_BLHK, allowed).astype(q_BLHK.dtype)
         probs_BHLL = dropout_lib.dropout(
             probs_BHLL, dropout_keys_B, dropout_rate, site, rng, rows_BR, length
@@ -174,7 +183,7 @@ def attend(
     arguments: tuple[jax.Array, ...] = (q_BLHK, k_BLHK, v_BLHK, attention_mask_BL)
     kernel: Callable[..., jax.Array]
     if implementation == "splash":
-        kernel = functools.partial(_splash, packed=packed, interpret=interpret)
+        kernel = functools.partial(_splash, packed=packed, window=window, interpret=interpret)
     else:
         settings = fused_attention.Settings(head_size, length, drop, packed, interpret)
         kernel = functools.partial(fused_attention.attend, settings)
@@ -191,11 +200,15 @@ def attend(
 
 
 def probabilities(
-    q_BLHK: jax.Array, k_BLHK: jax.Array, attention_mask_BL: jax.Array, packed: bool = False
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    attention_mask_BL: jax.Array,
+    packed: bool = False,
+    window: int | None = None,
 ) -> jax.Array:
     """softmax(q·kᵀ / √K), float32[B, H, L, L], before dropout."""
     scaled_BLHK = q_BLHK * q_BLHK.shape[-1] ** -0.5
-    return _probabilities(scaled_BLHK, k_BLHK, _allowed(attention_mask_BL, packed))
+    return _probabilities(scaled_BLHK, k_BLHK, _allowed(attention_mask_BL, packed, None, window))
 
 
 def _probabilities(q_BLHK: jax.Array, k_BLHK: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -233,10 +246,18 @@ def platform_of(mesh: jax.sharding.AbstractMesh) -> str:
 
 
 def _allowed(
-    attention_mask_BL: jax.Array, packed: bool, rows_BR: jax.Array | None = None
+    attention_mask_BL: jax.Array,
+    packed: bool,
+    rows_BR: jax.Array | None = None,
+    window: int | None = None,
 ) -> jax.Array:
     """bool[B, 1, L, R or 1, L]: which keys (last) a query may attend to."""
     keys_B11L = attention_mask_BL[:, None, None, :]
+    if window is not None:
+        positions = jnp.arange(attention_mask_BL.shape[1])
+        rows = positions[None] if rows_BR is None else rows_BR
+        is_near = jnp.abs(rows[:, None, :, None] - positions) <= window
+        return is_near & _allowed(attention_mask_BL, packed, rows_BR)
     if not packed:
         return keys_B11L > 0
     queries_BL = attention_mask_BL
@@ -245,17 +266,63 @@ def _allowed(
     return (keys_B11L > 0) & (queries_BL[:, None, :, None] == keys_B11L)
 
 
+def _banded(
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    attention_mask_BL: jax.Array,
+    packed: bool,
+    window: int,
+) -> jax.Array:
+    """Attention within a window, block by block; `q` scaled.
+
+    The N queries' blocks are as long as the window, so a query's keys lie in its own block and the
+    two beside it: three windows of scores are computed, of which two are wanted.
+    """
+    batch, length = attention_mask_BL.shape
+    surplus = -length % window
+
+    def blocks(x: jax.Array) -> jax.Array:
+        """[B, L, …] -> [B, N, window, …]"""
+        x = jnp.pad(x, [(0, 0), (0, surplus)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(batch, -1, window, *x.shape[2:])
+
+    def with_neighbours(x: jax.Array) -> jax.Array:
+        """[B, L, …] -> [B, N, 3 window, …]; zeros before the first and behind the last."""
+        x = blocks(x)
+        ends = jnp.pad(x, [(0, 0), (1, 1)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.concatenate([ends[:, :-2], x, ends[:, 2:]], axis=2)
+
+    keys_BN1S = with_neighbours(attention_mask_BL)[:, :, None]
+    distance_QS = jnp.arange(window)[:, None] - (jnp.arange(3 * window) - window)
+    allowed_BNQS = (keys_BN1S > 0) & (jnp.abs(distance_QS) <= window)
+    if packed:
+        allowed_BNQS &= blocks(attention_mask_BL)[..., None] == keys_BN1S
+    scores_BNHQS = jnp.einsum(
+        "BNQHK,BNSHK->BNHQS",
+        *(blocks(q_BLHK), with_neighbours(k_BLHK)),
+        preferred_element_type=jnp.float32,
+    )
+    probs_BNHQS = softmax(jnp.where(allowed_BNQS[:, :, None], scores_BNHQS, -1e30))
+    y_BNQHK = jnp.einsum(
+        "BNHQS,BNSHK->BNQHK", probs_BNHQS.astype(q_BLHK.dtype), with_neighbours(v_BLHK)
+    )
+    return y_BNQHK.reshape(batch, -1, *q_BLHK.shape[2:])[:, :length]
+
+
 def _library(
     q_BLHK: jax.Array,
     k_BLHK: jax.Array,
     v_BLHK: jax.Array,
     attention_mask_BL: jax.Array,
     packed: bool,
+    window: int | None,
     implementation: Literal["xla", "cudnn"],
 ) -> jax.Array:
     """`jax.nn.dot_product_attention`, which scales the scores itself."""
     batch, length = attention_mask_BL.shape
-    mask = jnp.broadcast_to(_allowed(attention_mask_BL, packed), (batch, 1, length, length))
+    allowed = _allowed(attention_mask_BL, packed, None, window)
+    mask = jnp.broadcast_to(allowed, (batch, 1, length, length))
     return jax.nn.dot_product_attention(
         q_BLHK, k_BLHK, v_BLHK, mask=mask, implementation=implementation
     )
@@ -268,6 +335,7 @@ def _splash(
     attention_mask_BL: jax.Array,
     *,
     packed: bool,
+    window: int | None,
     interpret: bool,
 ) -> jax.Array:
     """JAX's splash attention; `q` scaled. Padding attends to padding."""
@@ -275,8 +343,11 @@ def _splash(
 
     length, heads = q_BLHK.shape[1:3]
     block = next(size for size in (512, 384, 256, 128) if length % size == 0)
+    mask: Any = splash_attention.FullMask((length, length))
+    if window is not None:
+        mask = splash_attention.LocalMask((length, length), (window, window), offset=0)
     kernel = splash_attention.make_splash_mha_single_device(
-        splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * heads),
+        splash_attention.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention.BlockSizes(
             block_q=block,
             block_kv=block,

@@ -47,10 +47,13 @@ class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al. 2016); see `normalize`."""
 
     config: Any
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        bias_D = jnp.zeros(x.shape[-1:], jnp.float32)
+        if self.use_bias:
+            bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         x = x.astype(self.config.dtype)
         return normalize(x, scale_D, bias_D, self.config.layer_norm_eps)

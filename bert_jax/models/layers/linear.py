@@ -18,21 +18,28 @@ class Dense(nn.Module):
     Attributes:
       config: an encoder's (`architectures.EncoderConfig`).
       wide: the result is float32 whatever `config.dtype` is, for what few matmuls follow.
+      init_scale: times `config.initializer_range`, the kernel's standard deviation before it is
+        truncated at two of them.
     """
 
     config: Any
     features: int
     wide: bool = False
+    use_bias: bool = True
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.truncated_normal(self.config.initializer_range)
+        std = self.config.initializer_range * self.init_scale
+        init = nn.initializers.truncated_normal(std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         dtype = self.config.dtype
         over_D = (((x.ndim - 1,), (0,)), ((), ()))
         result = jnp.float32 if self.wide else None
         y = dot_general(x.astype(dtype), kernel.astype(dtype), over_D, result)
+        if not self.use_bias:
+            return y
+        bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return _add_bias(y, bias_F)
 
 

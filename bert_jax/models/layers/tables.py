@@ -10,6 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models.layers.linear import dot_general
+from bert_jax.models.layers.positions import per_shard
+from bert_jax.parallel.sharding import batch_parts, constrain
+
+VOCAB_MULTIPLE = 128  # the lane width of a TPU, and even shards on meshes of up to 128 devices
+
 
 @jax.custom_vjp
 def lookup(table_VD: jax.Array, ids: jax.Array) -> jax.Array:
@@ -49,3 +55,30 @@ def zero_rows_from(count: int, initializer: Callable[..., jax.Array]) -> Callabl
         return jnp.where(is_row[:, None], initializer(key, shape, dtype), 0)
 
     return init
+
+
+def padded_rows(vocab_size: int) -> int:
+    """The rows of a vocabulary's table, a multiple of VOCAB_MULTIPLE."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def per_shard_tables(table_VD: jax.Array, batch: int) -> jax.Array:
+    """The token embeddings [N, V, D], once for each of the N shards of a batch.
+
+    Reading the same tables for the lookup and for the output matmul has each device add up its
+    gradients of both before the devices add theirs: one reduction of V × D, not two.
+    """
+    parts = batch_parts(batch)
+    tables_NVD = jnp.broadcast_to(table_VD, (parts, *table_VD.shape))
+    return constrain(tables_NVD, "batch" if parts > 1 else None, "tensor", None)
+
+
+def tied_scores(x_BMD: jax.Array, tables_NVD: jax.Array, bias_V: jax.Array) -> jax.Array:
+    """Scores against every token embedding (the tied output matrix), float32[B, M, V]."""
+
+    def of_shard(table_VD: jax.Array, x_BMD: jax.Array) -> jax.Array:
+        over_D = (((x_BMD.ndim - 1,), (1,)), ((), ()))
+        y_BMV = dot_general(x_BMD, table_VD, over_D, preferred_element_type=jnp.float32)
+        return y_BMV + bias_V
+
+    return per_shard(of_shard, tables_NVD, x_BMD)
