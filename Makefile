@@ -4,6 +4,7 @@
 # make test-gcs:   the whole path on gs://, against a real server of the Cloud Storage API; 5 minutes
 # make test-slurm: launch/slurm.sh on a real Slurm of two nodes, which Debian's apt-get installs for
 #                  root; 10 minutes
+# make test-transformers4: what is exported, and every head, with transformers 4.57; 5 minutes
 # make test-extras: every extra can be installed with its constraints; downloads some GB
 # make PYTHON=python3.11 …: with another Python than python3; where .venv is of another version than
 #                  that, in .venv-VERSION
@@ -23,7 +24,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Exact versions, so that today's commands give today's result.
 INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow test-gcs test-slurm test-extras format clean
+.PHONY: quickstart test test-slow test-gcs test-slurm test-transformers4 test-extras format clean
 
 quickstart: $(VENV)/.hf
 	$(VENV)/bin/python -m bert_jax.quickstart
@@ -50,6 +51,15 @@ test-gcs: .venv-gcs/.installed
 test-slurm: $(VENV)/.test
 	command -v slurmctld || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge) || true
 	$(VENV)/bin/python -m pytest tests/slurm -rs --durations=10
+
+# An environment of its own: the extras want transformers 5.
+test-transformers4: .venv-transformers4/.installed
+	.venv-transformers4/bin/python -m pytest tests/huggingface/test_heads.py --durations=5
+
+.venv-transformers4/.installed: setup.py
+	test -x .venv-transformers4/bin/pip || $(PYTHON) -m venv .venv-transformers4
+	.venv-transformers4/bin/pip install --quiet --disable-pip-version-check -e . transformers==4.57.6 torch==2.13.0 pytest
+	@touch $@
 
 test-extras: $(VENV)/.test
 	$(VENV)/bin/python -m pytest tests/launch/test_environments.py --durations=10

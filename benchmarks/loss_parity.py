@@ -1,8 +1,8 @@
-"""Trains the same BERT here and with Hugging Face's in torch, and compares the loss of every step.
+"""Trains one model here and with Hugging Face's class in torch, and compares every step's loss.
 
-    python benchmarks/loss_parity.py --data_dir=DATA_DIR
+    python benchmarks/loss_parity.py --data_dir=DATA_DIR [--architecture=roberta]
 
-Both start from the same weights, read the same batches, and take AdamW steps of the same settings;
+Both start from the same weights, read the same batches, and take steps of the recipe's optimizer;
 dropout is off, since the two draw it differently. Needs the extra `hf`. Ends with code 1 when a
 step's losses differ by more than the tolerance.
 """
@@ -24,35 +24,47 @@ if not __package__:
 
 from benchmarks import peers
 from bert_jax.cli import HelpFormatter, UserError, run
-from bert_jax.data import input_pipeline, placing, records
+from bert_jax.config import recipe
+from bert_jax.data import input_pipeline, placing, records, tokenizer
+from bert_jax.models.architectures import ARCHITECTURES
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
 from bert_jax.runs.state import init_state
 from bert_jax.training import optimizer
 from bert_jax.training.step import make_train_step
-from configs import bert_base, bert_mini, bert_tiny
 
-CONFIGS = {"tiny": bert_tiny, "mini": bert_mini, "base": bert_base}
+SIZES = ("tiny", "mini", "base")
 
 
 def make_config(options: argparse.Namespace):
-    """The laptop recipe with Adam as torch has it, and no dropout."""
-    config = CONFIGS[options.size].get_config("laptop")
+    """The encoder's laptop recipe at a size of BERT's, Adam as torch has it, and no dropout."""
+    config = recipe(f"{options.architecture}_base:laptop")
+    sizes = recipe(f"bert_{options.size}").model
+    for field in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        config.model[field] = sizes[field]
+    # A gated feed-forward has three matrices for two.
+    is_gated = options.architecture == "modernbert"
+    config.model.intermediate_size = (3 if is_gated else 8) * sizes.hidden_size // 2
+    config.phases = config.batch_size_warmup = ()
+    config.masked_lm_prob = 0.0
     config.data_dir = options.data_dir
     config.num_steps = options.steps
     config.batch_size = options.batch_size
     config.seed = options.seed
-    config.model.hidden_dropout_prob = 0.0
-    config.model.attention_probs_dropout_prob = 0.0
+    for field in config.model:
+        if field.endswith(("dropout", "dropout_prob")):
+            config.model[field] = 0.0
     config.optimizer.bias_correction = True
     config.optimizer.warmup_steps = options.steps // 10
     manifest = records.Manifest.read(options.data_dir)
     config.model.vocab_size = manifest.vocab_size
+    if "pad_token_id" in config.model:
+        config.model.pad_token_id = tokenizer.load(f"{options.data_dir}/tokenizer").pad_id
     return config
 
 
 def torch_losses(config, params, batches) -> list[float]:
-    """Losses of Hugging Face's model, trained with torch's AdamW."""
+    """Losses of Hugging Face's model, trained in torch."""
     model = peers.pretraining_model(config, params)
     adamw = peers.adamw(model, config.optimizer)
     schedule = optimizer.make_schedule(config.optimizer, config.num_steps)
@@ -61,9 +73,10 @@ def torch_losses(config, params, batches) -> list[float]:
         for group in adamw.param_groups:
             group["lr"] = float(schedule(step))
         adamw.zero_grad()
-        loss = model(**peers.pretraining_batch(batch)).loss
+        loss = model(**peers.pretraining_batch(batch, config.model.architecture)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        if config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         adamw.step()
         losses.append(loss.item())
         progress("torch", step, losses[-1])
@@ -93,7 +106,8 @@ def main(argv) -> int:
         description=__doc__.splitlines()[0], formatter_class=HelpFormatter
     )
     parser.add_argument("--data_dir", required=True, help="made by data_prep.build")
-    parser.add_argument("--size", default="mini", choices=sorted(CONFIGS), help="of the model")
+    parser.add_argument("--architecture", default="bert", choices=sorted(ARCHITECTURES))
+    parser.add_argument("--size", default="mini", choices=SIZES, help="of the model")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps")
     parser.add_argument("--batch_size", type=int, default=32, help="sequences a step")
     parser.add_argument("--seed", type=int, default=0, help="of weights and the order of data")
@@ -120,6 +134,7 @@ def main(argv) -> int:
     worst = int(differences.argmax())  # NaN is the largest
     holds = bool(differences[worst] <= options.tolerance)
     result = {
+        "architecture": options.architecture,
         "size": options.size,
         "steps": options.steps,
         "batch_size": options.batch_size,

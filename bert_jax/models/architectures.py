@@ -124,6 +124,7 @@ class Architecture:
       token_states: (config, hidden states [B, L, D]) -> what the last layer of heads of tokens
         reads.
       next_sentence: whether it is pretrained on pairs, too, by the pooled state.
+      phase_fields: of its config, those that a phase of a run may have otherwise.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Architecture:
     choice_state: Callable[..., jax.Array] = bert.pooled_state
     token_states: Callable[[Any, jax.Array], jax.Array] = lambda config, x_BLD: x_BLD
     next_sentence: bool = True
+    phase_fields: tuple[str, ...] = ()
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -172,6 +174,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         choice_state=modernbert.choice_state,
         token_states=modernbert.head_states,
         next_sentence=False,
+        phase_fields=("global_rope_theta", "local_rope_theta"),
     ),
 }
 

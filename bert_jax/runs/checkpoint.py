@@ -417,6 +417,7 @@ def load(path: epath.PathLike, ema: bool = False) -> workdirs.Loaded:
             f"{workdir / workdirs.TOKENIZER} is not the tokenizer that the run has trained with, "
             "or is corrupted: copy that of its data set there (DATA_DIR/tokenizer)"
         )
+    config.model = workdirs.model_at(config, step)
     return workdirs.Loaded(
         params=jax.tree.map(np.asarray, unstack_layers(params)),
         config=config,

@@ -160,6 +160,17 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
     return config
 
 
+def model_at(config: ml_collections.ConfigDict, step: int) -> ml_collections.ConfigDict:
+    """The fields of the encoder's config at a step: a phase may have some of its own."""
+    start = 0
+    for entry in config.get("phases", ()):
+        length = entry.get("num_steps", 0)
+        if not length or step <= start + length:
+            return ml_collections.ConfigDict({**config.model, **entry.get("model", {})})
+        start += length
+    return config.model
+
+
 def start_from(config: Mapping[str, Any]) -> str:
     """The flag that has a run begin with another one's parameters."""
     return "--init" if "init" in config else "--config.init_from"  # fine-tuning, pretraining

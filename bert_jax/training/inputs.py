@@ -82,10 +82,17 @@ class Inputs:
                     "batch_size": part.phase.config.batch_size,
                     "packing": part.phase.config.packing,
                     "data": part.data.fingerprint,
+                    **self._own_model(part),
                 }
                 for part in self.phases
             },
         }
+
+    def _own_model(self, part: PhaseInputs) -> dict[str, Any]:
+        """How a phase computes the encoder otherwise than the run: fields of its config."""
+        run, own = self.model.config, architectures.make_config(part.phase.config.model)
+        names = architectures.of(run).phase_fields
+        return {x: getattr(own, x) for x in names if getattr(own, x) != getattr(run, x)}
 
     def facts(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
         """What must not differ between the processes of a run: settings, and contents of data."""
@@ -146,7 +153,9 @@ def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
         input_pipeline.check_batch(phase.config, mesh)
         if held_out and data.has_next_sentence_labels and architecture.next_sentence:
             input_pipeline.check_has_pairs(held_out["eval_"])
-        result.append(_with_programs(phase, data, held_out, _first_row(result, data), model, mesh))
+        first_row = _first_row(result, data)
+        of_phase = heads.make_model(phase.config)  # of the same parameters
+        result.append(_with_programs(phase, data, held_out, first_row, of_phase, mesh))
     if distributed.is_first():
         _warn(config, result)
     return Inputs(mesh, model, tuple(result))

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax.cli import UserError
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.models.heads import PretrainingModel
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
@@ -30,6 +30,7 @@ FIELDS = (
     "packing",
     "accumulate_steps",
     "masked_lm_prob",
+    "model",
     "optimizer",
     "reset_moments",
 )
@@ -95,6 +96,7 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
     An entry of the list overrides the config: it lasts its `num_steps` (the last one to the end of
     the run), and fields that it omits, or has empty, are the run's. With `optimizer` (which may be
     {}) it has a schedule of its own, from its start over its steps; without, the run's continues.
+    With `model` it computes the encoder otherwise, as by another base of RoPE.
 
     `config.batch_size_warmup`, ((batch size, steps), …), makes phases of the first one's beginning,
     which differ from it in the batch size alone: so the data position follows from the step.
@@ -170,7 +172,15 @@ def _entries(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
         stop = total if is_last else min(start + length, total)
         reset = entry.pop("reset_moments", False)
         own = entry.pop("optimizer", None)
+        own_model = entry.pop("model", {})
         overlaid = ml_collections.ConfigDict(config.to_dict() | {"max_seq_length": 0} | entry)
+        known = architectures.named(overlaid.model.architecture).phase_fields
+        if unknown := sorted(set(own_model) - set(known)):
+            raise UserError(
+                f"config.phases[{number}].model has the field(s) {', '.join(unknown)}; a phase of "
+                f"this encoder may have {', '.join(known) or 'none'}"
+            )
+        overlaid.model.update(own_model)
         schedule, tx = run_schedule, run_optimizer
         if own is not None:
             if unknown := sorted(set(own) - set(overlaid.optimizer)):

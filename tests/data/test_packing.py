@@ -163,6 +163,18 @@ def test_an_epoch_is_every_example_once_with_the_masks_it_has_unpacked(config):
         assert (rows["attention_mask"].max(1) > 1).mean() > 0.2
 
 
+def test_masks_are_drawn_at_the_rate_that_the_run_asks_for(config):
+    config.masked_lm_prob = 0.5
+    data = open_data(config, 0)
+    batch = data.read(0, 64)
+    tokens_B, predicted_B = batch["attention_mask"].sum(1), batch["masked_lm_weights"].sum(1)
+    assert data.max_predictions_per_row == LENGTH // 2
+    np.testing.assert_array_equal(predicted_B, np.maximum(np.rint(0.5 * tokens_B), 1))
+    config.masked_lm_prob = 0.0
+    assert open_data(config, 0).contents == data.contents
+    assert open_data(config, 0).fingerprint != data.fingerprint
+
+
 def test_the_position_alone_decides(config):
     data, other = open_data(config), open_data(config)
     stop = 2 * data.num_rows + 50
