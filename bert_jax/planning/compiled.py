@@ -274,10 +274,11 @@ def make_plan(
             "batch_size": config.batch_size,
             "packing": config.packing,
             "accumulate_steps": config.accumulate_steps,
-            "remat": config.model.remat,
-            "dropout_rng": config.model.dropout_rng,
-            "attention": config.model.attention,
-            "scan_layers": config.model.scan_layers,
+            **{
+                name: config.model[name]
+                for name in ("remat", "dropout_rng", "attention", "scan_layers")
+                if name in config.model  # not every encoder can scan its layers
+            },
         },
         max_seq_length=max_seq_length,
         max_predictions_per_seq=max_predictions_per_seq,

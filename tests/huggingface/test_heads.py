@@ -104,9 +104,9 @@ def test_outputs_and_gradients(name, class_name, tmp_path, one_thread):
     is_choice = class_name.endswith("MultipleChoice")
     inputs = [x.reshape(2, 2, LENGTH) for x in arrays] if is_choice else arrays
     names = ("input_ids", "attention_mask", "token_type_ids")
-    if model_type == "modernbert":
-        names = names[:2]
     named = {key: torch.from_numpy(x).long() for key, x in zip(names, inputs, strict=True)}
+    if model_type == "modernbert":
+        del named["token_type_ids"]
     output = theirs(**named)
     head_class = table.head_class(class_name)
     expected = [getattr(output, key) for _, keys in head_class.outputs for key in keys]
@@ -139,7 +139,8 @@ def test_outputs_and_gradients(name, class_name, tmp_path, one_thread):
 
     (_, found), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     for x, y, w in zip(found, expected, weights, strict=True):
-        is_compared = w != 0 if w.shape[1:2] == (LENGTH,) else ...
+        # ModernBERT's padding may see nothing at all, and what attention gives then is anything.
+        is_compared = w != 0 if w.shape[1:2] == (LENGTH,) or model_type == "modernbert" else ...
         difference = np.abs(np.asarray(x) - y.detach().numpy())[is_compared].max()
         assert difference <= 1e-5, difference
 
