@@ -27,12 +27,15 @@ TASKS = (
 )
 
 
-def random_model(directory, task, labels, scale=0.3, seed=0, tokenizer=TOKENIZER, **settings):
+def random_model(
+    directory, task, labels, scale=0.3, seed=0, tokenizer=TOKENIZER, fields=(), **settings
+):
     """(WORKDIR, its export), with random weights of that standard deviation.
 
-    `settings`: further fields of the run's config, or of its model, as num_hidden_layers.
+    `settings`: further fields of the run's config, or of its model, as num_hidden_layers; `fields`
+    are other fields of its model.
     """
-    sizes = SIZES | {"vocab_size": tokenizer.vocab_size}
+    sizes = SIZES | {"vocab_size": tokenizer.vocab_size} | dict(fields)
     sizes |= {name: settings.pop(name) for name in SIZES if name in settings}
     model = architectures.make_config(sizes)
     module = heads.PretrainingModel(model)

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 from array_record.python import array_record_module
 
+from bert_jax.config import recipe
 from bert_jax.data import records, tokenizer
 from bert_jax.runs import telemetry
 from bert_jax.training import reporting
@@ -99,9 +100,20 @@ def make_data_dir(
     return directory
 
 
-def small_config(data_dir: pathlib.Path) -> ml_collections.ConfigDict:
-    """bert_tiny, small enough to compile and train in seconds."""
+# What an encoder's small config has besides sizes: the data is of pairs, and its pad id is 0.
+ENCODERS = {
+    "bert": {},
+    "roberta": {"type_vocab_size": 2, "pad_token_id": 0, "max_position_embeddings": LENGTH + 1},
+    "modernbert": {"local_attention": 8},
+}
+
+
+def small_config(data_dir: pathlib.Path, encoder: str = "bert") -> ml_collections.ConfigDict:
+    """bert_tiny, small enough to compile and train in seconds, or another encoder of its size."""
     config = bert_tiny.get_config("laptop")
+    if encoder != "bert":
+        config.model = recipe(f"{encoder}_base:laptop").model
+        config.model.update(num_hidden_layers=2, num_attention_heads=2)
     config.data_dir = str(data_dir)
     config.batch_size = 16
     config.num_steps = 20
@@ -114,6 +126,7 @@ def small_config(data_dir: pathlib.Path) -> ml_collections.ConfigDict:
         intermediate_size=64,
         max_position_embeddings=LENGTH,
     )
+    config.model.update(ENCODERS[encoder])
     config.optimizer.warmup_steps = 2
     return config
 

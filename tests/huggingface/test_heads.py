@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from small_models import TASKS, random_model
+from small_run import ENCODERS
 
+from bert_jax import convert
 from bert_jax.huggingface import config_json, tensors
 from bert_jax.huggingface.keys import PRETRAINING, TABLES
 from bert_jax.models import architectures, heads
+from bert_jax.runs import checkpoint
 from bert_jax.tasks import kinds
 
 torch = pytest.importorskip("torch")
@@ -92,6 +96,33 @@ def flax_model(directory, theirs, class_name):
     else:
         module = kinds.make_module(described.task, described.model, 5)
     return module, params, described.model
+
+
+@pytest.mark.parametrize(
+    ("encoder", "task", "labels"),
+    [
+        pytest.param(
+            encoder,
+            *task,
+            marks=[] if (encoder, task[0]) == ("modernbert", "pretraining") else pytest.mark.slow,
+        )
+        for encoder in ("roberta", "modernbert")
+        for task in TASKS
+    ],
+)
+def test_to_transformers_and_back_changes_no_bit(encoder, task, labels, tmp_path):
+    """The export compares itself with what transformers computes from it, tokenizer included."""
+    fields = {"architecture": encoder, **ENCODERS[encoder]}
+    workdir, exported = random_model(tmp_path / "model", task, labels, fields=fields)
+    convert.from_hugging_face(exported, tmp_path / "back")
+    before, after = (checkpoint.load(x) for x in (workdir, tmp_path / "back"))
+    model = architectures.make_config(before.config.model)
+    assert architectures.make_config(after.config.model) == model
+    # As transformers' arrays, which have no rows for the padding of the vocabulary.
+    first, second = (tensors.to_tensors(x.params, model) for x in (before, after))
+    assert first.keys() == second.keys()
+    for key, x in first.items():
+        np.testing.assert_array_equal(x, second[key], err_msg=key)
 
 
 @pytest.mark.parametrize(("name", "class_name"), CASES)

@@ -22,6 +22,7 @@ from small_run import (
     make_data_dir,
     numbers,
     overrides,
+    small_config,
 )
 from two_processes import PRETRAIN
 
@@ -72,7 +73,12 @@ class StopAt:
         return self.left <= 0
 
 
-def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
+@pytest.mark.parametrize(
+    "encoder",
+    ["roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "modernbert"))],
+)
+def test_resumed_run_equals_the_uninterrupted_one(encoder, data_dir, tmp_path):
+    config = small_config(data_dir, encoder)
     loop.train_and_evaluate(config, tmp_path / "whole")
     # The interruption: the loop dies at step 13, after the checkpoint of step 10.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
