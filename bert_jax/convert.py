@@ -123,7 +123,7 @@ def _export(arguments: argparse.Namespace) -> None:
         client = hub.client(repository)
     languages = arguments.language.replace(" ", "").split(",") if arguments.language else ()
     facts = (arguments.dtype, arguments.max_shard_size, arguments.license, languages)
-    report = to_hugging_face(arguments.checkpoint, output, *facts, ema=arguments.ema)
+    report = to_hugging_face(arguments.checkpoint, output, *facts, arguments.ema)
     print(f"{report}\nwrote {output}")
     if client:
         if not report.verified:

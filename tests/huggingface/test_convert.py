@@ -501,7 +501,7 @@ def test_old_layer_norm_names(exported, tmp_path):
 def test_bad_directories(exported, tmp_path):
     cases = {
         "no config": ("config.json", None, "has no config.json"),
-        "other model": ("config.json", '{"model_type": "roberta"}', "model_type is 'roberta'"),
+        "other model": ("config.json", '{"model_type": "gpt2"}', "model_type is 'gpt2'"),
         "no weights": ("model.safetensors", None, "has no weights"),
         "damaged": ("model.safetensors", "garbage", "is damaged"),
         "no vocabulary": ("vocab.txt", None, "has no vocabulary"),
