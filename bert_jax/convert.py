@@ -1,12 +1,13 @@
-"""Command: turns checkpoints of this project into Hugging Face directories, and back."""
+"""Command: turns checkpoints into Hugging Face directories, and back, and into larger models."""
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
-from bert_jax import files
+from bert_jax import config as config_lib
 from bert_jax.cli import UserError, run, size
 from bert_jax.huggingface import hub, keys
 
@@ -19,19 +20,16 @@ if TYPE_CHECKING:
 def to_hugging_face(
     checkpoint: str | epath.PathLike,
     output: str | epath.PathLike,
-    dtype: str = "float32",
-    max_shard_size: int = 5 * 10**9,
-    license_name: str = "",
-    languages: Sequence[str] = (),
     ema: bool = False,
+    **options: Any,
 ) -> "ParityReport":
     """Exports a checkpoint as a Hugging Face directory, compared with transformers.
 
     Args:
       checkpoint: WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best.
       output: the directory to write; an earlier export there is replaced.
-      dtype, max_shard_size, license_name, languages: see `huggingface.export.write`.
       ema: export the parameters' moving average (`config.ema_decay`).
+      options: dtype, max_shard_size, license_name, languages: see `huggingface.export.write`.
 
     Raises:
       UserError: nothing to export; `output` holds something else; or transformers computes
@@ -43,7 +41,7 @@ def to_hugging_face(
 
     hf_files.check_replaceable(epath.Path(output))
     loaded = checkpoint_lib.load(checkpoint, ema)
-    return export.write(loaded, checkpoint, output, dtype, max_shard_size, license_name, languages)
+    return export.write(loaded, checkpoint, output, **options)
 
 
 def from_hugging_face(
@@ -70,6 +68,29 @@ def from_hugging_face(
     loaded = load.read(model, ignore_unexpected)
     checkpoint.save_params(output, loaded.params, loaded.config, loaded.tokenizer, loaded.step)
     return tensors.parts_of(loaded.params, architectures.make_config(loaded.config.model))
+
+
+def tile(model: str | epath.PathLike, config: str, output: str | epath.PathLike) -> None:
+    """Makes a WORKDIR of the parameters with which a larger model begins: `models.tiling`.
+
+    Args:
+      model: the smaller one, as of `loading.load_parts`.
+      config: the larger one's recipe; its vocabulary is the smaller one's.
+
+    Raises:
+      UserError: the recipe's model is not a larger one of the same kind; or as `load_parts`.
+    """
+    from bert_jax import loading
+    from bert_jax.models import architectures, tiling
+    from bert_jax.runs import checkpoint
+
+    loaded = loading.load_parts(model)
+    small = architectures.make_config(loaded.config.model)
+    fields = {**config_lib.load(config).model, "vocab_size": small.vocab_size}
+    large = architectures.make_config(fields)
+    settings = {"model": architectures.fields_of(large), "imported_from": str(model)}
+    params = tiling.tile(loaded.params, small, large)
+    checkpoint.save_params(output, params, ConfigDict(settings), loaded.tokenizer, 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,19 +132,26 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument(
         "--ignore_unexpected", action="store_true", help="skip arrays of heads not known here"
     )
+    larger = commands.add_parser("tile", help="begin a larger model with a smaller one's weights")
+    larger.add_argument("--model", required=True, help="WORKDIR, directory or hub name")
+    larger.add_argument("--config", required=True, help="the larger model's recipe")
+    larger.add_argument("--output", required=True, help="WORKDIR to write, for --config.init_from")
     return parser
 
 
 def _export(arguments: argparse.Namespace) -> None:
     repository, output = arguments.push_to_hub, arguments.output
-    client = None
-    if repository:  # before the export, which takes minutes for a large model
-        if files.is_remote(output):
-            raise UserError(f"--push_to_hub needs a local --output, not {output}")
-        client = hub.client(repository)
-    languages = arguments.language.replace(" ", "").split(",") if arguments.language else ()
-    facts = (arguments.dtype, arguments.max_shard_size, arguments.license, languages)
-    report = to_hugging_face(arguments.checkpoint, output, *facts, arguments.ema)
+    # Before the export, which takes minutes for a large model.
+    client = hub.client(repository, output) if repository else None
+    report = to_hugging_face(
+        arguments.checkpoint,
+        output,
+        arguments.ema,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        license_name=arguments.license,
+        languages=arguments.language.replace(" ", "").split(",") if arguments.language else (),
+    )
     print(f"{report}\nwrote {output}")
     if client:
         if not report.verified:
@@ -143,9 +171,14 @@ def _import(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
+def _tile(arguments: argparse.Namespace) -> None:
+    tile(arguments.model, arguments.config, arguments.output)
+    print(f"wrote {arguments.output}")
+
+
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    (_export if arguments.command == "to-hf" else _import)(arguments)
+    {"to-hf": _export, "from-hf": _import, "tile": _tile}[arguments.command](arguments)
 
 
 def cli() -> None:

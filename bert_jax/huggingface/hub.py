@@ -4,15 +4,18 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax import files
 from bert_jax.cli import UserError, brief
 
 
-def client(repository: str) -> Any:
+def client(repository: str, directory: str | epath.PathLike) -> Any:
     """A client of the Hugging Face hub that may write.
 
     Raises:
-      UserError: huggingface_hub is not installed, or there is no token.
+      UserError: `directory` is not local, huggingface_hub is not installed, or there is no token.
     """
+    if files.is_remote(directory):
+        raise UserError(f"--push_to_hub needs a local --output, not {directory}")
     try:
         import huggingface_hub
     except ImportError:

@@ -422,7 +422,7 @@ def test_push_to_hub(workdir, tmp_path, monkeypatch, capsys):
     assert fake.calls[0][2] == "public"
 
     report = parity.ParityReport({"hidden": 1e-6}, (), "", {})
-    monkeypatch.setattr(convert, "to_hugging_face", lambda *_: report)
+    monkeypatch.setattr(convert, "to_hugging_face", lambda *_, **__: report)
 
     def refuse(*arguments, **options):
         raise OSError("403: not yours\nsee the documentation")
