@@ -6,6 +6,7 @@
 #                  root; 10 minutes
 # make test-transformers4: what is exported, and every head, with transformers 4.57; 5 minutes
 # make test-extras: every extra can be installed with its constraints; downloads some GB
+# make docs:       the site, docs/_build/html/index.html; warnings are errors
 # make PYTHON=python3.11 …: with another Python than python3; where .venv is of another version than
 #                  that, in .venv-VERSION
 PYTHON ?= python3
@@ -19,12 +20,12 @@ endif
 endif
 endif
 # Memory in huge pages, where Linux leaves that to programs: XLA's CPU buffers are taken and given
-# back in every step, and page faults would recur (docs/performance.md).
+# back in every step, and page faults would recur (docs/explanation/performance.md).
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Exact versions, so that today's commands give today's result.
-INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow test-gcs test-slurm test-transformers4 test-extras format clean
+.PHONY: quickstart test test-slow test-gcs test-slurm test-transformers4 test-extras docs format clean
 
 quickstart: $(VENV)/.hf
 	$(VENV)/bin/python -m bert_jax.quickstart
@@ -63,6 +64,10 @@ test-transformers4: .venv-transformers4/.installed
 
 test-extras: $(VENV)/.test
 	$(VENV)/bin/python -m pytest tests/launch/test_environments.py --durations=10
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "wrote docs/_build/html/index.html"
 
 format: $(VENV)/.test
 	$(VENV)/bin/ruff format .

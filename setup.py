@@ -65,6 +65,8 @@ setup(
         "tensorboard": TENSORBOARD,
         "plot": PLOT,
         "wandb": ["wandb>=0.19"],
+        # The site: make docs.
+        "docs": ["sphinx>=8.2", "myst-nb>=1.3", "furo>=2025.7", "sphinx-copybutton>=0.5.2"],
         "test": [
             "transformers>=5.0",
             "datasets>=4.0",

@@ -97,7 +97,9 @@ def limited(inputs: Inputs, config, max_train: int, max_validation: int) -> Inpu
         if not most or most >= len(split.examples):
             return split
         chosen = np.random.default_rng(0).permutation(len(split.examples))[:most]
-        return make_split(inputs.task, [split.examples[i] for i in sorted(chosen)], config)
+        return make_split(
+            inputs.task, [split.examples[i] for i in sorted(chosen)], config, inputs.model
+        )
 
     return dataclasses.replace(
         inputs,

@@ -1,6 +1,6 @@
 """Weak scaling by plan: the same batch a device on ever more chips.
 
-    python benchmarks/scaling.py --config=configs/bert_base.py --plot=docs/scaling.png
+    python benchmarks/scaling.py --config=configs/bert_base.py --plot=docs/pictures/scaling.png
 
 Compiles the config's training step for each slice (minutes each, the first time) and prints step
 time, bytes of collectives and efficiency: the first slice's step time over this one's. Any

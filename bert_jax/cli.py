@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -12,7 +13,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2  # the code argparse uses too; 1 is left for "ran, and the answer is no"
@@ -26,6 +27,15 @@ class UserError(Exception):
 
     Commands print the message alone, without a traceback, and exit with code 2.
     """
+
+
+@contextlib.contextmanager
+def saying_when_interrupted(text: str) -> Iterator[None]:
+    """Ctrl-C inside ends the command with this line, as it does otherwise with none."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(text) from None
 
 
 class Interrupted(Exception):  # noqa: N818  (no error)
@@ -162,7 +172,7 @@ def outcome(error: BaseException, argv: Sequence[str]) -> tuple[str, int]:
     if isinstance(error, Interrupted):
         return str(error), EXIT_INTERRUPTED
     if isinstance(error, KeyboardInterrupt):
-        return "", 130
+        return str(error), 130
     if message := str(error) if isinstance(error, UserError) else _foreseen(error, argv):
         return f"error: {_with_flags(message, argv)}", EXIT_USER_ERROR
     if isinstance(error, OSError):
@@ -179,6 +189,19 @@ def _has_libtpu_alone(root: pathlib.Path = pathlib.Path("/")) -> bool:
         return False
     vendors = root.glob("sys/bus/pci/devices/*/vendor")
     return not any(path.read_text().strip() == "0x1ae0" for path in vendors)  # Google's
+
+
+class _Log(logging.Handler):
+    """Messages on standard error, above a live line if there is one (bert_jax/screen.py)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if tqdm := sys.modules.get("tqdm"):  # else there is no such line
+                tqdm.tqdm.write(self.format(record), file=sys.stderr)
+            else:
+                print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # as logging's own handlers: a message is no reason to end
+            self.handleError(record)
 
 
 def _discard_stdout() -> None:
@@ -207,7 +230,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         if jax:
             jax.config.update("jax_platforms", "cpu")
     prepare_buckets(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Log()], force=True)
     # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -11,9 +11,10 @@ import math
 import pathlib
 import re
 import sys
+import textwrap
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -28,6 +29,7 @@ from bert_jax.cli import UserError, brief
 _PACKAGE = pathlib.Path(__file__).parent
 _INSTALLED = _PACKAGE / "recipes"
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+_INDENT: dict[str, Any] = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
 # An override's name without its dashes: config.mesh.data -> mesh.data
 _FIELD = re.compile(r"config\.([\w.\[\]]+)")
 
@@ -87,7 +89,9 @@ def phase(**fields: Any) -> ml_collections.ConfigDict:
 
 
 def recipe(name: str, /, **overrides: Any) -> ml_collections.ConfigDict:
-    """A recipe's config: recipe("bert_base:laptop", batch_size=64, **{"mesh.fsdp": 8}).
+    """A recipe's config, with some fields changed.
+
+        recipe("bert_base:laptop", batch_size=64, **{"mesh.fsdp": 8})
 
     Args:
       name: of a recipe of this project, or the path of a file; `:arg` selects a preset.
@@ -115,6 +119,29 @@ def names() -> list[str]:
     """The names of this project's recipes, sorted."""
     paths = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.py"))
     return sorted(path.as_posix() for path in paths if path.name not in ("__init__", "base"))
+
+
+def explanations(source: str) -> dict[str, str]:
+    """What the fields of a recipe mean, by name: the comments above and beside them in its file.
+
+    Of a recipe that begins with another one, `config = recipe(…)`, that one's too.
+
+        explanations("bert_tiny")["batch_size"] -> "sequences per optimizer step, over all devices"
+    """
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in map(str.strip, _locate(_split(source)[0]).read_text().splitlines()):
+        if base := re.search(r"= recipe\(f?\"([\w/]+)", line):
+            found |= explanations(base[1])
+        if line.startswith("# "):
+            above.append(line.removeprefix("# "))
+            continue
+        if field := re.match(r"config\.([\w.]+) = ", line):
+            beside = line.partition("  # ")[2]
+            if meaning := " ".join([*above, *filter(None, [beside])]):
+                found.setdefault(field[1], meaning)
+        above = []
+    return found
 
 
 def load(source: str) -> ml_collections.ConfigDict:
@@ -230,8 +257,13 @@ def parse(
         print("  --config.FIELD=VALUE: overrides a field of the config, e.g. --config.seed=1")
         if source:
             print(f"\nFields of {source} and their values:")
+            meanings = explanations(source)
             for name, value in leaves(load(source)):
                 print(f"  --config.{name}={value}")
+                # A field of a phase is the run's of that name.
+                meaning = meanings.get(re.sub(r"^phases\[\d+\]\.", "", name), "")
+                if meaning:
+                    print(textwrap.fill(meaning, 80, **_INDENT))
         else:
             print(f"\nRecipes, by name: {', '.join(names())}")
         raise SystemExit(0)
@@ -273,12 +305,33 @@ def _without_config(argv: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
+def _joined(argv: Iterable[str]) -> Iterator[str]:
+    """--flag value as --flag=value, of truth values too, which absl itself reads alone.
+
+    list(_joined(["--a", "1", "--b=2"])) -> ["--a=1", "--b=2"]
+    """
+    waiting = ""
+    for argument in argv:
+        is_flag = argument.startswith("-") and not re.match(r"-[\d.]", argument)
+        if waiting:
+            yield waiting if is_flag else f"{waiting}={argument}"
+            waiting = ""
+            if not is_flag:
+                continue
+        if is_flag and "=" not in argument:
+            waiting = argument
+        else:
+            yield argument
+    if waiting:
+        yield waiting
+
+
 def _parse(
     argv: Sequence[str], source: str, config: ml_collections.ConfigDict, texts: Mapping[str, str]
 ) -> dict[str, str]:
     """Applies the overrides of `argv` to `config`; the values of the other flags."""
     # absl takes the first for the program's name. The file is loaded: its flag goes no further.
-    argv = ["", *_without_config(argv)]
+    argv = ["", *_joined(_without_config(argv))]
     # Flags live in an object of this call: nothing global, nothing at import.
     values = flags.FlagValues()
     for name, text in texts.items():

@@ -72,7 +72,9 @@ def main(argv: Sequence[str]) -> None:
     host_memory.keep_freed()
     program_cache.tidy()
     workdir = epath.Path(values["workdir"])
-    results = run(config, values["init"], workdir, show=True)
+    resumable = f"interrupted: the same command resumes from the last checkpoint in {workdir}"
+    with cli_lib.saying_when_interrupted(resumable):
+        results = run(config, values["init"], workdir, show=True)
     if config.seeds or config.learning_rates:
         print(sweep.table(results))
         print(f"wrote {workdir}/summary.json, hf (the best run's, for transformers), and every run")

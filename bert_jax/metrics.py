@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> None:
         description="Prints the last metrics of runs, or draws their curves together.",
         formatter_class=cli_lib.HelpFormatter,
     )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of pretraining runs")
+    parser.add_argument(
+        "workdirs", nargs="+", metavar="WORKDIR", help="of a pretraining or fine-tuning"
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the curves into this file")
     parser.add_argument(
         "--window", type=cli_lib.at_least(1), default=10, help="logged steps to smooth over"
@@ -32,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
     if options.plot:
         from bert_jax.runs import curves  # after parsing: JAX takes seconds to import
 
-        curves.plot(options.workdirs, options.plot, options.window)
-        print(f"curves of {', '.join(options.workdirs)} written to {options.plot}")
+        titles = curves.plot(options.workdirs, options.plot, options.window)
+        print(f"wrote {options.plot}: {'; '.join(titles)}")
         return
     for workdir in options.workdirs:
         last = run(workdir)

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from bert_jax import config as config_lib
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, number
 from bert_jax.cli import run as run_main
 from bert_jax.planning import compiled, launch_file, lengths, sweep
 from bert_jax.planning.report import Schedule
@@ -31,16 +31,17 @@ time, throughput and hours. TPU slices need the `tpu` extra (on Linux), not a TP
 
   --topology: a TPU slice, v4, v5e, v5p or v6e: v5e:16x16, v5p:8x8x8; by default this machine's
     devices.
-  --launch: a launch file (docs/launch.md), which says config, overrides, topology and slices.
+  --launch: a launch file (docs/guides/launch.md): config, overrides, topology and slices.
   --max_seq_length, --max_predictions_per_seq: one number, or one per phase by commas. By default
     those of the phase's data_dir if it has one, else its max_seq_length, else 128 tokens, which
     the output names as assumed; and predictions for 15 % of them.
   --sweep: fields to try values of, from batch_size, accumulate_steps, data, fsdp, tensor, remat,
     dropout_rng, attention, scan_layers; values of your own after "=":
     --sweep=batch_size=8192:16384,remat. Prints what was tried and the fastest that fits.
-  --json: one object, in bytes, seconds and hours: the first phase's numbers, hours and chip_hours
-    of the whole schedule, `assumed`, the line on lengths that are or "", and `phases`, the
-    numbers of each.
+  --price_per_chip_hour: what a chip costs an hour, for the price of the whole schedule.
+  --json: one object, in bytes, seconds and hours: the first phase's numbers, hours, chip_hours and
+    price of the whole schedule, `assumed`, the line on lengths that default or "", and `phases`,
+    the numbers and the advice of each.
 """
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def run(
     max_predictions_per_seq: str = "",
     swept: str = "",
     skip_unreachable: bool = False,
+    price_per_chip_hour: float = 0.0,
 ) -> Schedule:
     """Plans of all phases of `config`; compiles, which takes minutes the first time.
 
@@ -67,6 +69,7 @@ def run(
         those of the data or the config.
       swept: fields to try values of, as --sweep has them; the plan of a phase is then the fastest.
       skip_unreachable: data sets that cannot be read from here say nothing, without an error.
+      price_per_chip_hour: in any currency, for the price of the schedule; 0: not known.
 
     Raises:
       UserError: an unknown topology, or a config that cannot be run on it.
@@ -101,7 +104,7 @@ def run(
             would_fit = sweep.what_would_fit(phase, plan, **arguments)
             plan = dataclasses.replace(plan, would_fit=would_fit)
         plans.append(plan)
-    return Schedule(planned, tuple(plans), tuple(tried), assumed)
+    return Schedule(planned, tuple(plans), tuple(tried), assumed, price_per_chip_hour)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -111,6 +114,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--max_seq_length", default="")
     parser.add_argument("--max_predictions_per_seq", default="")
     parser.add_argument("--sweep", default="")
+    parser.add_argument("--price_per_chip_hour", type=number, default=0.0)
     parser.add_argument("--json", action="store_true")
     flags, rest = parser.parse_known_args(argv)
     num_slices = 1
@@ -130,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
         max_predictions_per_seq=flags.max_predictions_per_seq,
         swept=flags.sweep,
         skip_unreachable=bool(flags.launch),
+        price_per_chip_hour=flags.price_per_chip_hour,
     )
     print(json.dumps(schedule.to_json(), indent=1) if flags.json else schedule.to_text())
 

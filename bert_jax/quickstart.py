@@ -6,14 +6,17 @@ command that does the same by hand. Run again, it reuses what is there.
 
 import argparse
 import csv
+import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import re
 import sys
+import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,6 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import HelpFormatter, UserError, at_least, number, run
-from bert_jax.config import recipe
 from bert_jax.data.records import Manifest
 from bert_jax.runs import telemetry
 
@@ -29,7 +31,8 @@ VOCAB_SIZE = 2048
 MAX_SEQ_LENGTH = 64
 NUM_CLASSES = 8
 EXAMPLES_PER_DOCUMENT = 3
-NUM_GUESSES = 5
+NUM_MASKED = 200  # words that the model guesses
+NUM_GUESSES = 3  # right ones that are shown, and wrong ones
 
 
 class Steps:
@@ -106,16 +109,13 @@ def write_task(splits: dict[str, list[dict[str, str]]], directory: epath.Path) -
                         writer.writerow([text, package])
 
 
-def guesses(model: Any, documents: Sequence[dict[str, str]]) -> list[str]:
-    """A few sentences of held-out documents with one word masked, and the model's best guesses.
-
-    Args:
-      model: as `bert_jax.load` returns it.
-    """
+def masked_sentences(
+    documents: Sequence[dict[str, str]], tokenizer: Any, max_seq_length: int
+) -> dict[str, str]:
+    """Sentences of held-out documents with one word masked -> that word; one per document."""
     from data_prep.sources.documents import sentences
 
-    tokenizer = model.tokenizer
-    words, texts = [], []
+    found: dict[str, str] = {}
     for document in documents:
         for sentence in sentences(document["text"]):
             here = re.findall(r"\b[A-Za-z]+\b", sentence)
@@ -124,29 +124,73 @@ def guesses(model: Any, documents: Sequence[dict[str, str]]) -> list[str]:
                 continue
             word = known[len(known) // 2]
             masked = re.sub(rf"\b{word}\b", "[MASK]", sentence, count=1)
-            if len(tokenizer.encode(masked)) > model.max_seq_length - 2:
+            if len(tokenizer.encode(masked)) > max_seq_length - 2:
                 continue
-            words.append(word.lower())
-            texts.append(masked)
-            break  # one per document
-        if len(texts) == NUM_GUESSES:
+            found[masked] = word.lower()
             break
-    lines = []
-    results = model.fill_mask(texts, top_k=tokenizer.vocab_size)
-    for word, text, result in zip(words, texts, results, strict=True):
+        if len(found) == NUM_MASKED:
+            break
+    return found
+
+
+def guesses(model: Any, documents: Sequence[dict[str, str]]) -> Iterator[str]:
+    """The model's best guesses for masked words, some right and some wrong, and how often it is.
+
+    Args:
+      model: as `bert_jax.load` returns it.
+    """
+    size = model.tokenizer.vocab_size
+    words = masked_sentences(documents, model.tokenizer, model.max_seq_length)
+    if not words:
+        return
+    ranks, shown = [], {True: 0, False: 0}
+    results = model.fill_mask(list(words), top_k=size)
+    for (text, word), result in zip(words.items(), results, strict=True):
         best = result["masks"][0]
         rank = [choice["token"] for choice in best].index(word) + 1
+        ranks.append(rank)
+        if shown[rank == 1] == NUM_GUESSES:
+            continue
+        shown[rank == 1] += 1
         found = ", ".join(f"{choice['token']} {choice['score']:.0%}" for choice in best[:3])
-        mark = "right" if rank == 1 else f"its rank of {tokenizer.vocab_size:,}: {rank:,}"
-        lines.append(f"    {text}\n      was {word} ({mark}); guesses: {found}")
-    return lines
+        mark = "right" if rank == 1 else f"its rank of {size:,}: {rank:,}"
+        yield textwrap.fill(text, 79, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        yield f"      was {word} ({mark}); guesses: {found}"
+    shares = ", ".join(
+        f"within the first {most} {sum(rank <= most for rank in ranks) / len(ranks):.0%}"
+        for most in (5, 20)
+    )
+    yield (
+        f"    Of {len(ranks)} masked words the model's first guess was right for "
+        f"{ranks.count(1) / len(ranks):.0%};\n    the word was {shares}."
+    )
 
 
-def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Two columns, aligned, with rules above and below."""
-    left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
-    rule = "-" * (left + right + 3)
-    return "\n".join([rule, *(f"{a:<{left}} | {b}" for a, b in rows), rule])
+def table(rows: Sequence[tuple[str, str]], width: int = 80) -> str:
+    """Two columns, the second one wrapped, with rules above and below."""
+    left = max(len(name) for name, _ in rows)
+    lines = []
+    for name, text in rows:
+        # Paths stay whole, to be copied.
+        wrapped = textwrap.wrap(
+            text, width - left - 3, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [
+            f"{part:<{left}} | {piece}"
+            for part, piece in itertools.zip_longest([name], wrapped, fillvalue="")
+        ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([rule, *lines, rule])
+
+
+def draw_curves(model: epath.Path, target: epath.Path) -> str:
+    """Draws the pretraining's curves where matplotlib is installed; a line that says where."""
+    from bert_jax.runs import curves
+
+    if importlib.util.find_spec("matplotlib") is None:
+        return f"python -m bert_jax.metrics {model} --plot=curves.png (pip install matplotlib)"
+    curves.plot([str(model)], target, 10)
+    return str(target)
 
 
 def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
@@ -204,8 +248,6 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
     ]
     if num_steps:
         flags.append(f"--config.num_steps={num_steps}")
-        warmup_steps = min(recipe("quickstart").optimizer.warmup_steps, num_steps // 10)
-        flags.append(f"--config.optimizer.warmup_steps={warmup_steps}")
     steps.run("pretraining", "bert_jax.pretrain", flags, pretrain.main)
     parity = steps.run(
         "conversion",
@@ -217,8 +259,8 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
 
     splits = split_corpus(corpus, data)
     print("\n    Guesses on held-out documents:", flush=True)
-    guessed = guesses(models.load(model), splits["validation"])
-    print("\n".join(guessed), flush=True)
+    for line in guesses(models.load(model), splits["validation"]):
+        print(line, flush=True)
 
     write_task(splits, task)
     steps.run(
@@ -256,21 +298,22 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
         ),
         ("pretrained BERT", f"{evaluation['step']:,} steps: {model}"),
         (
-            "MLM loss, held-out",
+            "held-out MLM loss",
             f"{evaluation['eval_mlm_loss']:.2f} nats; unigram entropy {entropy:.2f}: "
             f"{below:.2f} below{', so it uses context' if below >= 1 else ''}",
         ),
-        ("MLM accuracy, held-out", f"{evaluation['eval_mlm_accuracy']:.1%}"),
-        ("NSP accuracy, held-out", f"{evaluation['eval_nsp_accuracy']:.1%} (chance 50 %)"),
+        ("held-out MLM accuracy", f"{evaluation['eval_mlm_accuracy']:.1%}"),
+        ("held-out NSP accuracy", f"{evaluation['eval_nsp_accuracy']:.1%} (chance 50 %)"),
+        ("curves", draw_curves(model, root / "curves.png")),
         ("Hugging Face export", f"{hf}"),
         (
-            "largest difference to transformers",
-            f"{parity.largest:.1e} (at most 1e-4 is required)"
+            "off transformers by",
+            f"{parity.largest:.1e} at most (1e-4 is allowed)"
             if parity.verified
             else "not verified",
         ),
         (
-            "classifier: which package?",
+            "which package?",
             f"accuracy {accuracy['eval_accuracy']:.1%}; always saying {majority[0]!r} gives "
             f"{majority[1] / len(labels):.1%}: {classifier / 'hf'}",
         ),
@@ -280,10 +323,17 @@ def quickstart(output: str, corpus_mb: float, num_steps: int) -> None:
 
 Try next:
 
-{_activation()}  python -m data_prep.check {data} --examples=3          # see what the model reads
-  python -m bert_jax.pretrain --help --config=configs/bert_base.py   # the recipe to scale up
-  echo "the [MASK] module" | python -m bert_jax.predict fill-mask --model={model}
+{_activation()}  # ask the model
+  echo "the [MASK] module" | python -m bert_jax.predict fill-mask \\
+      --model={model}
+  # which package do your own lines document?
   python -m bert_jax.predict classify --model={classifier} --input=TEXTS.txt
+  # curves
+  python -m bert_jax.metrics {model} --plot=curves.png
+  # text of your own: docs/tutorials/your_text.md
+  python -m data_prep.build --input='*.txt' --tokenizer={tokenizer} --output=data
+  python -m bert_jax.pretrain --config=bert_mini:laptop --workdir=runs/mine \\
+      --config.data_dir=data --config.model.vocab_size={manifest.vocab_size}
 """
     (root / "summary.txt").write_text(summary)
     print(summary)

@@ -24,18 +24,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"unknown preset {arg!r}: the one there is is :laptop")
     config = ml_collections.ConfigDict()
 
-    # Data: a directory made by data_prep.build; its sequence length is the run's.
+    # Data.
+
+    # A directory made by data_prep.build; its sequence length is the run's.
     config.data_dir = ""
     config.eval_data_dir = ""  # another data set to evaluate on; "" takes data_dir's validation-…
-    config.extra_eval_data_dirs = ""  # further ones, with commas; metrics eval_NAME_… by directory
+    # Further data sets to evaluate on, with commas; their metrics are eval_DIRECTORY_….
+    config.extra_eval_data_dirs = ""
     config.batch_size = 256  # sequences per optimizer step, over all devices
     config.batch_size_warmup = ()  # ((batch size, steps), …): smaller batches before that
     # Pairs packed one behind the other into a sequence, this many at most (8, say); 0: one each.
     config.packing = 0
     config.accumulate_steps = 1  # microbatches of an optimizer step, to save memory
-    # Threads that read batches, and batches made ahead; 0: 2 and 8 from a disk, 16 and 32 from gs://.
-    config.data_threads = 0
-    config.data_prefetch = 0  # never more than 1 GiB of them
+    config.data_threads = 0  # that read batches; 0: 2 from a disk, 16 from gs://
+    # Batches made ahead, never more than 1 GiB of them; 0: 8 from a disk, 32 from gs://.
+    config.data_prefetch = 0
     # Version of how order and masks are drawn; 1 resumes runs that were begun before version 0.2.
     config.sampling = 2
     # Share of the tokens to predict in training, of data with dynamic masks; 0: the data set's.
@@ -44,24 +47,29 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.seed = 0  # of parameters, dropout, and the order of the data
 
     # Length, and what happens on the way (all in optimizer steps).
-    config.num_steps = 1_000_000
+
+    config.num_steps = 1_000_000  # optimizer steps of the run
     # 90 % with sequences of 128 tokens, then 512 for the positions (paper, appendix A.2), under one
     # schedule. The second phase needs data of its own; without, it continues with data_dir.
     config.phases = (phase(num_steps=900_000), phase(data_dir=""))
-    config.log_every = 100
-    config.eval_every = 10_000  # 0 turns evaluation off
+    config.log_every = 100  # steps between two lines of metrics.jsonl
+    config.eval_every = 10_000  # steps between two evaluations; 0 turns evaluation off
     config.eval_batches = 0  # batches an evaluation reads; 0 takes the whole split
-    config.checkpoint_every = 5_000
-    config.keep_checkpoints = 3  # the newest that are kept
+    config.checkpoint_every = 5_000  # steps between two checkpoints
+    config.keep_checkpoints = 3  # how many are kept, the newest ones
     config.keep_best = True  # parameters of the best evaluation (lowest eval_loss) in WORKDIR/best
-    # WORKDIR[/checkpoints/STEP], WORKDIR/best or Hugging Face model. Its sizes are taken where no
-    # --config.model.… says others; of longer or shorter tables the rows of both are.
+    # Parameters to start from: WORKDIR[/checkpoints/STEP], WORKDIR/best or a Hugging Face model.
+    # Its sizes are taken where no --config.model.… says others; of longer or shorter tables the
+    # rows that both have.
     config.init_from = ""
-    config.init_new_rows = "random"  # of new tokens; "mean": that of the pieces that they were
-    config.init_partial = False  # accept other layers or widths, most at random
+    # Embeddings of tokens that init_from has not: "random", or "mean" of the pieces they were.
+    config.init_new_rows = "random"
+    # Accept an init_from of other layers or widths, of which most keep their random initialisation.
+    config.init_partial = False
 
     config.profile_steps = ()  # (first, last): a trace of these steps in WORKDIR/profile
-    config.wandb_project = ""  # of Weights & Biases; metrics.jsonl is written always
+    # Project of Weights & Biases to send metrics to, besides metrics.jsonl; "": none.
+    config.wandb_project = ""
 
     # An exponential moving average of the parameters, evaluated beside them (eval_ema_…) and
     # exported by convert to-hf --ema: how much of it stays in a step, 0.999 say; 0: none.
@@ -71,9 +79,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     # A batch whose loss or gradient is not finite, or whose loss is a spike, changes nothing.
     config.guard = ml_collections.ConfigDict()
-    config.guard.max_loss_ratio = 0.0  # a spike: this many times the loss's moving average; 0: none
-    config.guard.action = "skip"  # or "rollback": back to the last checkpoint's parameters
-    config.guard.max_incidents = 10  # batches; one more ends the run
+    # A loss of more than this many times its moving average is a spike; 0: none is.
+    config.guard.max_loss_ratio = 0.0
+    # "skip" the batch, or "rollback": go back to the last checkpoint's parameters, too.
+    config.guard.action = "skip"
+    config.guard.max_incidents = 10  # skipped batches at most; one more ends the run
 
     # Devices: data × fsdp × tensor = number of devices; -1 is inferred.
     config.mesh = ml_collections.ConfigDict()
@@ -83,47 +93,57 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     # The encoder: a row of bert_jax.models.architectures, and the fields of its config class.
     config.model = ml_collections.ConfigDict()
-    config.model.architecture = "bert"
+    config.model.architecture = "bert"  # the encoder's name in models/architectures.py
     config.model.vocab_size = 30_522  # must be the data set's
-    config.model.hidden_size = 768
-    config.model.num_hidden_layers = 12
-    config.model.num_attention_heads = 12
-    config.model.intermediate_size = 3072
-    config.model.max_position_embeddings = 512
-    config.model.type_vocab_size = 2
-    config.model.hidden_act = "gelu_pytorch_tanh"  # as google-research/bert; "gelu" is exact
-    config.model.hidden_dropout_prob = 0.1
-    config.model.attention_probs_dropout_prob = 0.1
-    config.model.initializer_range = 0.02
-    config.model.layer_norm_eps = 1e-12
-    config.model.dtype = "bfloat16"  # of activations; parameters and losses are float32 always
-    config.model.dropout_rng = "hash"  # or "threefry", JAX's own: a quarter of the step on TPU
-    # "auto", "xla", "splash", "fused" or "cudnn": see "Attention" in docs/performance.md.
+    config.model.hidden_size = 768  # width of the encoder
+    config.model.num_hidden_layers = 12  # Transformer layers
+    config.model.num_attention_heads = 12  # must divide hidden_size
+    config.model.intermediate_size = 3072  # width of the feed-forward networks
+    config.model.max_position_embeddings = 512  # the longest sequence that the model takes
+    config.model.type_vocab_size = 2  # segments that are told apart
+    # "gelu_pytorch_tanh" is the approximation of google-research/bert; "gelu" is exact.
+    config.model.hidden_act = "gelu_pytorch_tanh"
+    config.model.hidden_dropout_prob = 0.1  # dropout behind embeddings and sublayers
+    config.model.attention_probs_dropout_prob = 0.1  # dropout of attention probabilities
+    config.model.initializer_range = 0.02  # standard deviation of the initial parameters
+    config.model.layer_norm_eps = 1e-12  # added to LayerNorm's variance
+    # Of activations, "bfloat16" (mixed precision) or "float32"; parameters and losses are float32
+    # always.
+    config.model.dtype = "bfloat16"
+    # Random bits of dropout: "hash", or "threefry", JAX's own, a quarter of the step on TPU.
+    config.model.dropout_rng = "hash"
+    # Implementation of attention, "auto", "xla", "splash", "fused" or "cudnn": see "Attention" in
+    # docs/explanation/performance.md.
     config.model.attention = "auto"
-    config.model.scan_layers = False  # one compiled loop over the layers: less to compile, slower
+    # One compiled loop over the layers: less to compile, slower.
+    config.model.scan_layers = False
     config.model.remat = "none"  # recompute in the backward pass: "none", "dots" or "full"
 
     # As google-research/bert has it (optimization.py; paper, appendix A.2).
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"  # or "lamb", "stableadamw", "muon"
-    config.optimizer.learning_rate = 1e-4  # the peak
-    config.optimizer.warmup_steps = 10_000  # linear from 0
-    config.optimizer.schedule = "linear"  # after it: or "polynomial", "cosine", "wsd"
-    config.optimizer.decay_from = "start"  # or "peak": not counting the warm-up's steps
+    config.optimizer.name = "adamw"  # "adamw", "lamb", "stableadamw" or "muon"
+    config.optimizer.learning_rate = 1e-4  # the peak of the schedule
+    # Linear warm-up from 0, as a share of the schedule's steps: 10,000 of 1,000,000.
+    config.optimizer.warmup_fraction = 0.01
+    config.optimizer.warmup_steps = 0  # given, the warm-up in steps, whatever the share
+    config.optimizer.schedule = "linear"  # the decay: "linear", "polynomial", "cosine" or "wsd"
+    # Steps that the decay counts: from the "start", or from the "peak", when warm-up ends.
+    config.optimizer.decay_from = "start"
     config.optimizer.end_factor = 0.0  # where the schedule ends, as a share of the peak
-    config.optimizer.power = 1.0  # of "polynomial"
-    config.optimizer.decay_steps = 0  # of "wsd": length of the decay at the end
-    config.optimizer.decay_shape = "linear"  # of "wsd": or "1-sqrt"
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-6
+    config.optimizer.power = 1.0  # exponent of the schedule "polynomial"
+    config.optimizer.decay_steps = 0  # of the schedule "wsd": length of the decay at the end
+    config.optimizer.decay_shape = "linear"  # of the schedule "wsd": "linear" or "1-sqrt"
+    config.optimizer.b1 = 0.9  # decay of Adam's first moment
+    config.optimizer.b2 = 0.999  # decay of Adam's second moment
+    config.optimizer.eps = 1e-6  # added to the root of Adam's second moment
     config.optimizer.momentum = 0.95  # of "muon", on the encoder's matrices; AdamW on all else
-    config.optimizer.bias_correction = False  # the original has none
-    config.optimizer.weight_decay = 0.01  # not on biases and LayerNorm
+    config.optimizer.bias_correction = False  # Adam's; the original has none
+    config.optimizer.weight_decay = 0.01  # decoupled, not on biases and LayerNorm
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 turns clipping off
-    # (regex of parameter paths, value) tables; the first match counts: training/optimizer.py.
-    config.optimizer.weight_decay_rules = ()  # in place of weight_decay
-    config.optimizer.learning_rate_rules = ()  # factors on the learning rate; 0 freezes
+    # ((regex of parameter paths, value), …) in place of weight_decay; the first match counts.
+    config.optimizer.weight_decay_rules = ()
+    # ((regex of parameter paths, factor), …) on the learning rate; 0 freezes.
+    config.optimizer.learning_rate_rules = ()
 
     if arg == "laptop":
         config.num_steps = 10_000
@@ -135,5 +155,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.checkpoint_every = 500
         config.model.dtype = "float32"  # CPUs gain nothing from bfloat16
         config.optimizer.learning_rate = 5e-4  # short runs bear, and need, larger steps
-        config.optimizer.warmup_steps = 500
+        config.optimizer.warmup_fraction = 0.05
     return config

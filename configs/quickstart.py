@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.attention_probs_dropout_prob = 0.0
     config.model.initializer_range = 0.05
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 100 / 3000
     config.optimizer.b2 = 0.98
     config.optimizer.bias_correction = True
     return config

@@ -80,7 +80,8 @@ def main(argv: Sequence[str]) -> int | None:
     flags = parser.parse_args(argv)
     if flags.json and flags.examples and not flags.report:
         raise UserError("--json prints no examples: leave out --json or --examples")
-    report = run(flags.data_dir, workers=flags.workers)
+    with command_line.saying_when_interrupted("interrupted: nothing was written"):
+        report = run(flags.data_dir, workers=flags.workers)
     if flags.json:
         print_lines([as_json(report)])
     else:

@@ -117,7 +117,9 @@ def main(argv: Sequence[str]) -> int | None:
     flags = vars(_parser().parse_args(argv))
     output, base = flags.pop("output"), flags.pop("from_tokenizer")
     flags["input"] = split_sources(flags["input"])
-    result = run(VocabOptions(**flags), output, from_tokenizer=base)
+    interrupted = "interrupted: nothing was written; the same command begins anew"
+    with command_line.saying_when_interrupted(interrupted):
+        result = run(VocabOptions(**flags), output, from_tokenizer=base)
     tokenizer = result.tokenizer
     if base is None:
         print(f"{output}: {tokenizer.vocab_size:,} tokens, {tokenizer.fingerprint[:12]}")

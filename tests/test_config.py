@@ -186,3 +186,28 @@ def test_numbers_that_no_run_can_use_are_refused(field, message):
 def test_the_seeds_of_a_sweep_are_checked():
     with pytest.raises(UserError, match=r"seeds=.*: expected 0 to 4294967295"):
         config_lib.recipe("finetune/sst2", seeds=(1, 2**32))
+
+
+def test_help_explains_every_field(capsys):
+    for name in config_lib.names():
+        meanings = config_lib.explanations(name)
+        fields = [field for field, _ in config_lib.leaves(config_lib.load(name))]
+        missing = {x for x in fields if not x.startswith("phases[") and x not in meanings}
+        assert not missing, f"{name}: a comment beside or above these says what they are"
+    with pytest.raises(SystemExit):
+        config_lib.parse(["--config=bert_tiny", "--help"], "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--config.batch_size=256 sequences per optimizer step, over all devices" in shown
+    assert "--config.phases[0].packing=0 Pairs packed" in shown
+
+
+@pytest.mark.parametrize("equals", [True, False])
+def test_flags_are_written_with_or_without_an_equals_sign(equals):
+    pairs = {"config": "bert_tiny:laptop", "config.keep_best": "False", "config.seed": "3"}
+    pairs |= {"config.optimizer.end_factor": "-0.5", "workdir": "w"}
+    flags = [(f"--{k}={v}",) if equals else (f"--{k}", v) for k, v in pairs.items()]
+    config, values = config_lib.parse(
+        [x for flag in flags for x in flag], "", workdir="a directory"
+    )
+    assert (config.keep_best, config.seed, config.optimizer.end_factor) == (False, 3, -0.5)
+    assert values["workdir"] == "w"

@@ -15,9 +15,6 @@ from bert_jax.cli import UserError
 # Targets of -1 are not scored. The padding id is hidden by the attention mask: any will do.
 TOKEN_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "token_labels": -1}
 MULTIPLE = 2  # of tokens, that buckets are: cuDNN's attention takes even lengths alone
-# A bucket is a program to compile. This many tokens are trained on two CPU cores in that time, by
-# a model of 6 layers and 384 units.
-PROGRAM_TOKENS = 2000
 Batch = dict[str, np.ndarray]
 
 

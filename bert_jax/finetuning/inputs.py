@@ -17,6 +17,7 @@ from flax import traverse_util
 from bert_jax import loading
 from bert_jax.cli import UserError
 from bert_jax.data import batching
+from bert_jax.finetuning import lengths
 from bert_jax.finetuning.settings import check_config
 from bert_jax.models import architectures
 from bert_jax.models.architectures import EncoderConfig
@@ -29,7 +30,7 @@ from bert_jax.tasks.text import TextExample
 # Settings that a run's metrics do not depend on, and those that fingerprints stand for.
 FREE_FIELDS = (
     *("mesh", "log_every", "checkpoint_every", "train_file", "validation_file"),
-    *("max_skipped", "word_index"),
+    *("max_skipped", "word_index", "wandb_project"),
     *("seed", "seeds", "learning_rates"),  # `seed` is one of workdirs.FIXED_FIELDS
 )
 # Settings that came later, and what runs did before: they can be resumed. Of other tasks, "" was
@@ -73,19 +74,13 @@ class Split:
             yield batching.collate([shortest], (length,), batch_size)
 
 
-def make_split(task: Task, examples: list[Any], config: ml_collections.ConfigDict) -> Split:
-    """The rows of `examples`, and the lengths that suit them.
-
-    The lengths follow from the data and not from the seed: runs that differ in it share programs.
-    """
+def make_split(
+    task: Task, examples: list[Any], config: ml_collections.ConfigDict, model: EncoderConfig
+) -> Split:
+    """The rows of `examples`, and the lengths that suit them."""
     split = Split(examples, task.features(examples), ())
-    padded_lengths = batching.bucket_lengths(
-        split.lengths,
-        config.length_buckets,
-        config.max_seq_length,
-        batching.PROGRAM_TOKENS / config.num_epochs,
-    )
-    return dataclasses.replace(split, padded_lengths=padded_lengths)
+    chosen = lengths.padded_lengths(split.lengths, config, model)
+    return dataclasses.replace(split, padded_lengths=chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +170,8 @@ def read_inputs(config: ml_collections.ConfigDict, init: str | epath.PathLike) -
     else:
         train_examples, validation_examples = hold_out(train_examples, config.validation_fraction)
     train, validation = (
-        make_split(task, examples, config) for examples in (train_examples, validation_examples)
+        make_split(task, examples, config, model)
+        for examples in (train_examples, validation_examples)
     )
     for split in (train, validation):
         batching.check_segments(split.arrays, model.type_vocab_size)

@@ -1,6 +1,7 @@
 """The fine-tuning loop: the model to start from, epochs, evaluations, and the result."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from bert_jax import screen
 from bert_jax.cli import UserError
 from bert_jax.data import batching
 from bert_jax.finetuning import results as results_lib
@@ -26,9 +28,10 @@ from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
 from bert_jax.runs import workdir as workdirs
 from bert_jax.runs.state import TrainState, init_state
-from bert_jax.tasks import classes, kinds
+from bert_jax.tasks import classes, kinds, reports
 from bert_jax.tasks.base import Task
 from bert_jax.training import optimizer
+from bert_jax.training.reporting import describe_model
 
 
 def finetune(
@@ -70,7 +73,7 @@ def finetune(
     module = kinds.make_module(config.task, inputs.model, len(task.labels))
     architecture = architectures.of(inputs.model)
     prefix = architecture.prefix
-    optimization = settings.optimization(config, prefix, inputs.loaded.params, num_steps)
+    optimization = settings.optimization(config, prefix, inputs.loaded.params)
     tx = optimizer.make_optimizer(optimization)
     schedule = optimizer.make_schedule(optimization, num_steps)
 
@@ -94,17 +97,15 @@ def finetune(
             inputs.identity(config),
         )
         closing.callback(store.close)
+        described = describe(inputs, config, num_steps, fresh)
         del inputs, params  # on the host: memory
         if store.latest_step is not None:
             state = store.restore(state)
         step = first_step = int(state.step)
         report = Reporter(workdir, step, config, steps_per_epoch, num_steps, show)
         closing.callback(report.close)
-        report.note(describe(training, validation, fresh))
-        scheme = f" of entities (labels: {task.scheme})" if task.scheme else ""
-        report.note(f"measured by {task.metric}{scheme} on the validation file")
-        if step:
-            report.note(f"resuming from step {step:,} of {num_steps:,} in {workdir}")
+        found = f"resuming from step {step:,} in" if step else "fine-tuning in"
+        report.note(f"{found} {workdir}\n{described}")
 
         # Epochs: train, evaluate, save.
         metrics: dict[str, float] = {}
@@ -124,9 +125,7 @@ def finetune(
                 training.lengths, training.padded_lengths, config.batch_size, config.seed, epoch
             )
             if step == first_step:
-                with report.pause():
-                    seconds = compile_steps(steps, state, training, batches, validation, config)
-                    report.note(f"compiled in {seconds:.0f} s")
+                compile_steps(steps, state, training, batches, validation, config, report)
             begun = epoch * steps_per_epoch
             batches = batches[step - begun : num_steps - begun]
             for _, batch in training.collated(batches, config.batch_size):
@@ -137,9 +136,10 @@ def finetune(
                     report.flush()
                     store.save(step, state)
             report.epoch_trained(step, len(batches))
-            with report.pause():
+            with report.pause("evaluating"):
                 metrics, predictions = evaluate(steps, state.params, task, validation, config)
-                report.evaluated(step, metrics)
+                by_label = reports.label_f1(config.task, task.labels, predictions)
+                report.evaluated(step, metrics, by_label)
                 store.save(step, state)
 
     # The result: the selected epoch's, exported, evaluated and described.
@@ -190,14 +190,28 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def describe(training: Split, validation: Split, fresh: Sequence[str]) -> str:
-    """A line about the data, and the parameters that keep their random initialisation."""
-    return (
-        f"{len(training.examples):,} examples to train on, padded to "
-        f"{len(training.padded_lengths)} lengths of up to {training.padded_lengths[-1]} tokens; "
-        f"{len(validation.examples):,} to evaluate, to {len(validation.padded_lengths)} of up to "
-        f"{validation.padded_lengths[-1]}; randomly initialised: {', '.join(fresh) or 'nothing'}"
-    )
+def describe(
+    inputs: Inputs, config: ml_collections.ConfigDict, num_steps: int, fresh: Sequence[str]
+) -> str:
+    """What a run trains and evaluates on, and with what, in lines."""
+    task, training, validation = inputs.task, inputs.train, inputs.validation
+    scheme = f" of entities (labels: {task.scheme})" if task.scheme else ""
+    steps_per_epoch = -(-len(training.features) // config.batch_size)
+    rows = {
+        "model": f"{describe_model(architectures.of(inputs.model).name, inputs.model)}; randomly "
+        f"initialised: {', '.join(fresh) or 'nothing'}",
+        "data": f"{len(training.examples):,} examples to train on, "
+        f"{len(validation.examples):,} to evaluate; measured by {task.metric}{scheme}",
+        "lengths": f"padded to {_lengths(training)} tokens; in evaluation to "
+        f"{_lengths(validation)}",
+        "batch": f"{config.batch_size:,} sequences; {steps_per_epoch:,} steps per epoch, "
+        f"{num_steps:,} in all",
+    }
+    return screen.facts(rows)
+
+
+def _lengths(split: Split) -> str:
+    return ", ".join(map(str, split.padded_lengths))
 
 
 def compile_steps(
@@ -207,15 +221,23 @@ def compile_steps(
     batches: Sequence[np.ndarray],
     validation: Split,
     config: ml_collections.ConfigDict,
-) -> float:
-    """Compiles for all lengths of an epoch's batches and of the evaluation; seconds."""
+    report: Reporter,
+) -> None:
+    """Compiles for all lengths of an epoch's batches and of the evaluation."""
     started = time.monotonic()
     size = config.batch_size
     evaluated = batching.sorted_batches(validation.lengths, size)
-    steps.compile(
-        state, training.one_of_each(batches, size), validation.one_of_each(evaluated, size)
-    )
-    return time.monotonic() - started
+    train_batches = list(training.one_of_each(batches, size))
+    predict_batches = list(validation.one_of_each(evaluated, size))
+    total = len(train_batches) + len(predict_batches)
+    done = itertools.count(1)
+    with report.pause("compiling", total) as stage:
+
+        def compiled() -> None:
+            stage.update(number := next(done), [f"{number} of {total} programs", screen.ETA])
+
+        steps.compile(state, train_batches, predict_batches, compiled)
+    report.note(f"compiled {total} programs in {time.monotonic() - started:.0f} s")
 
 
 def evaluate(

@@ -1,6 +1,7 @@
-"""What a fine-tuning says while it runs: metrics.jsonl, TensorBoard, the progress line."""
+"""What a fine-tuning says while it runs: metrics.jsonl, TensorBoard, and the screen."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import ml_collections
 from etils import epath
 
+from bert_jax import screen
 from bert_jax.runs import telemetry
 
 
@@ -29,8 +31,10 @@ class Reporter:
         show: bool,
     ):
         self._config, self._steps_per_epoch = config, steps_per_epoch
-        self._writer = telemetry.MetricWriter(workdir, step)
-        self._progress = telemetry.Progress(num_steps) if show else None
+        settings = json.loads(config.to_json())
+        self._writer = telemetry.MetricWriter(workdir, step, config.wandb_project, settings)
+        self._num_steps, self._shows = num_steps, show
+        self._training: screen.Stage | None = None
         self._last = step, time.monotonic()
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._skipped = 0
@@ -54,25 +58,33 @@ class Reporter:
             )
         self._skipped = 0
 
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """An evaluation's metrics, before the checkpoint that they belong to is saved."""
-        self._writer.write(step, {f"eval_{name}": value for name, value in values.items()})
+    def evaluated(
+        self, step: int, values: Mapping[str, float], by_label: Mapping[str, float]
+    ) -> None:
+        """An evaluation's metrics, before the checkpoint that they belong to is saved.
+
+        Args:
+          by_label: further ones, which are written and not shown.
+        """
+        written = {**values, **by_label}
+        self._writer.write(step, {f"eval_{name}": value for name, value in written.items()})
         self.note(
             f"epoch {-(-step // self._steps_per_epoch)} of {self._config.num_epochs}: "
-            + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            + "  ".join(f"{name} {screen.number(value)}" for name, value in values.items())
         )
         self.flush()
 
     def note(self, text: str) -> None:
-        """Shows a line of its own."""
-        if self._progress:
-            self._progress.note(text)
+        """Shows lines that stay."""
+        if self._shows:
+            screen.say(text)
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """What happens inside is no training: it does not count in the speed."""
+    def pause(self, name: str, total: int = 0) -> Iterator[screen.Stage]:
+        """What happens inside is no training: it is shown, and does not count in the speed."""
         before = time.monotonic()
-        yield
+        with screen.Stage(name, total, self._shows) as stage:
+            yield stage
         step, since = self._last
         self._last = step, since + time.monotonic() - before
 
@@ -82,8 +94,8 @@ class Reporter:
 
     def close(self) -> None:
         self._writer.close()
-        if self._progress:
-            self._progress.close()
+        if self._training:
+            self._training.close()
 
     def _read_pending(self, always: bool = False) -> None:
         if not self._pending:
@@ -102,6 +114,13 @@ class Reporter:
         line["epoch"] = step / self._steps_per_epoch
         line["sequences_per_second"] = (step - before) * self._config.batch_size / seconds
         self._writer.write(step, line)
-        if self._progress:
-            shown = {name: line[name] for name in ("loss", "sequences_per_second")}
-            self._progress.update(step, shown)
+        if self._shows:
+            # Not sooner: a first time is known when compiling is over.
+            self._training = self._training or screen.Stage("", self._num_steps, every=True)
+            fields = [
+                f"step {step:,}/{self._num_steps:,}",
+                f"loss {screen.number(line['loss'])}",
+                screen.ETA,
+                f"{screen.number(line['sequences_per_second'])} sequences/s",
+            ]
+            self._training.update(step, fields)

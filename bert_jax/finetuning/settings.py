@@ -8,6 +8,7 @@ from flax import traverse_util
 
 from bert_jax.cli import UserError
 from bert_jax.models.architectures import EncoderConfig
+from bert_jax.runs import telemetry
 from bert_jax.training import optimizer
 
 
@@ -29,6 +30,7 @@ def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> Non
             f"there is config.validation_file={config.validation_file!r}: set "
             "--config.validation_file= to have none, or leave out the fraction"
         )
+    telemetry.check_wandb(config.wandb_project)
     if config.max_seq_length > model.max_length:
         raise UserError(
             f"config.max_seq_length={config.max_seq_length} is more than the model's "
@@ -59,15 +61,15 @@ def check_config(config: ml_collections.ConfigDict, model: EncoderConfig) -> Non
 
 
 def optimization(
-    config: ml_collections.ConfigDict, prefix: str, params: Any, num_steps: int
+    config: ml_collections.ConfigDict, prefix: str, params: Any
 ) -> ml_collections.ConfigDict:
-    """`config.optimizer` as `bert_jax.training.optimizer` takes it, with warm-up in steps.
+    """`config.optimizer` as `bert_jax.training.optimizer` takes it.
 
     Args:
       prefix, params: as `learning_rate_rules`'.
     """
     settings = ml_collections.ConfigDict(config.optimizer.to_dict())
-    settings.warmup_steps = warmup_steps(settings.warmup_fraction, num_steps)
+    settings.warmup_steps = 0  # the share counts
     settings.learning_rate_rules = learning_rate_rules(config, prefix, params)
     return settings
 
@@ -127,13 +129,3 @@ def learning_rate_rules(
         further = []
     left = [path for path in paths if not any(re.search(pattern, path) for pattern, _ in rules)]
     return (*rules, *(r for r in further if any(re.search(r[0], path) for path in left)))
-
-
-def warmup_steps(fraction: float, num_steps: int) -> int:
-    """`optimizer.warmup_fraction` in steps."""
-    if not 0 <= fraction < 1:
-        raise UserError(
-            f"config.optimizer.warmup_fraction={fraction}, expected at least 0 and less than 1: "
-            "it is a share of all steps"
-        )
-    return int(fraction * num_steps)

@@ -41,15 +41,20 @@ class Steps:
         state: TrainState,
         train_batches: Iterable[batching.Batch],
         predict_batches: Iterable[batching.Batch],
+        compiled: Callable[[], None],
     ) -> None:
-        """Compiles the gradient and the prediction for batches of these shapes, side by side."""
+        """Compiles the gradient and the prediction for batches of these shapes, side by side.
+
+        Args:
+          compiled: called after each program.
+        """
         calls: list[tuple[ShapeCache, tuple[Any, ...]]] = []
         for batch in train_batches:
             arguments = self.train.gradient_arguments(state, self.place(batch))
             calls.append((self.train.gradients, arguments))
         for batch in predict_batches:
             calls.append((self.predict, (state.params, self.place(batch))))
-        compile_together(calls)
+        compile_together(calls, compiled)
 
 
 def make_steps(

@@ -5,15 +5,15 @@ N texts, L length, D hidden width, H heads.
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-import tqdm
 from etils import epath
 
-from bert_jax import loading
+from bert_jax import loading, screen
 from bert_jax.cli import UserError
 from bert_jax.huggingface import config_json
 from bert_jax.huggingface import files as hf_files
@@ -53,7 +53,8 @@ def load(
       batch_size: most texts per call of the compiled program.
       max_seq_length: tokens that are read of a text; by default as many as the model was
         fine-tuned with, else as many as it takes.
-      progress: whether a bar on stderr, if that is a terminal, shows how far long inputs are.
+      progress: whether stderr shows how far long inputs are: a bar on a terminal, else a line now
+        and then.
 
     Raises:
       UserError: no model there, or one that this project does not compute; or `max_seq_length` is
@@ -265,12 +266,14 @@ class Model(Forward):
         self, command: str, records: Iterator[Record], total: int | None, options: dict[str, Any]
     ) -> Iterator[Any]:
         function = predictions.COMMANDS[command]
-        # disable=None: no bar where stderr is no terminal.
-        disable = None if self.progress else True
-        with tqdm.tqdm(total=total, unit=" inputs", disable=disable) as bar:
+        done, started = 0, time.monotonic()
+        with screen.Stage(command.replace("_", "-"), total or 0, self.progress) as stage:
             while chunk := list(itertools.islice(records, CHUNK)):
                 yield from function(self, chunk, **options)
-                bar.update(len(chunk))
+                done += len(chunk)
+                speed = screen.number(done / max(time.monotonic() - started, 1e-9))
+                count = f"{done:,} of {total:,} inputs" if total else f"{done:,} inputs"
+                stage.update(done, [count, screen.ETA, f"{speed} inputs/s"])
 
     def check(self, command: str, **options: Any) -> None:
         """Raises UserError if the model cannot do what the method of that name does, or not so."""

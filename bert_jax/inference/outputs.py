@@ -19,7 +19,7 @@ from typing import IO, Any
 from etils import epath
 
 from bert_jax import files
-from bert_jax.cli import UserError
+from bert_jax.cli import UserError, saying_when_interrupted
 
 _BLOCK = 1 << 20  # bytes
 
@@ -82,7 +82,11 @@ def whole(
         return
     final = pathlib.Path(files.absolute(target))
     path = final.with_name(f"{final.name}.partial")
-    with _opened(path, identity, header, row_bytes) as partial:
+    resumable = f"interrupted: {path} has what is done; the same command resumes"
+    with (
+        saying_when_interrupted(resumable),
+        _opened(path, identity, header, row_bytes) as partial,
+    ):
         yield partial
         files.sync(path)
         path.replace(final)

@@ -24,9 +24,9 @@ def keep_freed() -> bool:
 
     XLA for CPU takes a program's buffers from malloc and gives them back in every step. By default
     glibc returns them to Linux, which hands them out again page by page, filled with zeros: a tenth
-    of a step (docs/performance.md). Kept, they cost nothing, and the process's memory does not
-    shrink. Only the main thread's arena holds buffers of any size, so programs are run by the
-    thread that calls them. To be called before JAX starts its devices. Nothing happens on
+    of a step (docs/explanation/performance.md). Kept, they cost nothing, and the process's memory
+    does not shrink. Only the main thread's arena holds buffers of any size, so programs are run by
+    the thread that calls them. To be called before JAX starts its devices. Nothing happens on
     machines with an accelerator, and with another library than glibc.
     """
     if not _computes_here() or platform.libc_ver()[0] != "glibc":

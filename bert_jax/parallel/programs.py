@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,8 +53,15 @@ class ShapeCache:
         return program(*args, *self.function.constants) if program else self.function(*args)
 
 
-def compile_together(calls: Sequence[tuple[ShapeCache, tuple[Any, ...]]]) -> None:
-    """Compiles functions for these arguments side by side: one compilation keeps one core busy."""
+def compile_together(
+    calls: Sequence[tuple[ShapeCache, tuple[Any, ...]]],
+    compiled: Callable[[], None] = lambda: None,
+) -> None:
+    """Compiles functions for these arguments side by side: one compilation keeps one core busy.
+
+    Args:
+      compiled: called, in this thread, after each that is done.
+    """
 
     one_at_a_time = threading.Lock()  # Flax, when it makes modules, is not made for threads
 
@@ -65,7 +72,9 @@ def compile_together(calls: Sequence[tuple[ShapeCache, tuple[Any, ...]]]) -> Non
         by_shape.programs[ShapeCache.key(args[-1])] = lowered.compile()
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, calls))
+        for future in concurrent.futures.as_completed([pool.submit(compile_one, c) for c in calls]):
+            future.result()
+            compiled()
 
 
 def compiler_options(mesh: Mesh, by_length: bool = False) -> dict[str, Any]:
@@ -79,12 +88,12 @@ def compiler_options(mesh: Mesh, by_length: bool = False) -> dict[str, Any]:
         # Moments are updated where they lie, without copies: 1.6 times as fast an update.
         options: dict[str, Any] = {"xla_cpu_copy_insertion_use_region_analysis": True}
         if by_length:
-            # A third less work, and programs as fast (docs/performance.md).
+            # A third less work, and programs as fast (docs/explanation/performance.md).
             options["xla_cpu_parallel_codegen_split_count"] = 1
             options["xla_backend_optimization_level"] = 1
         return options
     if platform == "tpu" and mesh.shape["fsdp"] > 1:
         # No windowed einsums, which gather parameters piece by piece between small matmuls: whole,
-        # they arrive while the layer before computes (docs/performance.md).
+        # they arrive while the layer before computes (docs/explanation/performance.md).
         return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
     return {}

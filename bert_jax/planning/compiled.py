@@ -19,7 +19,7 @@ import jax
 from etils import epath
 from jax.experimental import topologies
 
-from bert_jax import files
+from bert_jax import files, screen
 from bert_jax.cli import UserError
 from bert_jax.data import input_pipeline
 from bert_jax.data.placing import batch_shapes
@@ -67,7 +67,7 @@ class Plan:
         bandwidth, added up.
       collective_seconds, hidden_collective_seconds: of those that are exposed, which the
         step's time includes; and of asynchronous ones.
-      utilisation: MFU, model FLOPs over what the devices could do in the step's time.
+      model_flops_utilization: MFU, model FLOPs over what the devices could do in the step's time.
     """
 
     hardware: str
@@ -101,7 +101,7 @@ class Plan:
     step_seconds: float | None = None
     sequences_per_second: float | None = None
     tokens_per_second: float | None = None
-    utilisation: float | None = None
+    model_flops_utilization: float | None = None
     hours: float | None = None
     chip_hours: float | None = None
 
@@ -169,7 +169,8 @@ def compile_step(
         return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     start = time.monotonic()
     try:
-        compiled = lowered.compile()
+        with screen.Stage("compiling", show=LOG.isEnabledFor(logging.INFO)):
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         result = Compiled("", refused_memory(str(error)))
     else:
@@ -393,7 +394,7 @@ def _throughput(plan: Plan, chip: hardware.Chip | None, share: float) -> dict[st
         "step_seconds": step,
         "sequences_per_second": batch / step,
         "tokens_per_second": batch * plan.max_seq_length / step,
-        "utilisation": plan.model_flops / (chip.peak_flops * share * step),
+        "model_flops_utilization": plan.model_flops / (chip.peak_flops * share * step),
         "hours": hours,
         "chip_hours": hours * plan.chips,
     }

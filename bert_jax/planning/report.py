@@ -8,6 +8,8 @@ from bert_jax.planning.compiled import Plan
 from bert_jax.planning.sweep import as_flags
 from bert_jax.training.phases import Phase
 
+# What is too little work for a device, or too much talk: MFU, and share of the step.
+LOW_MFU, MUCH_COMMUNICATION = 0.3, 0.25
 NOTHING_FITS = "no single field makes it fit: try a smaller batch_size with remat and fsdp together"
 
 
@@ -18,12 +20,14 @@ class Schedule:
     Attributes:
       tried: of a sweep, for each phase all that was tried, fastest first; else empty.
       assumed: a line on the lengths that default, or "".
+      price_per_chip_hour: in any currency; 0: not known.
     """
 
     phases: tuple[Phase, ...]
     plans: tuple[Plan, ...]
     tried: tuple[Sequence[tuple[dict[str, Any], Plan]], ...]
     assumed: str
+    price_per_chip_hour: float = 0.0
 
     @property
     def hours(self) -> float | None:
@@ -35,13 +39,20 @@ class Schedule:
     def chip_hours(self) -> float | None:
         return self.hours and self.hours * self.plans[0].chips
 
+    @property
+    def price(self) -> float | None:
+        """Of all phases; None if it is not known."""
+        return (self.chip_hours or 0) * self.price_per_chip_hour or None
+
     def to_json(self) -> dict[str, Any]:
         """The first phase's numbers, the hours of all, and the numbers of each phase."""
         results = [dataclasses.asdict(plan) for plan in self.plans]
         for result, tried in zip(results, self.tried, strict=False):
             result["tried"] = [{"change": c, **dataclasses.asdict(p)} for c, p in tried]
+        for result, plan in zip(results, self.plans, strict=True):
+            result["advice"] = judge(plan)
         total = {"hours": self.hours, "chip_hours": self.chip_hours, "assumed": self.assumed}
-        return results[0] | total | {"phases": results}
+        return results[0] | total | {"price": self.price, "phases": results}
 
     def to_text(self) -> str:
         text = ""
@@ -50,8 +61,32 @@ class Schedule:
                 text += f"{describe_sweep(phase, self.tried[number])}\n\n"
             text += f"phase {number + 1}: {describe(plan)}\n\n"
         if self.hours:
-            text += f"whole schedule: {self.hours:,.1f} hours, {self.chip_hours:,.0f} chip-hours\n"
+            text += f"whole schedule: {self.hours:,.1f} hours, {self.chip_hours:,.0f} chip-hours"
+            if self.price:
+                text += f", price {self.price:,.0f} at {self.price_per_chip_hour:g} per chip-hour"
+            text += "\n"
         return (text + self.assumed).rstrip()
+
+
+def judge(plan: Plan) -> list[str]:
+    """What keeps a plan that fits from being a good one, and what to try, a line each."""
+    if plan.fits is False or not plan.step_seconds:
+        return []
+    advice = []
+    sequences = plan.settings["batch_size"] / (plan.mesh["data"] * plan.mesh["fsdp"])
+    sequences /= plan.settings["accumulate_steps"]
+    mfu = plan.model_flops_utilization or 0.0
+    share = (plan.collective_seconds or 0.0) / plan.step_seconds
+    if mfu < LOW_MFU:
+        advice.append(
+            f"{sequences:g} sequences per device and microbatch, MFU {mfu:.0%}: too little work, "
+            "try --sweep=batch_size"
+        )
+    if share > MUCH_COMMUNICATION:
+        advice.append(
+            f"exposed communication is {share:.0%} of the step: try --sweep=batch_size,fsdp"
+        )
+    return advice
 
 
 def describe(plan: Plan) -> str:
@@ -110,9 +145,10 @@ def describe(plan: Plan) -> str:
         f"{_ms(plan.collective_seconds)} of exposed communication "
         f"({_ms(plan.hidden_collective_seconds)} overlap)",
         f"{plan.sequences_per_second or 0:,.0f} sequences/s, "
-        f"{plan.tokens_per_second or 0:,.0f} tokens/s, MFU {plan.utilisation or 0:.1%}",
+        f"{plan.tokens_per_second or 0:,.0f} tokens/s, MFU {plan.model_flops_utilization or 0:.1%}",
         f"{plan.num_steps:,} steps: {plan.hours or 0:,.1f} hours, "
         f"{plan.chip_hours or 0:,.0f} chip-hours",
+        *(f"advice: {line}" for line in judge(plan)),
     ]
     return "\n".join(lines)
 
@@ -122,7 +158,7 @@ def describe_sweep(phase: Phase, tried: Sequence[tuple[dict[str, Any], Plan]]) -
     lines = ["      step     MFU      memory"]
     for change, plan in tried:
         if plan.step_seconds:
-            speed = f"{plan.step_seconds * 1e3:7.1f} ms  {plan.utilisation:6.1%}"
+            speed = f"{plan.step_seconds * 1e3:7.1f} ms  {plan.model_flops_utilization:6.1%}"
         else:
             speed = f"{'-':>10}  {'-':>6}"
         fits = "" if plan.fits is not False else "  does not fit"

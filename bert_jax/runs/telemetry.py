@@ -1,4 +1,4 @@
-"""Where a run's metrics go: metrics.jsonl, TensorBoard, W&B, the progress line; how fast it is."""
+"""Where a run's metrics go: metrics.jsonl, TensorBoard, W&B; how fast it is."""
 
 import concurrent.futures
 import contextlib
@@ -7,8 +7,6 @@ import importlib.util
 import json
 import logging
 import math
-import shutil
-import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from bert_jax.cli import UserError, brief
 from bert_jax.parallel import distributed
 
 METRICS_FILE = "metrics.jsonl"
+LABEL_F1 = "f1_of_"  # before a label: the metric of a fine-tuning
 UPLOAD_SECONDS = 30
 STARTS_FILE = "starts.jsonl"  # one object a start of the run: when, from which step, on what
 
@@ -136,11 +135,23 @@ class Upload:
         self._thread.submit(self._store).result()
 
 
-def _wandb_run(project: str, workdir: epath.PathLike, config: Mapping[str, Any]) -> Any:
+def check_wandb(project: str) -> None:
+    """Raises UserError if metrics are to go to a project and wandb is not installed.
+
+    To be called before anything is written.
+    """
+    if not project:
+        return
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError:
         raise UserError("config.wandb_project needs wandb: pip install 'bert_jax[wandb]'") from None
+
+
+def _wandb_run(project: str, workdir: epath.PathLike, config: Mapping[str, Any]) -> Any:
+    check_wandb(project)
+    import wandb
+
     path = files.absolute(workdir)
     if not files.is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -181,13 +192,6 @@ def read_lines(path: epath.Path, **fields: type) -> list[dict[str, Any]]:
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The objects of WORKDIR/metrics.jsonl in order; empty if there is no such file."""
     return read_lines(epath.Path(workdir) / METRICS_FILE, step=int)
-
-
-def duration(seconds: float) -> str:
-    """3725.4 -> '1:02:05'."""
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 class Telemetry:
@@ -318,45 +322,3 @@ class Profiler:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-class Progress:
-    """One line about the run: rewritten in place on a terminal, a new line elsewhere.
-
-    Of several processes only the first prints.
-    """
-
-    def __init__(self, num_steps: int):
-        self._num_steps = num_steps
-        self._prints = distributed.is_first()
-        self._start: tuple[int, float] | None = None  # set by the first update: compiling is over
-        self._in_place = sys.stderr.isatty()
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows step, the metrics given and the time left at the average speed so far."""
-        if not self._prints:
-            return
-        now = time.monotonic()
-        first_step, started = self._start = self._start or (step, now)
-        left = (now - started) / max(step - first_step, 1) * (self._num_steps - step)
-        shown = "  ".join(
-            f"{name} {value:.2e}" if 0 < abs(value) < 1e-3 else f"{name} {value:,.4g}"
-            for name, value in metrics.items()
-        )
-        eta = f"  ETA {duration(left)}" if step > first_step else ""
-        line = f"step {step:,}/{self._num_steps:,}  {shown}{eta}"
-        if self._in_place:
-            width = shutil.get_terminal_size().columns - 1
-            print("\r" + line[:width].ljust(width), end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def note(self, text: str) -> None:
-        """Prints a line of its own, leaving the progress line whole."""
-        if not self._prints:
-            return
-        print(("\n" if self._in_place else "") + text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._in_place and self._prints:
-            print(file=sys.stderr)

@@ -11,12 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from bert_jax.runs import telemetry
 from bert_jax.tasks import schemes
 
 REPORT_FILE, FIGURE_FILE = "report.txt", "confusion.png"
 # Labels that a matrix of text has room for; of more, the most frequent confusions are listed.
 MOST_COLUMNS = 16
 MOST_CONFUSIONS = 30
+# Of the picture: longer names are cut, and smaller cells (inches) have no number in them.
+MOST_CHARACTERS, LEAST_CELL = 28, 0.3
+# Labels whose F1 is logged after each epoch, when there are no more of them.
+MOST_CURVES = 12
 
 
 class Score(NamedTuple):
@@ -148,27 +153,76 @@ def confusion_text(matrix_CC: np.ndarray, labels: Sequence[str]) -> str:
 
 
 def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.Path) -> None:
-    """Draws the matrix, each row's colours as shares of its label, with the counts on top."""
+    """Draws the matrix, each row's colours as shares of its label, with the counts in the cells."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    size = min(max(4.0, 0.4 * len(labels) + 2), 40.0)  # inches
-    figure, axis = pyplot.subplots(figsize=(size, size), layout="constrained")
+    names = [x if len(x) <= MOST_CHARACTERS else f"{x[: MOST_CHARACTERS - 1]}…" for x in labels]
+    # Inches: a cell holds its count, a character of a name is a twelfth of one wide.
+    cell = min(max(0.55, len(f"{matrix_CC.max():,}") / 11), 36 / len(labels))
+    longest = max(map(len, names)) / 12
+    is_turned = longest > cell  # else neighbours would run into each other
+    width = cell * len(labels) + longest + 1.2
+    height = cell * len(labels) + (longest if is_turned else 0.2) + 0.8
+    figure, axis = pyplot.subplots(
+        figsize=(max(width, 3.5), max(height, 2.5)), layout="constrained"
+    )
     shares_CC = matrix_CC / np.maximum(matrix_CC.sum(1, keepdims=True), 1)
-    axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+    image = axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="share of the label", shrink=0.8)
     axis.set(xlabel="prediction", ylabel="label")
-    names = [label.replace("$", r"\$") for label in labels]  # between two of them is mathematics
-    axis.set_xticks(range(len(labels)), names, rotation=90 if len(labels) > 4 else 0)
-    axis.set_yticks(range(len(labels)), names)
-    if len(labels) <= MOST_COLUMNS:
+    shown = [name.replace("$", r"\$") for name in names]  # between two of them is mathematics
+    axis.set_xticks(range(len(labels)), shown, rotation=90 if is_turned else 0)
+    axis.set_yticks(range(len(labels)), shown)
+    if cell >= LEAST_CELL:
         for (i, j), count in np.ndenumerate(matrix_CC):
-            color = "white" if shares_CC[i, j] > 0.5 else "black"
-            axis.text(j, i, f"{count:,}", ha="center", va="center", color=color)
+            if count or len(labels) <= MOST_COLUMNS:  # zeros of many labels are noise
+                color = "white" if shares_CC[i, j] > 0.5 else "black"
+                axis.text(
+                    *(j, i, f"{count:,}"), ha="center", va="center", color=color, fontsize="small"
+                )
     with target.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
+
+
+def score_labels(
+    task: str, labels: Sequence[str], predictions: list[dict[str, Any]]
+) -> list[Score]:
+    """The score of each label, or type of entity; empty for tasks without labels.
+
+    Args:
+      predictions: the objects of predictions.jsonl.
+    """
+    if task == "multi_label_classification":
+        return scores_by_presence(labels, predictions)[: len(labels)]
+    sides = _sides(task, predictions)
+    if not sides:
+        return []
+    if task == "token_classification" and schemes.are_entities(labels):
+        return scores_by_type(labels, *sides)[:-1]
+    truth, guesses = ([*itertools.chain.from_iterable(side)] for side in sides)
+    return scores_by_label(confusion_matrix(truth, guesses, labels), labels)
+
+
+def label_f1(
+    task: str, labels: Sequence[str], predictions: list[dict[str, Any]]
+) -> dict[str, float]:
+    """{"f1_of_LABEL": F1, …} of tasks with a few labels, for metrics.jsonl; else {}."""
+    lines = score_labels(task, labels, predictions) if predictions else []
+    few = len(lines) <= MOST_CURVES
+    return {f"{telemetry.LABEL_F1}{line.label}": line.f1 for line in lines} if few else {}
+
+
+def _sides(task: str, predictions: list[dict[str, Any]]) -> list[list[Any]]:
+    """Labels and predictions as lists of lists; [] of other tasks."""
+    if task == "text_classification":
+        return [[[line[name]] for line in predictions] for name in ("label", "prediction")]
+    if task == "token_classification":
+        return [[line[name] for line in predictions] for name in ("labels", "predictions")]
+    return []
 
 
 def write(
@@ -183,15 +237,12 @@ def write(
       predictions: the objects of predictions.jsonl.
     """
     workdir = epath.Path(workdir)
-    if task == "text_classification":
-        sides = [[[line[name]] for line in predictions] for name in ("label", "prediction")]
-    elif task == "multi_label_classification":
+    if task == "multi_label_classification":
         text = report_text(scores_by_presence(labels, predictions))
         (workdir / REPORT_FILE).write_text(f"{text}\n")
         return
-    elif task == "token_classification":
-        sides = [[line[name] for line in predictions] for name in ("labels", "predictions")]
-    else:
+    sides = _sides(task, predictions)
+    if not sides:
         return
     truth, guesses = ([*itertools.chain.from_iterable(side)] for side in sides)
     matrix_CC = confusion_matrix(truth, guesses, labels)

@@ -15,7 +15,7 @@ from bert_jax.cli import Interrupted
 from bert_jax.models import heads
 from bert_jax.objectives.base import Batch, Scalars
 from bert_jax.parallel import distributed, sharding
-from bert_jax.runs import checkpoint
+from bert_jax.runs import checkpoint, telemetry
 from bert_jax.runs.state import TrainState, init_state, reset_moments
 from bert_jax.training import evaluation
 from bert_jax.training.compilation import Compilation
@@ -49,6 +49,7 @@ def train_and_evaluate(
 
     # Inputs: all phases' data and programs, checked; the same in all processes.
     with distributed.shared_errors():
+        telemetry.check_wandb(config.wandb_project)
         inputs = open_inputs(config)
     distributed.check_alike(inputs.facts(config))
     mesh, model = inputs.mesh, inputs.model
@@ -81,15 +82,13 @@ def train_and_evaluate(
         with distributed.shared_errors():
             report = Reporter(config, workdir, inputs, step, show)
             closing.callback(report.close)
-        report.note(sharding.memory_of(state).describe())
-        if step:
-            report.note(f"resuming from step {step:,} in {workdir}")
+        report.begin(step, sharding.memory_of(state).describe())
 
         # A run that was killed while it evaluated has saved the step before.
         if is_evaluated(config, step):
             part = next(part for part in inputs.phases if step <= part.phase.stop)
             is_missing = distributed.as_in_first(report.evaluated_loss(step)) is None
-            with report.pause():
+            with report.pause("evaluating"):
                 if is_missing and not evaluate(part, state, step, config, report, stop):
                     raise interrupted(stop, step, workdir)
                 keep_if_best(store, state.params, step, config, part, report)
@@ -110,7 +109,7 @@ def train_and_evaluate(
             report.phase(part)
             if phase.reset_moments and step == phase.start:
                 state = reset_moments(state, phase.optimizer, mesh)
-            with report.pause():
+            with report.pause("compiling"):
                 train_step, needed = compilation.step(number)
             report.note(f"  compiled; {needed / 2**30:.2f} GiB per device")
             compilation.begin_later(number)
@@ -147,10 +146,10 @@ def train_and_evaluate(
 
                     # Saving comes first: what is due is safe whatever the evaluation is cut by.
                     if saving:
-                        with report.pause():
+                        with report.pause("saving"):
                             store.save(step, state, before_it_counts=report.flush)
                     if evaluating and not stopping:
-                        with report.pause():
+                        with report.pause("evaluating"):
                             if evaluate(part, state, step, config, report, stop):
                                 keep_if_best(store, state.params, step, config, part, report)
                             else:
@@ -161,10 +160,7 @@ def train_and_evaluate(
 
         # The end: all is on disk before it is said.
         store.wait()
-        report.note(
-            f"finished: {workdir}; to transformers with python -m bert_jax.convert to-hf "
-            f"--checkpoint={workdir} --output=DIR"
-        )
+        report.finish(step)
         return report.last
 
 

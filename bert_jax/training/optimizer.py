@@ -30,10 +30,34 @@ MUON = re.compile(r"/encoder/.*kernel$")
 MUON_RMS = 0.2
 
 
+def count_warmup_steps(
+    config: ml_collections.ConfigDict, num_steps: int, field: str = "optimizer"
+) -> int:
+    """`warmup_steps` if they are given, else `warmup_fraction` of `num_steps`.
+
+    Raises:
+      UserError: none that leaves a step at the peak.
+    """
+    steps, fraction = config.warmup_steps, config.warmup_fraction
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"{field}.warmup_fraction={fraction}, expected at least 0 and less than 1: it is a "
+            "share of all steps"
+        )
+    if steps < 0:
+        raise UserError(f"{field}.warmup_steps={steps}, expected at least 0")
+    if steps >= num_steps:
+        raise UserError(
+            f"{field}.warmup_steps={steps} must be less than the {num_steps} steps it is for: "
+            f"it would never reach its peak; add '--config.{field}.warmup_steps={num_steps // 10}'"
+        )
+    return steps or int(fraction * num_steps)
+
+
 def make_schedule(
     config: ml_collections.ConfigDict, num_steps: int, field: str = "optimizer"
 ) -> optax.Schedule:
-    """Warm-up from 0 to the peak over `warmup_steps`, then down to `end_factor` × peak.
+    """Warm-up from 0 to the peak (`count_warmup_steps`), then down to `end_factor` × peak.
 
     The learning rate of step s (counted from 0) is peak × (s + 1) / warmup_steps while warming up,
     so the first step already moves. After it, by `config.schedule`:
@@ -57,7 +81,8 @@ def make_schedule(
     Raises:
       UserError: an unknown schedule, one that does not fit into `num_steps`, or a negative rate.
     """
-    peak, warmup, name = config.learning_rate, config.warmup_steps, config.schedule
+    peak, name = config.learning_rate, config.schedule
+    warmup = count_warmup_steps(config, num_steps, field)
     if not peak >= 0:
         raise UserError(f"{field}.learning_rate={peak}, expected 0 or more")
     for choice, choices in (
@@ -69,13 +94,6 @@ def make_schedule(
             raise UserError(
                 f"{field}.{choice}={config[choice]!r} is not one of {', '.join(choices)}"
             )
-    if warmup < 0:
-        raise UserError(f"{field}.warmup_steps={warmup}, expected at least 0")
-    if warmup >= num_steps:
-        raise UserError(
-            f"{field}.warmup_steps={warmup} must be less than the {num_steps} steps it is for: "
-            f"it would never reach its peak; add '--config.{field}.warmup_steps={num_steps // 10}'"
-        )
     begin = 0 if config.decay_from == "start" else warmup
     rest, end = num_steps - begin, config.end_factor * peak
     if name == "cosine":

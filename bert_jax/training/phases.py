@@ -188,6 +188,11 @@ def _entries(config: ml_collections.ConfigDict) -> tuple[Phase, ...]:
                     f"config.phases[{number}].optimizer has the field(s) {', '.join(unknown)}, "
                     "which config.optimizer has not"
                 )
+            # One of the phase's own counts, whatever the other is in the run; 0 steps are none.
+            if "warmup_fraction" in own:
+                overlaid.optimizer.warmup_steps = 0
+            elif "warmup_steps" in own:
+                overlaid.optimizer.warmup_fraction = 0.0
             overlaid.optimizer.update(own)
             own_field = f"phases[{number}].optimizer"
             tx = optimizer.make_optimizer(overlaid.optimizer, own_field)

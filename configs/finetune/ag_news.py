@@ -15,7 +15,7 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
     config = recipe("finetune/text_classification")
-    config.text_column = "title"
+    config.text_column = "title"  # column of the text
     config.text_pair_column = "description"
     config.labels = "1=World,2=Sports,3=Business,4=Sci/Tech"
     return config

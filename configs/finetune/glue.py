@@ -39,7 +39,7 @@ def get_config(arg: str = "sst2") -> ml_collections.ConfigDict:
         config.metric = metric
     else:
         config = recipe("finetune/text_regression")
-        config.label_column = "label"
+        config.label_column = "label"  # column of the label
     config.text_column = text_column
     config.text_pair_column = text_pair_column
     split = "validation_matched" if arg == "mnli" else "validation"

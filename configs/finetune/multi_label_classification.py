@@ -17,13 +17,13 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
     config = recipe("finetune/base")
-    config.task = "multi_label_classification"
-    config.text_column = "text"
+    config.task = "multi_label_classification"  # any number of labels of each text
+    config.text_column = "text"  # column of the text
     config.text_pair_column = ""  # the second text of a pair; "" for single texts
     # Tables: the columns of 0 and 1, one for each label, separated by commas. Without them a row
     # has a list of labels (.jsonl, hf:, tfds:), [] for none, in `label_column`.
     config.label_columns = ""
-    config.label_column = "labels"
+    config.label_column = "labels"  # column of the label
     # The labels in order, each "value in the file=name", or the value alone, separated by commas.
     # "" takes the columns, or the values of the training file, sorted.
     config.labels = ""

@@ -23,7 +23,7 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py and text_classification.py explain the fields."""
     config = recipe("finetune/text_classification")
-    config.text_column = "premise"
+    config.text_column = "premise"  # column of the text
     config.text_pair_column = "hypothesis"
     config.labels = "0=not_entailment,1=entailment"
     config.max_seq_length = 256

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     hf:NAME:SPLIT or tfds:NAME:SPLIT.
     """
     config = recipe("finetune/base")
-    config.task = "question_answering"
+    config.task = "question_answering"  # the span of a context that answers a question
     config.train_file = "hf:rajpurkar/squad:train"
     config.validation_file = "hf:rajpurkar/squad:validation"
     config.max_seq_length = 384

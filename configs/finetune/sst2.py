@@ -18,6 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = recipe("finetune/text_classification")
     config.train_file = "hf:nyu-mll/glue/sst2:train"
     config.validation_file = "hf:nyu-mll/glue/sst2:validation"
-    config.text_column = "sentence"
+    config.text_column = "sentence"  # column of the text
     config.labels = "0=negative,1=positive"
     return config

@@ -15,10 +15,10 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
     config = recipe("finetune/base")
-    config.task = "multiple_choice"
-    config.context_column = "sent1"
+    config.task = "multiple_choice"  # the choice that goes with a context
+    config.context_column = "sent1"  # column of what the choices belong to
     config.beginning_column = "sent2"  # what every choice continues; "" for none
-    config.choice_columns = "ending0,ending1,ending2,ending3"
+    config.choice_columns = "ending0,ending1,ending2,ending3"  # columns of the choices, with commas
     config.label_column = "label"  # the number of the right choice, from 0
     config.max_seq_length = 80
     config.batch_size = 16  # examples, of four sequences each (paper, section 4.4)

@@ -16,10 +16,10 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
     config = recipe("finetune/base")
-    config.task = "text_classification"
-    config.text_column = "text"
+    config.task = "text_classification"  # one class of each text, or of each pair
+    config.text_column = "text"  # column of the text
     config.text_pair_column = ""  # the second text of a pair; "" for single texts
-    config.label_column = "label"
+    config.label_column = "label"  # column of the label
     # The classes in order, each "value in the file=name", or the value alone, separated by commas
     # (names with a comma or "=" as JSON: {"a, b": "ab", "c": "c"}). "" takes the values of the
     # training file, sorted. Rows of -1 or "-" have no label, unless it is named here.

@@ -20,8 +20,8 @@ from bert_jax.config import recipe
 def get_config() -> ml_collections.ConfigDict:
     """The recipe; base.py explains the other fields."""
     config = recipe("finetune/base")
-    config.task = "text_regression"
-    config.text_column = "text"
+    config.task = "text_regression"  # a number of each text, or of each pair
+    config.text_column = "text"  # column of the text
     config.text_pair_column = ""  # the second text of a pair; "" for single texts
     config.label_column = "score"  # the numbers
     return config

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     tfds:NAME[/CONFIG]:SPLIT.
     """
     config = recipe("finetune/base")
-    config.task = "token_classification"
+    config.task = "token_classification"  # a label of each word
     config.word_index = 0  # CoNLL files: the column of the word, from 0 (CoNLL-U: 1)
     config.tag_index = -1  # CoNLL files: the column of the label; -1 is the last (CoNLL-U: 3, …)
     config.words_column = "tokens"  # .jsonl and data sets: the list of words

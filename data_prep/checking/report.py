@@ -5,12 +5,16 @@ import html
 import json
 from collections.abc import Iterator
 
+import numpy as np
 from etils import epath
 
-from bert_jax.data.records import Manifest
+from bert_jax.data import tokenizer as tokenizers
+from bert_jax.data.records import TOKEN_COUNTS, TOKENIZER, Manifest
 from data_prep.checking import examples, page
 from data_prep.checking.measures import Measure
 from data_prep.checking.tally import Tally
+
+MOST_TOKENS = 60  # of the commonest, on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +43,21 @@ def _value(measure: Measure) -> str:
 
 
 def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples: int) -> None:
-    """Writes the report as one HTML file with histograms and examples."""
+    """Writes the report as one HTML file with histograms, commonest tokens and examples."""
     manifest = Manifest.read(data_dir)
     histograms = {}
     for split, tally in report.tallies.items():
         if not tally.examples:  # all its shards are corrupted
             continue
-        histograms[f"{split}: tokens per example"] = tally.lengths
+        lengths = page.bars_of_counts(tally.lengths.tolist())
+        histograms[f"{split}: examples by length", "tokens per example"] = lengths
         if manifest.is_static:
-            histograms[f"{split}: predictions per example"] = tally.predictions
+            predictions = page.bars_of_counts(tally.predictions.tolist())
+            histograms[f"{split}: examples by predictions", "predictions per example"] = predictions
+        # Since format version 2.
+        if documents := manifest.statistics["splits"][split].get("document_lengths"):
+            name = f"{split}: documents by length", "tokens per document, from"
+            histograms[name] = page.bars_of_powers(documents)
     text = page.page(
         title=str(data_dir),
         is_healthy=report.is_healthy,
@@ -57,6 +67,7 @@ def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples
         ],
         problems=report.problems,
         histograms=histograms,
+        tokens=_commonest_tokens(report, data_dir),
         facts={name: str(value) for name, value in manifest.arguments.items()},
         examples=list(
             examples.first_examples(
@@ -65,6 +76,17 @@ def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples
         ),
     )
     epath.Path(path).write_text(text)
+
+
+def _commonest_tokens(report: Report, data_dir: str) -> list[tuple[str, float]]:
+    """Tokens with their shares of all; none where the files that say so are corrupted."""
+    if report.corrupted & {TOKEN_COUNTS, TOKENIZER}:
+        return []
+    vocab = tokenizers.load(epath.Path(data_dir) / TOKENIZER).vocab
+    with (epath.Path(data_dir) / TOKEN_COUNTS).open("rb") as file:
+        counts_V = np.load(file)
+    order = np.argsort(-counts_V, kind="stable")[:MOST_TOKENS]
+    return [(vocab[i], counts_V[i] / max(counts_V.sum(), 1)) for i in order if counts_V[i]]
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -392,10 +392,17 @@ def test_command(data_dir, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("[MASK]->") > 10 and "\nhealthy\n" in out
     text = page.read_text()
-    assert "train: tokens per example" in text and text.count("<svg") == 4
+    assert "train: examples by length" in text and text.count("<svg") == 6
+    assert "train: documents by length" in text and text.count("<li><code>") == 60
+    # On a narrow screen pictures and tables shrink or scroll, and colours follow the system's.
+    assert "name='viewport'" in text and "prefers-color-scheme: dark" in text
+    bars = re.findall(r"<title>\S+ tokens per example: ([\d,]+)</title>", text)
+    manifest = Manifest.read(data_dir)
+    counts = [manifest.num_examples(split) for split in manifest.splits]
+    assert sum(int(count.replace(",", "")) for count in bars) == sum(counts)
     # No network: nothing is loaded from elsewhere.
     assert not re.search(r"(src|href)=|url\(|@import|<script", text)
-    with pytest.raises(UserError, match="--workers is 0"):
+    with pytest.raises(SystemExit):  # argparse says why
         check_module.main([str(data_dir), "--workers=0"])
     with pytest.raises(UserError, match="--json prints no examples"):
         check_module.main([str(data_dir), "--json", "--examples=3"])

@@ -351,9 +351,9 @@ def test_question_answering(pretrained, tmp_path):
 
 
 def test_the_guides_commands_for_ones_own_files(pretrained, tmp_path, monkeypatch, capsys):
-    """Those of docs/finetuning.md as they stand there, but for fewer steps."""
+    """Those of docs/guides/finetuning.md as they stand there, but for fewer steps."""
     root = pathlib.Path(__file__).resolve().parents[2]
-    guide = (root / "docs/finetuning.md").read_text()
+    guide = (root / "docs/guides/finetuning.md").read_text()
     commands = re.findall(r"```\n(python -m bert_jax\.finetune [^`]*runs/(\w+)[^`]*)```", guide)
     commands = {name: shlex.split(text.replace("\\\n", " ")) for text, name in commands}
     (tmp_path / "configs").symlink_to(root / "configs")

@@ -1,4 +1,4 @@
-"""How many requests a run sends to its bucket, by number of shards: the table of docs/launch.md."""
+"""Requests of a run to its bucket, by number of shards: the table of docs/guides/launch.md."""
 
 import collections
 import pathlib

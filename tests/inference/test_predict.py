@@ -188,8 +188,8 @@ def test_embed_to_parquet(models, tmp_path, monkeypatch):
 
 
 def test_the_guides_logistic_regression(models, tmp_path, monkeypatch, capsys):
-    """The example of docs/inference.md, as it stands there."""
-    guide = pathlib.Path(__file__).resolve().parents[2] / "docs" / "inference.md"
+    """The example of docs/guides/inference.md, as it stands there."""
+    guide = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides" / "inference.md"
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "LogisticRegression" in block)
     rows = [f"{text},{stars}" for text, stars in zip(TEXTS * 4, "135" * 4, strict=True)]

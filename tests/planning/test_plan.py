@@ -123,7 +123,9 @@ def test_times_and_hours_follow_from_the_chip(config, slow_chip):
     result = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
     assert result.estimate == "roofline" and result.fits
     assert result.step_seconds == pytest.approx(result.flops / 1e9, rel=0.01)
-    assert result.utilisation == pytest.approx(result.model_flops / result.flops, rel=0.01)
+    assert result.model_flops_utilization == pytest.approx(
+        result.model_flops / result.flops, rel=0.01
+    )
     assert result.sequences_per_second == pytest.approx(16 / result.step_seconds)
     assert result.tokens_per_second == pytest.approx(16 * 32 / result.step_seconds)
     assert result.hours == pytest.approx(config.num_steps * result.step_seconds / 3600)
@@ -415,3 +417,22 @@ def test_the_planned_step_is_the_one_that_trains(config, data_dir):
     _, trained = step(fresh(), batch)
     _, planned = lowered.compile()(fresh(), batch, *step.constants)
     assert jax.device_get(planned) == jax.device_get(trained)
+
+
+def test_a_plan_is_judged_and_priced(config, slow_chip):
+    config.batch_size = 16
+    plan_of = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
+    assert report.judge(plan_of) == []  # FLOPs alone decide the time of this chip
+    small = dataclasses.replace(
+        plan_of, model_flops_utilization=0.07, collective_seconds=plan_of.step_seconds / 2
+    )
+    first_line, second_line = report.judge(small)
+    assert first_line == (
+        "16 sequences per device and microbatch, MFU 7%: too little work, try --sweep=batch_size"
+    )
+    assert "exposed communication is 50% of the step" in second_line
+    assert f"advice: {first_line}" in report.describe(small)
+    schedule = report.Schedule((first(config),), (plan_of,), (), "", price_per_chip_hour=2.0)
+    assert schedule.price == pytest.approx(2 * plan_of.chip_hours)
+    assert schedule.to_json()["price"] == schedule.price
+    assert "at 2 per chip-hour" in schedule.to_text()

@@ -48,3 +48,45 @@ def test_last_values_are_printed_and_returned(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     metrics.main([str(tmp_path)])
     assert "learning_rate  0.5\n" in capsys.readouterr().out
+
+
+def test_a_fine_tuning_has_panels_of_its_own_beside_a_pretraining(tmp_path, capsys):
+    for name, logged in (
+        (
+            "tuned",
+            {"loss": 0.7, "learning_rate": 1e-4, "eval_accuracy": 0.8, "eval_f1_of_a b": 0.5},
+        ),
+        ("pretrained", {"loss": 7.0, "mlm_loss": 6.0, "eval_mlm_loss": 6.1, "data_wait": 0.0}),
+    ):
+        (tmp_path / name).mkdir()
+        writer = telemetry.MetricWriter(tmp_path / name)
+        for step in (1, 2):
+            writer.write(step, logged)
+        writer.close()
+    runs = [str(tmp_path / name) for name in ("tuned", "pretrained")]
+    metrics.main([*runs, f"--plot={tmp_path / 'x.png'}"])
+    assert capsys.readouterr().out == (
+        f"wrote {tmp_path / 'x.png'}: training loss; metrics of the validation file; F1 by label, "
+        "on the validation file; learning rate; MLM loss (nats per masked token)\n"
+    )
+    assert curves.panels({"loss", "eval_accuracy", "step", "epoch"}) == {
+        "training loss": ("loss", {}),
+        "metrics of the validation file": ("", {"eval_accuracy": "accuracy"}),
+    }
+    names = {"mlm_loss", "eval_mlm_loss", "eval_b_mlm_loss"}
+    assert curves.panels(names | {"loss", "learning_rate", "eval_loss"}) == {
+        "MLM loss (nats per masked token)": (
+            "mlm_loss",
+            {"eval_b_mlm_loss": "held-out b", "eval_mlm_loss": "held-out"},
+        )
+    }
+
+
+def test_a_run_with_nothing_to_draw_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    writer = telemetry.MetricWriter(tmp_path / "run")
+    writer.write(1, {"data_wait": 0.5})
+    writer.close()
+    with pytest.raises(UserError, match=r"run has no metrics to draw: expected losses"):
+        metrics.main([str(tmp_path / "run"), f"--plot={tmp_path / 'x.png'}"])
+    assert not (tmp_path / "x.png").exists()

@@ -149,17 +149,6 @@ def test_nothing_there_reads_as_nothing(tmp_path):
     assert telemetry.read(tmp_path) == []
 
 
-def test_progress_shows_metrics_and_the_time_left(capsys, monkeypatch):
-    clock = iter([100.0, 110.0])
-    monkeypatch.setattr(telemetry.time, "monotonic", lambda: next(clock))
-    progress = telemetry.Progress(100)
-    progress.update(10, {"loss": 3.14159})
-    progress.update(20, {"loss": 3.0, "learning_rate": 1e-4})
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "step 10/100  loss 3.142"  # no speed known yet
-    assert second == "step 20/100  loss 3  learning_rate 1.00e-04  ETA 0:01:20"
-
-
 def test_speeds_leave_out_what_is_no_training(tmp_path, monkeypatch):
     clock = {"now": 0.0}
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: clock["now"])
@@ -211,8 +200,3 @@ def test_missing_wandb_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'bert_jax\[wandb\]'"):
         telemetry.MetricWriter(tmp_path, wandb_project="bert")
-
-
-def test_durations():
-    assert telemetry.duration(3725.4) == "1:02:05"
-    assert telemetry.duration(-1) == "0:00:00"

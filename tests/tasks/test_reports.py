@@ -1,5 +1,7 @@
 """Reports label by label, against scikit-learn and seqeval."""
 
+import itertools
+
 import numpy as np
 import pytest
 import seqeval.metrics
@@ -81,3 +83,39 @@ def test_class_weights_are_sklearns():
     )
     np.testing.assert_allclose(ours / ours.sum(), theirs / theirs.sum(), rtol=1e-6)
     np.testing.assert_allclose(classes.class_weights("0.5,1,4", labels, examples), [1, 2, 8])
+
+
+def test_long_names_and_counts_have_room_in_the_picture(tmp_path, monkeypatch):
+    """No label runs into its neighbour, and no count out of its cell."""
+    from matplotlib import pyplot
+
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    labels = [f"a class with a rather long name, number {i}" for i in range(9)]
+    reports.draw_confusion(
+        np.full((9, 9), 1_234_567), labels, epath.Path(tmp_path / "confusion.png")
+    )
+    figure = pyplot.gcf()
+    axis = figure.axes[0]
+    for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
+        boxes = [tick.get_window_extent() for tick in ticks]
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+        assert all(box.width > 0 and box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+    cell = axis.get_window_extent().width / 9
+    assert len(axis.texts) == 81
+    assert all(text.get_window_extent().width <= cell for text in axis.texts)
+    pyplot.close("all")
+
+
+def test_f1_of_each_label_is_logged_where_there_are_few():
+    lines = [{"label": "a", "prediction": p} for p in "ab"]
+    found = reports.label_f1("text_classification", ["a", "b"], lines)
+    assert found == {"f1_of_a": pytest.approx(2 / 3), "f1_of_b": 0.0}
+    entities = [{"labels": ["B-X", "O"], "predictions": ["B-X", "O"]}]
+    assert reports.label_f1("token_classification", ["O", "B-X"], entities) == {"f1_of_X": 1.0}
+    several = [{"labels": ["a"], "predictions": ["a", "b"]}]
+    found = reports.label_f1("multi_label_classification", ["a", "b"], several)
+    assert found == {"f1_of_a": 1.0, "f1_of_b": 0.0}
+    assert reports.label_f1("text_regression", [], [{"prediction": 0.5}]) == {}
+    many = [f"{i}" for i in range(50)]
+    lines = [{"label": x, "prediction": x} for x in many]
+    assert reports.label_f1("text_classification", many, lines) == {}

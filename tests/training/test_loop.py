@@ -353,12 +353,12 @@ def test_the_end_is_announced_when_the_last_checkpoint_is_there(config, tmp_path
     config.optimizer.warmup_steps = 1
     there = {}
 
-    def note(progress, text):
+    def note(report, text):
         there[text.split(":")[0]] = [
             sorted(p.name for p in (tmp_path / name).glob("*")) for name in ("checkpoints", "best")
         ]
 
-    monkeypatch.setattr(telemetry.Progress, "note", note)
+    monkeypatch.setattr(reporting.Reporter, "note", note)
     loop.train_and_evaluate(config, tmp_path, show=True)
     assert there["finished"] == [["2"], ["2", "best.json"]]
 

@@ -11,7 +11,7 @@ from bert_jax.cli import UserError
 from bert_jax.models import heads
 from bert_jax.parallel import sharding
 from bert_jax.training import optimizer, phases
-from configs import bert_large_lamb, bert_tiny
+from configs import bert_base, bert_large_lamb, bert_tiny
 
 STEPS, WARMUP = 30, 5
 
@@ -423,3 +423,28 @@ def test_clips_at_the_global_norm(settings):
 def test_warmup_longer_than_the_run_is_refused(settings):
     with pytest.raises(UserError, match="warmup_steps=5 must be less than the 5 steps"):
         optimizer.make_schedule(settings, WARMUP)
+
+
+def test_warm_up_as_a_share_follows_the_run_s_length(settings):
+    settings.update(warmup_steps=0, warmup_fraction=0.1)
+    for num_steps, warmup in ((1_000, 100), (40, 4), (9, 0)):
+        schedule = optimizer.make_schedule(settings, num_steps)
+        peak = max(warmup - 1, 0)
+        assert float(schedule(peak)) == pytest.approx(settings.learning_rate, rel=1e-6)
+        assert peak == 0 or float(schedule(peak - 1)) < settings.learning_rate
+    settings.warmup_steps = 3  # given, it counts
+    assert optimizer.count_warmup_steps(settings, 1_000) == 3
+    assert optimizer.count_warmup_steps(bert_base.get_config().optimizer, 1_000_000) == 10_000
+    settings.update(warmup_steps=0, warmup_fraction=1.5)
+    with pytest.raises(
+        UserError, match=r"warmup_fraction=1\.5, expected at least 0 and less than 1"
+    ):
+        optimizer.make_schedule(settings, 10)
+
+
+def test_a_phase_s_own_share_counts_whatever_the_run_s_steps():
+    config = bert_large_lamb.get_config()
+    config.phases[1].optimizer = {"warmup_fraction": 0.5}
+    _, second = phases.resolve(config)
+    peak = second.start + (second.stop - second.start) // 2 - 1
+    assert float(second.schedule(peak)) == pytest.approx(6e-3, rel=1e-3)
