@@ -1,5 +1,6 @@
 """bert_jax.load: every method beside transformers' eager outputs, on a workdir and an export."""
 
+import shutil
 import subprocess
 import sys
 
@@ -266,3 +267,25 @@ def test_answer_with_the_settings_of_the_fine_tuning(tmp_path):
         spans = model.answer(["the film"], TEXTS[:1], top_k=50, null_threshold=float("inf"))[0]
         assert spans["prediction"] and all(x["text"] for x in spans["n_best"])
         assert max(len(x["text"].split()) for x in spans["n_best"]) <= 2
+
+
+def test_a_model_with_more_rows_than_the_tokenizer_has_tokens(directories, tmp_path):
+    """As many published models, padded to a round number: the surplus rows are no answer."""
+    export = directories["pretraining"][1]
+    theirs = transformers.BertForMaskedLM.from_pretrained(export)
+    count = theirs.config.vocab_size
+    theirs.resize_token_embeddings(count + 6)
+    with torch.no_grad():
+        theirs.cls.predictions.bias[count:] = 50.0
+    shutil.copytree(export, tmp_path / "padded")
+    theirs.save_pretrained(tmp_path / "padded")
+    ours = bert_jax.load(tmp_path / "padded")
+    assert ours.module.config.vocab_size == count + 6
+    batch = transformers.AutoTokenizer.from_pretrained(export)(
+        ["the [MASK] was"], return_tensors="pt"
+    )
+    logits = theirs(**batch).logits[0, 2, :count]
+    best = logits.softmax(-1).topk(3)
+    (mask,) = ours.fill_mask(["the [MASK] was"], top_k=3)[0]["masks"]
+    assert [x["token"] for x in mask] == [ours.tokenizer.vocab[i] for i in best.indices]
+    np.testing.assert_allclose([x["score"] for x in mask], best.values.detach(), atol=1e-5)

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from small_model import SIZES, TOKENIZER
+from small_run import make_tokenizer
 
 from bert_jax import pretrain
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.models import heads
+from bert_jax.models import architectures, heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.models.stacking import unstack_layers
 from bert_jax.parallel import distributed, program_cache, sharding
@@ -32,14 +34,12 @@ def new_state(model):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A workdir of MODEL, with another seed."""
-    import ml_collections
-
     directory = tmp_path_factory.mktemp("source") / "run"
     module = heads.PretrainingModel(MODEL)
     params = jax.device_get(heads.init_params(module, jax.random.key(1)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), params)
-    config = ml_collections.ConfigDict({"model": SIZES})
+    config = ConfigDict({"model": SIZES})
     checkpoint.save_params(directory, params, config, TOKENIZER, 3)
     return directory
 
@@ -75,6 +75,20 @@ def test_longer_tables_keep_their_rows(source, added, scan_layers, caplog):
     assert f"{added} ids are new" in caplog.text and "stand for other" not in caplog.text
     assert f"word_embeddings/embedding {count} of {total} rows (there {count})" in caplog.text
     assert "position_embeddings/embedding 40 of 80 rows" in caplog.text
+
+
+def test_a_run_at_a_learning_rate_of_zero_keeps_the_rows_that_it_began_with(config, tmp_path):
+    fields = config.model.to_dict() | {"vocab_size": 60, "max_position_embeddings": 20}
+    model = architectures.make_config(fields)
+    params = jax.device_get(heads.init_params(heads.PretrainingModel(model), jax.random.key(1)))
+    words = Tokenizer(make_tokenizer().vocab[:60])  # the data's have 40 more
+    checkpoint.save_params(tmp_path / "old", params, ConfigDict({"model": fields}), words, 3)
+    config.update(init_from=str(tmp_path / "old"), num_steps=2, eval_every=0, checkpoint_every=2)
+    config.optimizer.update(learning_rate=0.0, warmup_steps=0)
+    pretrain.run(config, tmp_path / "run")
+    got, old = (tables(checkpoint.load(tmp_path / run).params) for run in ("run", "old"))
+    for name, rows in (("word", 60), ("position", 20), ("bias", 60)):
+        np.testing.assert_array_equal(got[name][:rows], old[name][:rows], err_msg=name)
 
 
 def test_new_tokens_begin_as_the_mean_of_their_pieces(source):
