@@ -53,7 +53,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def brief(error: BaseException) -> str:
     """An error of another library in one line: 'ValueError: the first line of its message'."""
-    lines = str(error).strip().splitlines()
+    lines = [line[:500] for line in str(error).strip().splitlines()]
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
@@ -125,7 +125,14 @@ def use_patient_buckets() -> None:
 
 
 def prepare_buckets(argv: Sequence[str]) -> None:
-    """`use_patient_buckets` where a command line names one: in each process of the command."""
+    """`use_patient_buckets` where a command line names one: in each process of the command.
+
+    Raises:
+      UserError: gs:/ with one slash, which would be a local folder of that name.
+    """
+    for argument in argv:
+        if re.search(r"(?:^|[=,])gs:/?(?!/)", argument.replace("gs://", "")):
+            raise UserError(f"{argument}: expected gs://BUCKET/PATH, with two slashes")
     if any("gs://" in argument for argument in argv):
         use_patient_buckets()
 
@@ -229,12 +236,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         os.environ["JAX_PLATFORMS"] = "cpu"
         if jax:
             jax.config.update("jax_platforms", "cpu")
-    prepare_buckets(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Log()], force=True)
     # Orbax and absl report every file they touch at INFO: only their warnings are for the user.
     for noisy in ("absl", "orbax", "jax", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
+        prepare_buckets(argv)
         code = main(argv)
     except SystemExit as ended:  # argparse: --help, or a flag that there is not
         code = ended.code

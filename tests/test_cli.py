@@ -108,3 +108,14 @@ def test_the_tpu_extra_without_a_tpu_leaves_the_cpu(tmp_path, monkeypatch):
     assert cli._has_libtpu_alone(tmp_path)
     (tmp_path / "dev/vfio/0").touch()
     assert not cli._has_libtpu_alone(tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["--workdir=gs:/b/run", "--input=a.txt,gs:b/c", "gs:/b"])
+def test_a_bucket_with_one_slash_is_no_local_folder(argument):
+    with pytest.raises(cli.UserError, match="expected gs://BUCKET/PATH, with two slashes"):
+        cli.prepare_buckets(["--output=tags:/x", argument])
+    cli.prepare_buckets(["--output=tags:/x", "--x=log:/y"])
+
+
+def test_a_long_line_of_another_library_is_cut():
+    assert len(cli.brief(ValueError("x" * 9999))) < 600

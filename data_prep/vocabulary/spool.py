@@ -35,9 +35,9 @@ class Spool:
         self._options = options
 
     def __enter__(self) -> "Spool":
+        parts = corpus.list_parts(self._options.input, self._options.field)
         self._directory = tempfile.TemporaryDirectory()
         self._path = os.path.join(self._directory.name, "documents.jsonl.zst")
-        parts = corpus.list_parts(self._options.input, self._options.field)
         compressor = zstandard.ZstdCompressor(level=1)
         try:
             with (
