@@ -143,10 +143,10 @@ class Stage:
         self._first = self._first or (done, now)
         self._last, self._fields = (done, now), list(fields)
         is_due = now - self._kept >= max(KEEP_SECONDS, KEEP_SHARE * (now - self._begun))
-        if self._show and (is_due or (self._every and not self._bar)):
+        if self._show and (is_due or (self._every and self._bar is None)):
             self._kept = now
             say("  ".join([*filter(None, [self._name]), *self._texts()]))
-        if self._bar:
+        if self._bar is not None:
             self._bar.n = min(done, self._total or done)
             if now - self._drawn >= _LEAST_SECONDS:
                 self._drawn = now
@@ -154,7 +154,7 @@ class Stage:
 
     def close(self) -> None:
         """Takes the live line away."""
-        if self._bar:
+        if self._bar is not None:  # one without a total has no truth value
             self._ended.set()
             self._ticking.join()
             self._bar.close()
@@ -166,7 +166,7 @@ class Stage:
         self.close()
 
     def _tick(self) -> None:
-        while self._bar and not self._ended.wait(1.0):
+        while self._bar is not None and not self._ended.wait(1.0):
             self._bar.refresh()
 
     def _texts(self) -> list[str]:

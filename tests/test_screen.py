@@ -23,6 +23,8 @@ def main(argv):
             time.sleep(0.15)
             fields = [f"step {step:,}/10,000", "loss 6.321", screen.ETA, "1,307 sequences/s"]
             stage.update(step, [*fields, "mlm_loss 5.630", "nsp_loss 0.6910"])
+        with screen.Stage("compiling"):  # which has no total
+            time.sleep(1.2)
         logging.warning("evaluated")
 
 cli.run(main)
@@ -53,6 +55,7 @@ def test_a_terminal_shows_what_counts_most_and_no_line_is_cut(columns, last):
     assert "evaluated" in lines  # stays, on a line of its own
     (line,) = {line for line in lines if "1,010" in line}
     assert "step 1,010/10,000  loss 6.321  ETA 0:" in line and line.endswith(last)
+    assert any(line.startswith("compiling  0:00:01") for line in lines)  # time goes on
     assert max(map(len, lines)) <= columns
 
 
