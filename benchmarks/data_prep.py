@@ -30,7 +30,7 @@ from etils import epath
 from bert_jax.data import masking
 from bert_jax.data import tokenizer as tokenizers
 from data_prep.examples import shards, writers
-from data_prep.examples.fast_encoder import FastEncoder
+from data_prep.examples.encoders import make_encoder
 from data_prep.examples.token_store import Store
 from data_prep.options import BuildOptions
 from data_prep.running.local import tokenize_units
@@ -112,7 +112,7 @@ def stage_times(text: pathlib.Path, tokenizer_name: str, duplicates: int) -> dic
     watch = Stopwatch()
     tokenizer = tokenizers.load(tokenizer_name)
     [part] = corpus.list_parts([str(text)])
-    encoder = FastEncoder(tokenizer)
+    encoder = make_encoder(tokenizer)
     everything: list[str] = []
     for unit in watch.iterate("read", corpus.read_units(part)):
         documents, _ = watch("parse", parsing.parse_unit, unit)

@@ -1,8 +1,9 @@
 """Command: what a trained model says of texts, one JSON object a line.
 
-Lines are texts (for fill-mask with [MASK]). In a .jsonl file, with --jsonl, and for answer and
-choose always, they are JSON objects. Also what bert_jax.finetune reads is read: .csv and .tsv
-files, data sets (hf:, tfds:), CoNLL (tag) and SQuAD's .json (answer). The fields are
+Lines are texts (for fill-mask with the tokenizer's mask: [MASK], <mask>). In a .jsonl file, with
+--jsonl, and for answer and choose always, they are JSON objects. Also what bert_jax.finetune reads
+is read: .csv and .tsv files, data sets (hf:, tfds:), CoNLL (tag) and SQuAD's .json (answer). The
+fields are
   classify, embed, fill-mask   text (and text_pair: the second text of a pair)
   zero-shot                    text
   tag                          tokens: a list of words; or text
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         ("tag", "the labels of words, and the entities they make"),
         ("answer", "the span of a context that answers a question"),
         ("choose", "the choice that goes with a context"),
-        ("fill-mask", "the likeliest tokens for each [MASK]"),
+        ("fill-mask", "the likeliest tokens for each mask ([MASK], <mask>: the tokenizer's)"),
         ("zero-shot", "the fitting one of any labels, by a model of textual entailment"),
         ("embed", "a vector of a text"),
     ):

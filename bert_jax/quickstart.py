@@ -123,8 +123,8 @@ def masked_sentences(
             if not 8 <= len(here) <= 16 or not known or not sentence[0].isupper():
                 continue
             word = known[len(known) // 2]
-            masked = re.sub(rf"\b{word}\b", "[MASK]", sentence, count=1)
-            if len(tokenizer.encode(masked)) > max_seq_length - 2:
+            masked = re.sub(rf"\b{word}\b", tokenizer.roles.mask, sentence, count=1)
+            if len(tokenizer.encode(masked)) > max_seq_length - tokenizer.num_special(1):
                 continue
             found[masked] = word.lower()
             break

@@ -1,4 +1,4 @@
-"""Trains a WordPiece vocabulary, or extends one with the words of a domain.
+"""Trains a vocabulary, or extends one with the words of a domain.
 
     python -m data_prep.vocab --input='wiki/*.jsonl.gz' --output=TOKENIZER_DIR --vocab_size=30522
 
@@ -6,7 +6,6 @@ The result is a function of the text and the options alone: the same on every ru
 """
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 
 from etils import epath
@@ -15,10 +14,12 @@ from bert_jax import cli as command_line
 from bert_jax.cli import HelpFormatter, UserError
 from bert_jax.data import tokenizer as tokenizers
 from data_prep.options import split_sources
+from data_prep.vocabulary import bpe, unigram, wordpiece
 from data_prep.vocabulary.extension import extend
-from data_prep.vocabulary.options import VocabOptions
+from data_prep.vocabulary.options import VocabOptions, add_vocab_flags
 from data_prep.vocabulary.result import Vocabulary
-from data_prep.vocabulary.wordpiece import DEFAULT_VOCAB_SIZE, train
+
+TRAINERS = {"wordpiece": wordpiece.train, "bpe": bpe.train, "unigram": unigram.train}
 
 
 def run(
@@ -38,19 +39,25 @@ def run(
       UserError: unusable input, output or tokenizer, or a size with no room.
     """
     if from_tokenizer is None:
-        return train(options, output)
+        return TRAINERS[options.checked().kind](options, output)
     if options.strip_accents is not None:
         raise UserError(
             "--strip_accents is for new vocabularies: that of --from_tokenizer says itself what is "
             "done to text"
         )
-    return extend(tokenizers.load(from_tokenizer), options, output)
+    base = tokenizers.load(from_tokenizer)
+    if not isinstance(base, tokenizers.WordPieceTokenizer):
+        raise UserError(
+            f"--from_tokenizer={from_tokenizer} is a {base.kind} tokenizer: expected a WordPiece "
+            "one, whose words can be extended (pieces of the other kinds depend on one another)"
+        )
+    return extend(base, options, output)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.vocab",
-        description="Trains a WordPiece vocabulary, the same on every run; or, with "
+        description="Trains a vocabulary, the same on every run; or, with "
         "--from_tokenizer, adds the words of a domain to an existing one.",
         epilog="SOURCE is as for python -m data_prep.build.",
         formatter_class=HelpFormatter,
@@ -70,46 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR_OR_NAME",
         help="extend this tokenizer: [unused…] slots first, then new ids up to --vocab_size",
     )
-    defaults = {field.name: field.default for field in dataclasses.fields(VocabOptions)}
-    for name, text in (
-        ("lowercase", "lowercase the text; --no-lowercase for a cased vocabulary"),
-        (
-            "strip_accents",
-            "strip accents and other marks; by default as text is lowercased. Hindi, Thai, "
-            "Japanese and others lose letters by it: --no-strip_accents",
-        ),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            action=argparse.BooleanOptionalAction,
-            default=defaults[name],
-            help=text,
-        )
-    for name, text in (
-        (
-            "vocab_size",
-            f"number of tokens; by default {DEFAULT_VOCAB_SIZE}, or that of --from_tokenizer",
-        ),
-        (
-            "alphabet_size",
-            "the most letters to keep, rarer ones become [UNK]; by default as many as suit the "
-            "text and --vocab_size",
-        ),
-        (
-            "max_word_length",
-            "a longer word is [UNK]; by default 100 as in BERT, or that of --from_tokenizer",
-        ),
-    ):
-        parser.add_argument(f"--{name}", type=int, help=text)
-    for name, text in (
-        ("field", "the text field of JSON and Parquet"),
-        ("min_frequency", "a piece occurs so many times at least"),
-        ("max_mb", "read so many megabytes of text at most, from all files"),
-        ("max_decode_errors", "stop where a larger share of bytes is not UTF-8"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=type(defaults[name]), default=defaults[name], help=text
-        )
+    add_vocab_flags(parser)
     return parser
 
 

@@ -11,7 +11,7 @@ from bert_jax.runs import checkpoint
 from configs.finetune import text_classification
 
 WORDS = ("good", "fine", "bad", "poor", "film", "plot", "the", "a", "was", "very", "and", "##s")
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
+TOKENIZER = tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS))
 SIZES = {
     "vocab_size": TOKENIZER.vocab_size,
     "hidden_size": 32,

@@ -5,7 +5,9 @@ import transformers
 from bert_jax.data import tokenizer
 
 WORDS = ("the", "capital", "of", "france", "is", "paris", "how", "many", "?", ".", ",", "##s")
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *WORDS, *(f"w{i}" for i in range(183))))
+TOKENIZER = tokenizer.WordPieceTokenizer(
+    (*tokenizer.SPECIAL_TOKENS, *WORDS, *(f"w{i}" for i in range(183)))
+)
 SIZES = {
     "vocab_size": TOKENIZER.vocab_size,
     "hidden_size": 32,

@@ -24,7 +24,7 @@ VOCAB_SIZE, LENGTH, PREDICTIONS, PROBABILITY = 100, 32, 5, 0.3
 
 def make_tokenizer() -> tokenizer.Tokenizer:
     words = [f"w{i}" for i in range(VOCAB_SIZE - len(tokenizer.SPECIAL_TOKENS))]
-    return tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *words))
+    return tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *words))
 
 
 def make_examples(count: int, seed: int, shortest: int) -> np.ndarray:

@@ -17,7 +17,7 @@ TEXTS = [
 
 def test_guesses_mask_whole_words_and_tell_their_rank(tmp_path):
     words = ("multiple", "overridden", "of", "##s")
-    vocabulary = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *words))
+    vocabulary = tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *words))
     workdir, _ = random_model(tmp_path, "pretraining", [], tokenizer=vocabulary)
     model = bert_jax.load(workdir, max_seq_length=18)
     text = TEXTS[0].replace("overridden", "[MASK]")

@@ -216,6 +216,7 @@ class Split:
         predictions = examples["masked_lm_positions"].shape[1]
         weights_BM = np.arange(predictions) < examples["num_masked"][:, None]
         second_BL = (positions_L >= second_start_B1) & (positions_L < num_tokens_B1)
+        second_BL &= self.tokenizer.writes_token_types
         return {
             "input_ids": examples["input_ids"].astype(np.int32),
             "attention_mask": (positions_L < num_tokens_B1).astype(np.int32),

@@ -14,17 +14,17 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError, brief
-from bert_jax.data import tokenizer_files
+from bert_jax.data import tokenizer
 from bert_jax.huggingface import config_json
 
 _WRITTEN = re.compile(
     r"(config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|vocab\.txt|README\.md)"
+    r"|vocab\.txt|vocab\.json|merges\.txt|README\.md)"
 )
 # Of a repository on the hub: the files that are read, and of the weights the first kind there is.
 _SMALL_FILES = (
-    *tokenizer_files.FILES,
+    *tokenizer.FILES,
     *("config.json", "modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
 )
 _WEIGHTS = {

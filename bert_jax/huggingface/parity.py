@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import VOCABULARIES, Tokenizer
 from bert_jax.huggingface.keys import PRETRAINING, HeadClass
 from bert_jax.models import architectures, heads
 from bert_jax.models.architectures import EncoderConfig
@@ -259,9 +259,9 @@ def _source_tokenizer(transformers: Any, loaded: workdirs.Loaded) -> Any:
     """
     directory = pathlib.Path(loaded.config.get("imported_from", ""))
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if not names & {"tokenizer.json", "vocab.txt"}:
+    if not names & {*VOCABULARIES}:
         return None
-    if "tokenizer.json" in names:
+    if "vocab.txt" not in names or "tokenizer.json" in names:
         return transformers.AutoTokenizer.from_pretrained(str(directory))
     # A vocabulary whose case is not known: transformers takes it for uncased.
     case = {"do_lower_case": loaded.tokenizer.lowercase}

@@ -183,7 +183,7 @@ class Model(Forward):
         return self._list("zero_shot", records, labels=labels, template=template)
 
     def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[Record]:
-        """The likeliest tokens: [{"masks": [[{"token", "score"}, … top_k] per [MASK]]}, …]."""
+        """The likeliest tokens: [{"masks": [[{"token", "score"}, … top_k] per mask]}, …]."""
         return self._list("fill_mask", records_of(text=texts), top_k=top_k)
 
     def tag(self, texts: Sequence[str | Sequence[str]]) -> list[Record]:
@@ -295,7 +295,7 @@ class Model(Forward):
                 raise UserError(f"template={options['template']!r} has no {{}} for the label")
 
     def check_masks(self, records: Iterable[Record]) -> None:
-        """Raises UserError for a text whose [MASK] is not among the tokens that are read."""
+        """Raises UserError for a text whose mask is not among the tokens that are read."""
         remaining = iter(records)
         while chunk := list(itertools.islice(remaining, CHUNK)):
             predictions.mask_rows(self, chunk)

@@ -146,9 +146,9 @@ def word_offsets(model: Forward, text: str) -> list[tuple[int, int]]:
 
     word_offsets(model, "I can't.") -> [(0, 1), (2, 5), (5, 6), (6, 7), (7, 8)]
     """
-    encoding = model.tokenizer.backend.encode(text, add_special_tokens=False)
+    ((ids, offsets),) = model.tokenizer.encode_with_offsets([text])
     places: list[tuple[int, int]] = []
-    for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+    for i, (start, end) in zip(ids, offsets, strict=True):
         if places and model.tokenizer.is_continuation_V[i]:
             places[-1] = (places[-1][0], end)
         else:
@@ -227,7 +227,7 @@ def fill_mask(model: Forward, records: Sequence[Record], top_k: int = 5) -> Iter
         yield {
             "masks": [
                 [
-                    {"token": tokenizer.vocab[token], "score": float(prob)}
+                    {"token": tokenizer.decode([token]), "score": float(prob)}
                     for prob, token in zip(probs_MK[m], tokens_MK[m], strict=True)
                 ]
                 for m in range(len(found))

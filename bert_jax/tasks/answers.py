@@ -1,7 +1,7 @@
 """Extractive question answering: the answer is a span of the context (paper, sections 4.2, 4.3).
 
 Contexts longer than the model takes are read in overlapping windows. A window without the answer
-points to [CLS]; so does every window of a question that has none.
+points to the first token; so does every window of a question that has none.
 """
 
 import collections
@@ -57,7 +57,7 @@ class QuestionAnswering:
         self._config = config
         self._tokenizer = tokenizer
         self.may_have_none = False  # whether "" may be predicted
-        room = config.max_seq_length - config.max_question_length - 3
+        room = config.max_seq_length - config.max_question_length - tokenizer.num_special(2)
         if config.doc_stride > room:
             raise UserError(
                 f"config.doc_stride={config.doc_stride} is more than the {room} context tokens "
@@ -78,23 +78,23 @@ class QuestionAnswering:
         encodings = dict(
             zip(
                 contexts,
-                tokenizer.backend.encode_batch([*contexts], add_special_tokens=False),
+                tokenizer.encode_with_offsets(contexts),
                 strict=True,
             )
         )
         features = []
         for i, example in enumerate(examples):
             question_ids = tokenizer.encode(example.question)[: config.max_question_length]
-            encoding = encodings[example.context]
-            span = _token_span(example, encoding.offsets)
-            room = config.max_seq_length - len(question_ids) - 3
+            context_ids, offsets = encodings[example.context]
+            span = _token_span(example, offsets)
+            room = config.max_seq_length - len(question_ids) - tokenizer.num_special(2)
+            first = len(tokenizer.prefix_ids) + len(question_ids) + len(tokenizer.middle_ids)
             start = 0
             while True:
-                end = min(start + room, len(encoding.ids))
+                end = min(start + room, len(context_ids))
                 ids, segments = join(
-                    tokenizer, question_ids, encoding.ids[start:end], config.max_seq_length
+                    tokenizer, question_ids, context_ids[start:end], config.max_seq_length
                 )
-                first = len(question_ids) + 2
                 starts = ends = 0
                 if span and start <= span[0] and span[1] < end:
                     starts, ends = (token - start + first for token in span)
@@ -104,9 +104,9 @@ class QuestionAnswering:
                     "starts": starts,
                     "ends": ends,
                 }
-                window = Window(first, start, tuple(encoding.offsets[start:end]))
+                window = Window(first, start, tuple(offsets[start:end]))
                 features.append(Feature(arrays, example=i, origin=window))
-                if end == len(encoding.ids):
+                if end == len(context_ids):
                     break
                 start += config.doc_stride
         return features

@@ -128,7 +128,8 @@ class TokenClassification:
         A feature's origin is the places of its words' first pieces.
         """
         pieces: dict[str, list[int]] = {}  # most words come often
-        room = self._config.max_seq_length - 2
+        room = self._config.max_seq_length - self._tokenizer.num_special(1)
+        before = len(self._tokenizer.prefix_ids)
         features = []
         for i, words in enumerate(sentences):
             start = 0
@@ -138,16 +139,15 @@ class TokenClassification:
                 for word in words[start:]:
                     if word not in pieces:
                         # A word of control characters alone has no pieces.
-                        pieces[word] = self._tokenizer.encode(word) or [self._tokenizer.unk_id]
+                        found = self._tokenizer.encode_word(word)
+                        pieces[word] = found or [self._tokenizer.unknown_id]
                     word_ids = pieces[word][:room]
                     if len(ids) + len(word_ids) > room:
                         break
-                    firsts.append(len(ids) + 1)
+                    firsts.append(len(ids) + before)
                     ids += word_ids
-                arrays = {
-                    "input_ids": [self._tokenizer.cls_id, *ids, self._tokenizer.sep_id],
-                    "token_type_ids": [0] * (len(ids) + 2),
-                }
+                laid_out, types = self._tokenizer.lay_out(ids)
+                arrays = {"input_ids": laid_out, "token_type_ids": types}
                 features.append(Feature(arrays, example=i, origin=firsts))
                 start += len(firsts)
         return features

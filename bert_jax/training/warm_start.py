@@ -13,7 +13,7 @@ from etils import epath
 
 from bert_jax import files, loading
 from bert_jax.cli import UserError
-from bert_jax.data.tokenizer import CONTINUATION_PREFIX, Tokenizer
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models import architectures
 from bert_jax.models.architectures import COMPUTE_FIELDS, EncoderConfig
 from bert_jax.models.stacking import is_stacked, stack_layers
@@ -194,8 +194,8 @@ def _pieces_of_new_tokens(theirs: Tokenizer, ours: Tokenizer) -> dict[int, list[
     pieces = {}
     for i, token in enumerate(ours.vocab):
         if token and token not in theirs.ids:
-            ids = theirs.encode(token.removeprefix(CONTINUATION_PREFIX))
-            if ids and theirs.unk_id not in ids:
+            ids = theirs.encode(ours.surface(i))
+            if ids and theirs.unknown_id not in ids:
                 pieces[i] = ids
     return pieces
 

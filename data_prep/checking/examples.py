@@ -40,7 +40,8 @@ def format_example(
         ):
             seen, true = words[position], escape(tokenizer.vocab[original])
             words[position] = styles["seen"].format(seen) + "->" + styles["true"].format(true)
-    words = [styles["special"].format(w) if w in ("[CLS]", "[SEP]") else w for w in words]
+    around = tokenizer.layout.tokens
+    words = [styles["special"].format(w) if w in around else w for w in words]
     names = {"nsp": ("IsNext, ", "random, "), "sop": ("in order, ", "swapped, ")}
     of_objective = names.get(manifest.arguments["objective"])
     label = of_objective[example["next_sentence_label"]] if of_objective else ""

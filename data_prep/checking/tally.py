@@ -81,10 +81,14 @@ def tally_examples(examples: np.ndarray, manifest: Manifest, tokenizer: Tokenize
     second_start_E = examples["second_start"].astype(np.int64)
     is_good_E = (num_tokens_E >= 3) & (num_tokens_E <= L) & (second_start_E <= num_tokens_E)
     is_good_E &= (input_ids_EL < tokenizer.vocab_size).all(1)
-    safe_last_E = np.clip(num_tokens_E - 1, 0, L - 1)
-    is_good_E &= input_ids_EL[:, 0] == tokenizer.cls_id
-    is_good_E &= input_ids_EL[row_E, safe_last_E] == tokenizer.sep_id
-    is_good_E &= input_ids_EL[row_E, np.clip(second_start_E - 1, 0, L - 1)] == tokenizer.sep_id
+    prefix, suffix = tokenizer.prefix_ids, tokenizer.suffix_ids
+    is_good_E &= (input_ids_EL[:, : len(prefix)] == prefix).all(1)
+    for back, token in enumerate(reversed(suffix)):
+        is_good_E &= input_ids_EL[row_E, np.clip(num_tokens_E - 1 - back, 0, L - 1)] == token
+    is_pair_E = second_start_E < num_tokens_E
+    for back, token in enumerate(reversed(tokenizer.middle_ids)):
+        found_E = input_ids_EL[row_E, np.clip(second_start_E - 1 - back, 0, L - 1)]
+        is_good_E &= (found_E == token) | ~is_pair_E
     is_good_E &= ((input_ids_EL == tokenizer.pad_id) | ~is_padding_EL).all(1)
     if manifest.is_static:
         config = MaskingConfig.from_arguments(manifest.arguments)
@@ -111,7 +115,7 @@ def tally_examples(examples: np.ndarray, manifest: Manifest, tokenizer: Tokenize
         tally.special_masked = int(tokenizer.is_special_V[in_vocabulary].sum())
         tally.special_drawn = int((tokenizer.is_special_V[found_clipped] & is_other).sum())
     else:
-        # The loader masks: a [MASK] here would be one that it cannot predict.
+        # The loader masks: a mask here would be one that it cannot predict.
         is_good_E &= (input_ids_EL != tokenizer.mask_id).all(1)
     tally.malformed = int(E - is_good_E.sum())
     return tally

@@ -4,12 +4,13 @@ Lowercasing strips nonspacing marks unless the tokenizer says otherwise. Of 'é'
 Hindi it takes vowel signs, of Japanese voicing, of Thai tones, so that different words become one.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from tokenizers import normalizers
 
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import Tokenizer, WordPieceTokenizer
 
 _CODE_POINTS = 0x110000
 _BLANKS = [ord(blank) for blank in " \t\n\r\u00a0\u3000"]
@@ -19,17 +20,22 @@ class MarkCounter:
     """Counts characters, and those of them that a tokenizer strips of marks."""
 
     def __init__(self, tokenizer: Tokenizer):
-        flags = {"lowercase": tokenizer.lowercase}
-        self._stripped = normalizers.BertNormalizer(
-            strip_accents=tokenizer.strip_accents, **flags
-        ).normalize_str
-        self._kept = normalizers.BertNormalizer(strip_accents=False, **flags).normalize_str
+        normalizer = tokenizer.backend.normalizer
+        self._stripped = normalizer.normalize_str if normalizer else str
+        self._kept = None
+        if isinstance(tokenizer, WordPieceTokenizer):
+            kept = normalizers.BertNormalizer(strip_accents=False, lowercase=tokenizer.lowercase)
+            self._kept = kept.normalize_str
         self._is_changed: dict[str, bool] = {}
 
     def is_changed(self, character: str) -> bool:
         """Whether a mark is removed ('\\u0941') or taken from its letter ('が' -> 'か')."""
         if (known := self._is_changed.get(character)) is None:
-            known = self._stripped(character) != self._kept(character)
+            stripped = self._stripped(character)
+            if self._kept is None:
+                known = _count_marks(stripped) < _count_marks(character)
+            else:
+                known = stripped != self._kept(character)
             self._is_changed[character] = known
         return known
 
@@ -55,3 +61,8 @@ class MarkCounter:
             name = character if letters else f"\u25cc{character}"
             shown.append(f"{name} -> {letters}" if letters else f"{name} removed")
         return ", ".join(shown)
+
+
+def _count_marks(text: str) -> int:
+    decomposed = unicodedata.normalize("NFKD", text)
+    return sum(unicodedata.category(character) == "Mn" for character in decomposed)

@@ -138,9 +138,11 @@ def shard_entries(
     return documents[order].astype(np.int64), duplicates[order].astype(np.int64)
 
 
-def _pairs(store: Store, options: ShardOptions, shard: int, count: int) -> Iterator[_Spans]:
+def _pairs(
+    store: Store, options: ShardOptions, tokenizer: Tokenizer, shard: int, count: int
+) -> Iterator[_Spans]:
     """Yields pairs of segments, truncated, a few hundred at a time."""
-    budget = options.max_seq_length - 3
+    budget = options.max_seq_length - tokenizer.num_special(2)
     balance = pairing.IsNextBalance()
     numbers = _PairGenerator(options.seed)
     sources = sorted(store.documents_of_source)
@@ -203,10 +205,13 @@ def _truncated(rng: np.random.Generator, rows: Sequence[tuple[int, ...]], budget
     )
 
 
-def _packed(store: Store, options: ShardOptions, shard: int, count: int) -> Iterator[_Spans]:
+def _packed(
+    store: Store, options: ShardOptions, tokenizer: Tokenizer, shard: int, count: int
+) -> Iterator[_Spans]:
     """Yields single-segment examples of whole sentences, a few hundred at a time."""
     packer = pairing.SentencePacker(
-        options.max_seq_length - 2, cross_documents=options.objective == "full_sentences"
+        options.max_seq_length - tokenizer.num_special(1),
+        cross_documents=options.objective == "full_sentences",
     )
     examples: list[list[tuple[int, int]]] = []
     documents, _ = shard_entries(store, options, shard, count)
@@ -235,36 +240,47 @@ def _unlabelled(examples: list[list[tuple[int, int]]]) -> _Spans:
 def assemble(
     tokens: np.ndarray, spans: _Spans, tokenizer: Tokenizer, max_seq_length: int, dtype: np.dtype
 ) -> np.ndarray:
-    """Lays tokens out as [CLS] span [SEP] span [SEP] …, padded; returns a struct array [E].
+    """Lays tokens out as the tokenizer does, padded; returns a struct array [E].
+
+    Pairs as its layout of two segments, other examples as that of one, with a separator between two
+    spans: [CLS] span [SEP] span [SEP] ….
 
     Args:
       tokens: the ids of all spans, one after another.
       spans: lengths and labels; an example with a label has two spans, segments A and B.
-      tokenizer: for the ids of the special tokens.
+      tokenizer: for the special tokens.
       max_seq_length: L.
       dtype: records.example_dtype.
     """
     E = len(spans.spans_E)
+    has_label_E = spans.label_E != NO_NEXT_SENTENCE_LABEL
+    prefix, suffix = tokenizer.prefix_ids, tokenizer.suffix_ids
+    middle = tokenizer.middle_ids if has_label_E.all() else [tokenizer.separator_id]
     example_P = np.repeat(np.arange(E), spans.spans_E)
-    end_P = np.cumsum(spans.length_P + 1)  # one [SEP] a span
+    end_P = np.cumsum(spans.length_P + len(middle))
     first_P = np.cumsum(spans.spans_E) - spans.spans_E
-    before_E = (end_P - spans.length_P - 1)[first_P]
-    start_P = 1 + end_P - spans.length_P - 1 - before_E[example_P]
-    num_tokens_E = 1 + np.add.reduceat(spans.length_P + 1, first_P)
+    before_E = (end_P - spans.length_P - len(middle))[first_P]
+    start_P = len(prefix) + end_P - spans.length_P - len(middle) - before_E[example_P]
+    length_E = np.add.reduceat(spans.length_P + len(middle), first_P) - len(middle)
+    num_tokens_E = len(prefix) + length_E + len(suffix)
     flat_start_P = example_P * max_seq_length + start_P
     token_start_P = np.cumsum(spans.length_P) - spans.length_P
     where = np.repeat(flat_start_P - token_start_P, spans.length_P) + np.arange(len(tokens))
     input_ids_EL = np.full((E, max_seq_length), tokenizer.pad_id, tokens.dtype)
-    input_ids_EL[:, 0] = tokenizer.cls_id
+    input_ids_EL[:, : len(prefix)] = prefix
     flat = input_ids_EL.reshape(-1)
     flat[where] = tokens
-    flat[flat_start_P + spans.length_P] = tokenizer.sep_id
+    is_last_P = np.append(example_P[1:] != example_P[:-1], True)
+    for i, token in enumerate(middle):
+        flat[(flat_start_P + spans.length_P + i)[~is_last_P]] = token
+    for i, token in enumerate(suffix):
+        flat[(flat_start_P + spans.length_P + i)[is_last_P]] = token
     examples = np.zeros(E, dtype)
     examples["input_ids"] = input_ids_EL
     examples["num_tokens"] = num_tokens_E
     examples["next_sentence_label"] = spans.label_E
-    has_label_E = spans.label_E != NO_NEXT_SENTENCE_LABEL
-    examples["second_start"] = np.where(has_label_E, 2 + spans.length_P[first_P], num_tokens_E)
+    second_start_E = len(prefix) + spans.length_P[first_P] + len(middle)
+    examples["second_start"] = np.where(has_label_E, second_start_E, num_tokens_E)
     return examples
 
 
@@ -333,7 +349,7 @@ class ShardExamples:
             max_seq_length=self._options.max_seq_length,
             dtype=self.dtype,
         )
-        for spans in make(self._store, self._options, self._shard, self._count):
+        for spans in make(self._store, self._options, self._tokenizer, self._shard, self._count):
             tokens = self._store.tokens(spans.start_P.tolist(), spans.length_P.tolist())
             self.token_counts_V += np.bincount(tokens, minlength=len(self.token_counts_V))
             self.counts["truncated_examples"] += int((spans.dropped_E > 0).sum())

@@ -30,7 +30,7 @@ from etils import epath
 from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
-from data_prep.examples.fast_encoder import FastEncoder
+from data_prep.examples.encoders import Encoder
 from data_prep.sources import corpus, parsing
 from data_prep.sources.documents import sentences
 
@@ -55,7 +55,7 @@ def content_hash(text: str) -> int:
 
 def tokenize_unit(
     unit: corpus.Unit,
-    encoder: FastEncoder,
+    encoder: Encoder,
     directory: epath.Path,
     *,
     language: str,
@@ -67,7 +67,7 @@ def tokenize_unit(
     found: list[str] = []
     sentence_ends = []
     for document in documents:
-        found.extend(sentences(document, language, sentence_per_line))
+        found.extend(encoder.of_document(sentences(document, language, sentence_per_line)))
         sentence_ends.append(len(found))
     ids, lengths, long_words_S = encoder.encode(found)
     lengths, pieces_per_sentence = _cut_long(lengths)
@@ -277,7 +277,7 @@ class _SplitWriter:
         counts["tokens"] += len(ids)
         counts["sentences"] += len(sentence_lengths)
         counts["documents"] += len(document_sentences)
-        counts["unknown_tokens"] += int((ids == self._tokenizer.unk_id).sum())
+        counts["unknown_tokens"] += int((ids == self._tokenizer.unknown_id).sum())
         counts["words"] += int((~self._tokenizer.is_continuation_V[ids]).sum())
         so_far = self._documents_of_source.get(source, 0)
         self._documents_of_source[source] = so_far + len(document_sentences)

@@ -29,7 +29,7 @@ from bert_jax.data.records import (
 )
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.examples import token_store, writers
-from data_prep.examples.fast_encoder import FastEncoder
+from data_prep.examples.encoders import Encoder, make_encoder
 from data_prep.examples.shards import ShardExamples, count_shards
 from data_prep.examples.tfrecord import write_tfrecord
 from data_prep.examples.token_store import SPLITS, Store
@@ -69,8 +69,8 @@ class Job:
         return self.units / f"{name}.npz"
 
     @functools.cached_property
-    def encoder(self) -> FastEncoder:
-        return FastEncoder(self.tokenizer)
+    def encoder(self) -> Encoder:
+        return make_encoder(self.tokenizer)
 
 
 def input_files(parts: Iterable[corpus.Part]) -> dict[str, list[int]]:

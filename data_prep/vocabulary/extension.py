@@ -7,7 +7,7 @@ from etils import epath
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as bert_tokenizer
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import WordPieceTokenizer
 from data_prep.vocabulary.options import VocabOptions, require_writable
 from data_prep.vocabulary.result import Vocabulary, count_pieces, measure
 from data_prep.vocabulary.spool import Spool
@@ -17,7 +17,7 @@ _UNUSED = re.compile(r"\[unused\d+\]").fullmatch
 
 
 def extend(
-    base: Tokenizer, options: VocabOptions, output: epath.PathLike | None = None
+    base: WordPieceTokenizer, options: VocabOptions, output: epath.PathLike | None = None
 ) -> Vocabulary:
     """Adds to a vocabulary the words of a text that it cuts into most pieces.
 

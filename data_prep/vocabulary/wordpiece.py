@@ -7,17 +7,20 @@ from etils import epath
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as bert_tokenizer
-from bert_jax.data.tokenizer import CONTINUATION_PREFIX, SPECIAL_TOKENS, Tokenizer
-from bert_jax.data.tokenizer_files import MAX_WORD_LENGTH
+from bert_jax.data.tokenizer import (
+    CONTINUATION_PREFIX,
+    MAX_WORD_LENGTH,
+    SPECIAL_TOKENS,
+    WordPieceTokenizer,
+)
 from data_prep.examples.marks import MarkCounter
 from data_prep.progress import Progress
 from data_prep.vocabulary import alphabet
 from data_prep.vocabulary.options import VocabOptions, require_writable
-from data_prep.vocabulary.result import Vocabulary, measure
+from data_prep.vocabulary.result import Vocabulary, measure, warn_if_smaller
 from data_prep.vocabulary.spool import Spool
 from data_prep.vocabulary.words import characters_of, long_runs, words_of
 
-DEFAULT_VOCAB_SIZE = 30522
 # Share of the text's characters that may lose a mark without a warning.
 MAX_STRIPPED = 0.005
 _log = logging.getLogger(__name__)
@@ -38,12 +41,12 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Vocabu
     """
     require_writable(output)
     options = options.checked()
-    vocab_size = DEFAULT_VOCAB_SIZE if options.vocab_size is None else options.vocab_size
+    vocab_size = options.size
     longest = MAX_WORD_LENGTH if options.max_word_length is None else options.max_word_length
     # What it does to text before it cuts words is settled already.
-    empty = Tokenizer(
+    empty = WordPieceTokenizer(
         SPECIAL_TOKENS,
-        options.lowercase,
+        options.is_lowercase,
         options.strip_accents,
         max_word_length=longest,
     )
@@ -93,23 +96,19 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Vocabu
             backend.train_from_iterator(texts, trainer)
     ids = backend.get_vocab(with_added_tokens=True)
     # Rebuilt from the list, so that the letters are ordinary tokens again.
-    tokenizer = Tokenizer(
+    tokenizer = WordPieceTokenizer(
         tuple(sorted(ids, key=ids.__getitem__)),
-        options.lowercase,
+        options.is_lowercase,
         options.strip_accents,
         max_word_length=longest,
     )
-    if tokenizer.vocab_size < vocab_size:
-        _log.warning(
-            f"the text gives only {tokenizer.vocab_size} pieces that occur "
-            f"{options.min_frequency} times, fewer than --vocab_size={vocab_size}"
-        )
+    warn_if_smaller(tokenizer, vocab_size, options)
     if output is not None:
         bert_tokenizer.save(tokenizer, output)
     return measure(tokenizer, words)
 
 
-def _warn_of_stripped_marks(pieces: dict[str, int], tokenizer: Tokenizer) -> None:
+def _warn_of_stripped_marks(pieces: dict[str, int], tokenizer: WordPieceTokenizer) -> None:
     marks = MarkCounter(tokenizer)
     characters = characters_of(pieces)
     stripped = sum(n for character, n in characters.items() if marks.is_changed(character))

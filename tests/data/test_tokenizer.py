@@ -32,7 +32,7 @@ TEXTS = ["The mankind, unaffable man!", "Naïve the\tthe.", "xyzzy went", "[MASK
 
 def make(lowercase: bool, strip_accents: bool | None = None) -> tokenizer.Tokenizer:
     vocab = (*tokenizer.SPECIAL_TOKENS, *WORDS)
-    return tokenizer.Tokenizer(vocab, lowercase, strip_accents)
+    return tokenizer.WordPieceTokenizer(vocab, lowercase, strip_accents)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_transformers_reads_what_we_write(tmp_path, lowercase, strip_accents):
 
 def test_casing_changes_ids_and_fingerprint():
     assert make(True).encode("The") == [make(True).ids["the"]]
-    assert make(False).encode("The") == [make(False).unk_id]
+    assert make(False).encode("The") == [make(False).unknown_id]
     assert make(True).fingerprint != make(False).fingerprint
     # As German and Turkish models are.
     assert make(True, False).encode("Naïve") == [make(True).ids["naïve"]]

@@ -144,7 +144,7 @@ def theirs_of(directory, ours):
 def test_ids_are_those_of_transformers_or_refused(with_json, tmp_path):
     """Every kind, and every pair of kinds: 120 directories of each form."""
     read, refused = [], []
-    tokenizer.save(tokenizer.Tokenizer(VOCAB), tmp_path / "base")
+    tokenizer.save(tokenizer.WordPieceTokenizer(VOCAB), tmp_path / "base")
     (tmp_path / "base" / ("vocab.txt" if with_json else "tokenizer.json")).unlink()
     pairs = [(kind,) for kind in KINDS] + [*itertools.combinations(KINDS, 2)]
     for pair in pairs:
@@ -210,13 +210,18 @@ def test_added_tokens_beside_a_vocabulary(tmp_path):
     )
     ours = tokenizer.load(tmp_path / "dir")
     assert ours.encode("the drug1 sun [DRUG]") == [5, 12, 6, 11]
-    assert ours.vocab_size == 13 and ours.fingerprint != tokenizer.Tokenizer(ours.vocab).fingerprint
+    assert (
+        ours.vocab_size == 13
+        and ours.fingerprint != tokenizer.WordPieceTokenizer(ours.vocab).fingerprint
+    )
     # Text of others has marks of entities, and no masks.
     assert ours.text_backend.encode("[MASK] [DRUG]").ids == [1, 1, 1, 11]
 
 
 def test_a_gap_and_another_vocab_txt(tmp_path, caplog):
-    whole = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, "the", "sun", "hole", "river", "##s"))
+    whole = tokenizer.WordPieceTokenizer(
+        (*tokenizer.SPECIAL_TOKENS, "the", "sun", "hole", "river", "##s")
+    )
     tokenizer.save(whole, tmp_path)
     edit_json(tmp_path, lambda value: value["model"]["vocab"].pop("hole"))
     (tmp_path / "vocab.txt").write_text(
@@ -242,7 +247,7 @@ def test_a_gap_and_another_vocab_txt(tmp_path, caplog):
     ],
 )
 def test_crafted_vocabularies_are_refused(change, message, tmp_path):
-    tokenizer.save(tokenizer.Tokenizer(VOCAB), tmp_path)
+    tokenizer.save(tokenizer.WordPieceTokenizer(VOCAB), tmp_path)
     edit_json(tmp_path, lambda value: value["model"].update(change))
     with pytest.raises(UserError, match=message):
         tokenizer.load(tmp_path)
@@ -263,7 +268,7 @@ def test_crafted_vocabularies_are_refused(change, message, tmp_path):
     ],
 )
 def test_crafted_files_are_refused(file, fields, message, tmp_path):
-    tokenizer.save(tokenizer.Tokenizer(VOCAB), tmp_path)
+    tokenizer.save(tokenizer.WordPieceTokenizer(VOCAB), tmp_path)
     edit(tmp_path / file, **fields)
     with pytest.raises(UserError, match=message):
         tokenizer.load(tmp_path)
@@ -271,9 +276,11 @@ def test_crafted_files_are_refused(file, fields, message, tmp_path):
 
 def test_a_length_of_words_of_its_own(tmp_path):
     """Its class is one of which transformers takes tokenizer.json as it is."""
-    ours = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, "a", "##a"), max_word_length=120)
+    ours = tokenizer.WordPieceTokenizer(
+        (*tokenizer.SPECIAL_TOKENS, "a", "##a"), max_word_length=120
+    )
     tokenizer.save(ours, tmp_path)
-    assert tokenizer.load(tmp_path) == ours and ours.encode("a" * 121) == [ours.unk_id]
+    assert tokenizer.load(tmp_path) == ours and ours.encode("a" * 121) == [ours.unknown_id]
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("a" * 110)["input_ids"][1:-1] == ours.encode("a" * 110)
     edit(tmp_path / "tokenizer_config.json", tokenizer_class="BertTokenizer")

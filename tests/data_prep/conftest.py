@@ -4,7 +4,7 @@ import pytest
 from corpora import WORDS, make_documents, write_jsonl
 
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, WordPieceTokenizer
 from data_prep.build import BuildOptions
 from data_prep.build import run as build
 
@@ -14,7 +14,7 @@ def tokenizer() -> Tokenizer:
     """Whole words, all ASCII letters and their '##' forms."""
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
     pieces = ["##" + c for c in letters if c.isalnum()]
-    return Tokenizer((*SPECIAL_TOKENS, *letters, *pieces, *WORDS[40:]))
+    return WordPieceTokenizer((*SPECIAL_TOKENS, *letters, *pieces, *WORDS[40:]))
 
 
 @pytest.fixture(scope="session")

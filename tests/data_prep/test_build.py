@@ -72,7 +72,7 @@ def test_statistics_are_those_of_the_examples(built, tokenizer):
     token_counts = np.load(directory / "token_counts.npy")
     flat = np.concatenate([ids for ids in unmasked(examples)])
     expected = np.bincount(flat, minlength=tokenizer.vocab_size)
-    expected[[tokenizer.cls_id, tokenizer.sep_id]] = 0
+    expected[[tokenizer.start_id, tokenizer.separator_id]] = 0
     assert np.array_equal(token_counts, expected)
     chance = expected[expected > 0] / expected.sum()
     entropy = -(chance * np.log(chance)).sum()
@@ -91,8 +91,8 @@ def test_segments_are_text_of_one_document_each(built, corpus_file, tokenizer):
         chosen = examples[rng.sample(range(len(examples)), min(len(examples), 150))]
         for example, ids in zip(chosen, unmasked(chosen), strict=True):
             second = int(example["second_start"])
-            assert ids[0] == tokenizer.cls_id
-            assert ids[second - 1] == ids[-1] == tokenizer.sep_id
+            assert ids[0] == tokenizer.start_id
+            assert ids[second - 1] == ids[-1] == tokenizer.separator_id
             a, b = (" ".join(map(str, part)) for part in (ids[1 : second - 1], ids[second:-1]))
             homes_a = {i for i, document in enumerate(documents) if a in document}
             homes_b = {i for i, document in enumerate(documents) if b in document}

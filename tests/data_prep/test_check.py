@@ -232,8 +232,8 @@ def test_special_tokens_in_masks_are_counted(data_dir, tokenizer):
     manifest = Manifest.read(data_dir)
     [examples] = read_examples(data_dir / manifest.splits["train"][0].name, manifest.dtype)
     examples = examples.copy()
-    examples["masked_lm_ids"][0, 0] = tokenizer.cls_id
-    examples["input_ids"][0, examples["masked_lm_positions"][0, 0]] = tokenizer.sep_id
+    examples["masked_lm_ids"][0, 0] = tokenizer.start_id
+    examples["input_ids"][0, examples["masked_lm_positions"][0, 0]] = tokenizer.separator_id
     tally = tally_examples(examples, manifest, tokenizer)
     assert (tally.special_masked, tally.special_drawn) == (1, 1)
 

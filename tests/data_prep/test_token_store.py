@@ -11,8 +11,8 @@ from etils import epath
 
 from bert_jax import files
 from data_prep.examples import token_store
-from data_prep.examples.fast_encoder import FastEncoder
 from data_prep.examples.token_store import Store, choose_split
+from data_prep.examples.wordpiece_encoder import WordPieceEncoder
 from data_prep.sources import corpus
 
 UINT = np.uint64
@@ -22,7 +22,7 @@ def make_store(directory, tokenizer, units, fraction=0.1, smallest=1, deduplicat
     """Tokenises lists of texts, one unit each of source 0, 1, … and merges them."""
     directory = epath.Path(directory)
     (directory / "units").mkdir(parents=True)
-    encoder = FastEncoder(tokenizer)
+    encoder = WordPieceEncoder(tokenizer)
     for i, texts in enumerate(units):
         token_store.tokenize_unit(
             corpus.Unit(f"{i:03d}-000000-000000", "stream", texts=tuple(texts)),

@@ -12,7 +12,7 @@ from corpora import WORDS, make_documents, write_jsonl
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer as tokenizers
-from bert_jax.data.tokenizer import SPECIAL_TOKENS, AddedToken, Tokenizer
+from bert_jax.data.tokenizer import SPECIAL_TOKENS, AddedToken, WordPieceTokenizer
 from data_prep import vocab
 from data_prep.sources import corpus
 from data_prep.vocabulary import alphabet
@@ -217,7 +217,7 @@ def test_an_output_that_cannot_be_made_is_found_before_training(tmp_path, corpus
         vocab.main(arguments)
 
 
-BASE = Tokenizer(
+BASE = WordPieceTokenizer(
     (*SPECIAL_TOKENS, "[unused0]", "[unused1]", *"abcdefghijklmnopqrstuvwxyz.", "the")
     + tuple("##" + c for c in "abcdefghijklmnopqrstuvwxyz")
 )
@@ -249,7 +249,7 @@ def test_extension_appends(domain, tmp_path):
 
 
 def test_extension_without_room(domain):
-    full = Tokenizer(tuple(t for t in BASE.vocab if "unused" not in t))
+    full = WordPieceTokenizer(tuple(t for t in BASE.vocab if "unused" not in t))
     with pytest.raises(UserError, match=r"no \[unused…\] slots: give a --vocab_size"):
         extend(full, domain)
 

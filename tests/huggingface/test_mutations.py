@@ -41,7 +41,7 @@ def base(tmp_path_factory):
     directory = tmp_path_factory.mktemp("mutations") / "base"
     added = tuple(tokenizer.AddedToken(x, in_vocabulary=False) for x in ("[E1]", "[E2]"))
     vocab = (*TOKENIZER.vocab, "[E1]", "[E2]")
-    tokenizer.save(tokenizer.Tokenizer(vocab, added=added), directory)
+    tokenizer.save(tokenizer.WordPieceTokenizer(vocab, added=added), directory)
     config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
     labels = {"id2label": {"0": "a", "1": "b"}, "problem_type": None}
     sizes = SIZES | {"vocab_size": len(vocab)}

@@ -12,7 +12,7 @@ from bert_jax.tasks import answers as qa
 from bert_jax.tasks.base import Feature
 from configs.finetune import squad, squad2
 
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
+TOKENIZER = tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
 
 
 def test_squad_scores():

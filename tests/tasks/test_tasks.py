@@ -16,7 +16,7 @@ from bert_jax.tasks.answers import read_squad
 from bert_jax.tasks.tokens import read_sentences
 from configs.finetune import token_classification
 
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
+TOKENIZER = tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
 
 
 def test_join_cuts_as_transformers_does(tmp_path):

@@ -16,7 +16,7 @@ from bert_jax.tasks.text import MultiLabelClassification, TextClassification, Te
 from configs.finetune import glue, multi_label_classification, text_regression
 from configs.finetune import text_classification as recipe
 
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
+TOKENIZER = tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
 
 
 def read(path, rows, **fields):

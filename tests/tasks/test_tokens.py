@@ -10,7 +10,7 @@ from bert_jax.data import tokenizer
 from bert_jax.tasks.tokens import TaggedSentence, TokenClassification, read_sentences
 from configs.finetune import token_classification as recipe
 
-TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
+TOKENIZER = tokenizer.WordPieceTokenizer((*tokenizer.SPECIAL_TOKENS, *(f"w{i}" for i in range(50))))
 
 
 def settings(**fields):

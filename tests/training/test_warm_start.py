@@ -12,7 +12,7 @@ from small_run import make_tokenizer
 
 from bert_jax import pretrain
 from bert_jax.cli import UserError
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.models import architectures, heads
 from bert_jax.models.bert import BertConfig
 from bert_jax.models.stacking import unstack_layers
@@ -107,7 +107,7 @@ def test_new_tokens_begin_as_the_mean_of_their_pieces(source):
 
 
 def test_shorter_tables_are_cut(source):
-    tokenizer = Tokenizer(TOKENIZER.vocab[:120])
+    tokenizer = WordPieceTokenizer(TOKENIZER.vocab[:120])
     model = dataclasses.replace(MODEL, vocab_size=120, max_position_embeddings=16)
     state = warm_start.warm_start(new_state(model), str(source), model, tokenizer)
     got, old = tables(state.params), tables(checkpoint.load(source).params)

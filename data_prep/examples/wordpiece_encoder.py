@@ -10,41 +10,18 @@ punctuation, invisible characters.
 import itertools
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
-from bert_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bert_jax.data.tokenizer import WordPieceTokenizer
 from data_prep.examples.marks import MarkCounter
+from data_prep.examples.piece_table import Encoded, PieceTable
 
 # Runs without space and ASCII punctuation, or one ASCII punctuation mark.
 split_pieces = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
-_MAX_CACHED = 100_000  # pieces, about 40 MB: more than 99 % of running English text
 
 
-class _Index(dict):
-    """piece -> row; a piece that is not there yet gets the next row."""
-
-    def __missing__(self, piece: str) -> int:
-        row = self[piece] = len(self)
-        return row
-
-
-class Encoded(NamedTuple):
-    """What sentences became.
-
-    Attributes:
-      ids: of all sentences, one after another.
-      length_S: how many each sentence has.
-      long_words_S: how many words of it are [UNK] for their length, whatever their letters.
-    """
-
-    ids: np.ndarray
-    length_S: np.ndarray
-    long_words_S: np.ndarray
-
-
-class FastEncoder:
+class WordPieceEncoder:
     """Encodes sentences with `tokenizer`; the ids are those of its Rust backend, exactly.
 
     Special tokens written out in the text ("[MASK]") are ordinary text here: three pieces.
@@ -53,23 +30,20 @@ class FastEncoder:
       marks: counts what the tokenizer's normalisation strips.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: WordPieceTokenizer):
         self._backend = tokenizer.text_backend
         # Added tokens may have blanks and punctuation in them, and take blanks along.
-        self._has_pieces = all(token.content in SPECIAL_TOKENS for token in tokenizer.added)
+        self._has_pieces = all(token.content in tokenizer.roles for token in tokenizer.added)
         self.marks = MarkCounter(tokenizer)
         self._max_word = tokenizer.max_word_length
         self._lowercase = tokenizer.lowercase
         self._is_continuation_V = tokenizer.is_continuation_V
         self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        self._clear()
+        self._table = PieceTable(self._dtype)
 
-    def _clear(self) -> None:
-        self._rows = _Index()
-        self._starts = np.zeros(0, np.int64)  # of each row's ids in _ids
-        self._lengths = np.zeros(0, np.int64)
-        self._ids = np.zeros(0, self._dtype)
-        self._long_words = np.zeros(0, np.int64)  # in each row's piece
+    def of_document(self, sentences: Iterable[str]) -> Iterable[str]:
+        """The sentences of a document as they are encoded: blanks around them are no matter."""
+        return sentences
 
     def encode(self, sentences: Iterable[str]) -> Encoded:
         """['Hello, hello', 'you'] -> (ids [7592, 1010, 7592, 2017], lengths [3, 1], [0, 0]).
@@ -78,10 +52,9 @@ class FastEncoder:
         """
         if not self._has_pieces:
             return self._encode_whole(list(sentences))
-        if len(self._rows) > _MAX_CACHED:
-            self._clear()
-        row_of = self._rows.__getitem__
-        known = len(self._rows)
+        table = self._table
+        table.clear_if_full()
+        row_of = table.rows.__getitem__
         rows: list[int] = []
         ends: list[int] = []
         for sentence in sentences:
@@ -90,19 +63,8 @@ class FastEncoder:
                 sentence = sentence.lower()
             rows.extend(map(row_of, split_pieces(sentence)))
             ends.append(len(rows))
-        self._add_pieces(list(self._rows)[known:] if len(self._rows) > known else [])
-        row_N = np.array(rows, np.int64)
-        length_N = self._lengths[row_N]
-        end_N = np.cumsum(length_N)
-        # Where each output id is read from: its piece's start plus its place within the piece.
-        source = np.repeat(self._starts[row_N] - (end_N - length_N), length_N)
-        source += np.arange(len(source))
-        ids = self._ids[source]
-        token_ends = np.concatenate([[0], end_N])[np.array(ends, np.int64)]
-        lengths = np.diff(token_ends, prepend=0)
-        long_words = np.concatenate([[0], np.cumsum(self._long_words[row_N])])
-        long_words_S = np.diff(long_words[np.array(ends, np.int64)], prepend=0)
-        return Encoded(ids, lengths, long_words_S)
+        self._add_pieces(table.new_pieces)
+        return table.take(rows, ends)
 
     def _encode_whole(self, sentences: list[str]) -> Encoded:
         ids, lengths = self._flat_ids(sentences)
@@ -129,11 +91,8 @@ class FastEncoder:
         start_N[is_plain_N] = starts
         length_N[~is_plain_N] = other_lengths
         start_N[~is_plain_N] = len(flat) + np.cumsum(other_lengths) - other_lengths
-        self._starts = np.concatenate([self._starts, len(self._ids) + start_N])
-        self._lengths = np.concatenate([self._lengths, length_N])
-        self._ids = np.concatenate([self._ids, flat, other_ids])
         long_words = np.fromiter(map(self._count_long_words, pieces), np.int64, len(pieces))
-        self._long_words = np.concatenate([self._long_words, long_words])
+        self._table.add(np.concatenate([flat, other_ids]), start_N, length_N, long_words)
 
     def _count_long_words(self, piece: str) -> int:
         # Normalisation makes at most four characters of one (a Greek vowel with three marks).

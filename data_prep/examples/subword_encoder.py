@@ -1,0 +1,155 @@
+"""Text to the ids of BPE and Unigram tokenizers, equal to the Rust tokenizer and faster.
+
+GPT-2's and SentencePiece's tokenizers cut text at blanks before they look for pieces, so that words
+are independent, as in BERT's (wordpiece_encoder.py): each distinct word, with the blank before it,
+goes to the Rust tokenizer once. What normalisation does to a letter may reach over a blank all the
+same (a character that becomes a blank, a combining mark), so every word that is not plain ASCII is
+also encoded among two others: where that gives other ids, its sentences are encoded as a whole, as
+are those with a token that is looked for in the text before it is cut into words. A tokenizer of
+another construction gets every sentence as a whole.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.tokenizer import SubwordTokenizer
+from data_prep.examples.marks import MarkCounter
+from data_prep.examples.piece_table import Encoded, PieceTable
+
+# Where GPT-2's pattern certainly cuts ASCII text; a word with another character is left to it.
+_GPT2_PIECES = re.compile(
+    r" ?[!-~]*[^!-~\s]\S*"
+    r"|'(?:[sdmt]|ll|ve|re)"
+    r"| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+"
+).findall
+_IRREGULAR_BLANKS = re.compile(r"[^\S ]|  |^ $| $").search
+# Normalisers that look at a character and its neighbours within a word, as far as ASCII goes.
+_LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled", "Nmt", "Strip"}
+
+
+class SubwordEncoder:
+    """Encodes sentences with `tokenizer`; the ids are those of its Rust backend, exactly.
+
+    Special tokens written out in the text ("<mask>") are ordinary text here.
+
+    Attributes:
+      marks: counts what the tokenizer's normalisation strips.
+    """
+
+    def __init__(self, tokenizer: SubwordTokenizer):
+        self._backend = tokenizer.text_backend
+        self.marks = MarkCounter(tokenizer)
+        self._word_prefix = tokenizer.word_prefix
+        self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        self._table = PieceTable(self._dtype)
+        self._whole: set[int] = set()  # rows of pieces that depend on what is beside them
+        parts = json.loads(self._backend.to_str())
+        self._split = _splitter(parts)
+        added = [x for x in parts["added_tokens"] if not x["content"].startswith("\0")]
+        contents = "|".join(re.escape(fields["content"]) for fields in added)
+        self._finds_added = re.compile(contents).search if added else None
+        normalizer = self._backend.normalizer
+        is_normalized = any(fields["normalized"] for fields in added)
+        self._normalize = normalizer.normalize_str if normalizer and is_normalized else None
+
+    def of_document(self, sentences: Iterable[str]) -> Iterator[str]:
+        """The sentences of a document as they are encoded: as if they were one text, so that all
+        but the first begin with a blank where the tokenizer tells words within a text by it.
+        """
+        for i, sentence in enumerate(sentences):
+            yield f"{self._word_prefix if i else ''}{sentence.strip()}"
+
+    def encode(self, sentences: Iterable[str]) -> Encoded:
+        """The ids of all sentences, one after another, and how many each has.
+
+        The text is expected without control characters (`documents.clean`).
+        """
+        table = self._table
+        table.clear_if_full()
+        if not table.rows:
+            self._whole.clear()
+        sentences = list(sentences)
+        row_of = table.rows.__getitem__
+        rows: list[int] = []
+        ends: list[int] = []
+        for sentence in sentences:
+            rows.extend(map(row_of, self._pieces(sentence)))
+            ends.append(len(rows))
+        self._add_pieces(table.new_pieces)
+        if not self._whole.isdisjoint(rows):
+            kept: list[int] = []
+            for i, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+                found = rows[start:end]
+                if len(found) > 1 and not self._whole.isdisjoint(found):
+                    found = [row_of(sentences[i])]
+                kept += found
+                ends[i] = len(kept)
+            rows = kept
+            self._add_pieces(table.new_pieces)
+        return table.take(rows, ends)
+
+    def _pieces(self, sentence: str) -> list[str]:
+        """What can be encoded by itself; the sentence as a whole where nothing can."""
+        if self._split is None or _IRREGULAR_BLANKS(sentence):
+            return [sentence]
+        if self._finds_added is not None:
+            normal = self._normalize(sentence) if self._normalize else sentence
+            if self._finds_added(sentence) or self._finds_added(normal):
+                return [sentence]
+        return self._split(sentence)
+
+    def _add_pieces(self, pieces: list[str]) -> None:
+        if not pieces:
+            return
+        ids = self._ids(pieces)
+        length_N = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(itertools.chain.from_iterable(ids), self._dtype, length_N.sum())
+        self._table.add(flat, np.cumsum(length_N) - length_N, length_N, np.zeros_like(length_N))
+        first = len(self._table.rows) - len(pieces)
+        others = [i for i, x in enumerate(pieces) if not (x.isascii() and x.isprintable())]
+        before, after = self._ids(["a", " a"])
+        # The first word of a text has no blank before it in GPT-2's pieces: nor has it here.
+        lead = "" if self._split is _GPT2_PIECES else "a "
+        texts = [f"{'a' if pieces[i][0] == ' ' else lead}{pieces[i]} a" for i in others]
+        for i, text, found in zip(others, texts, self._ids(texts), strict=True):
+            is_alone = text.startswith(pieces[i])
+            if found != [*([] if is_alone else before), *ids[i], *after]:
+                self._whole.add(first + i)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def _splitter(parts: dict[str, Any]) -> Callable[[str], list[str]] | None:
+    """What splits a text with single blanks into independent pieces; None if nothing is known to.
+
+    Args:
+      parts: of tokenizer.json.
+    """
+    for step in _steps(parts["normalizer"], "normalizers"):
+        pattern = step.get("pattern", {})
+        is_local = pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
+        if not (is_local if step["type"] == "Replace" else step["type"] in _LOCAL):
+            return None
+    match _steps(parts["pre_tokenizer"], "pretokenizers"):
+        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
+            return _GPT2_PIECES
+        case [{"type": "Metaspace", "split": True, "prepend_scheme": "always" | "first"}] | [
+            {"type": "WhitespaceSplit"},
+            {"type": "Metaspace", "split": True, "prepend_scheme": "always"},
+        ]:
+            return lambda text: text.split(" ")
+    return None
+
+
+def _steps(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """A normaliser's or pre-tokenizer's steps, those of sequences one after another."""
+    if step is None:
+        return []
+    return [x for inner in step[name] for x in _steps(inner, name)] if name in step else [step]
