@@ -138,7 +138,7 @@ def stage_times(text: pathlib.Path, tokenizer_name: str, duplicates: int) -> dic
         what = options.shard_options("train")
         dtype = shards.ShardExamples(store, what, tokenizer, 0, 1, 0).dtype
         blocks = []
-        for spans in watch.iterate("pair", shards._pairs(store, what, 0, 1)):
+        for spans in watch.iterate("pair", shards._pairs(store, what, tokenizer, 0, 1)):
             runs = (spans.start_P.tolist(), spans.length_P.tolist())
             tokens = watch("fetch tokens", store.tokens, *runs)
             laid_out = watch("assemble", shards.assemble, tokens, spans, tokenizer, 128, dtype)

@@ -55,6 +55,12 @@ def run(
             "--beam_options is for Apache Beam: give --runner=beam too, or leave it out"
         )
     tokenizer = tokenizers.load(options.tokenizer)
+    segments = 2 if options.objective in ("nsp", "sop") else 1
+    if options.max_seq_length < (least := tokenizer.num_special(segments) + segments):
+        raise UserError(
+            f"--max_seq_length is {options.max_seq_length}: expected at least {least}, for the "
+            f"tokenizer's special tokens around {segments} segments"
+        )
     job = Job(options, tokenizer, str(output))
     if (epath.Path(output) / MANIFEST).exists() and not job.work.exists():
         return built_already(job)

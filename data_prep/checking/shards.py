@@ -12,7 +12,8 @@ from bert_jax.data.records import TOKENIZER, Manifest, Shard, sha256
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.checking.tally import Tally, read_examples, tally_examples
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+# Which format version 1 has no checksums of: its tokenizers are WordPiece.
+_FILES_OF_VERSION_1 = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def file_problems(subject: Subject) -> dict[str, str]:
     manifest = subject.manifest
     problems = dict(manifest.problems(subject.data_dir, manifest.splits))
     written = files.sizes(epath.Path(subject.data_dir) / TOKENIZER)
-    for name in _TOKENIZER_FILES:  # which format version 1 has no checksums of
+    for name in _FILES_OF_VERSION_1 if manifest.format_version == 1 else ():
         if name not in written:
             problems.setdefault(f"{TOKENIZER}/{name}", f"{TOKENIZER}/{name} is missing")
     try:

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import sentencepiece
 import subword_tokenizers as made
 import transformers
 
@@ -136,6 +135,7 @@ def test_vocab_json_and_merges(tmp_path):
 
 @pytest.mark.parametrize("name", ["XLMRobertaTokenizer", "CamembertTokenizer", "AlbertTokenizer"])
 def test_models_of_sentencepiece(name, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "words.tsv").write_text(
         "".join(f"{word}\t{3}\n" for text in made.TEXTS * 3 for word in text.split())
     )

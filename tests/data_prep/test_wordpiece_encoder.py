@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.data.tokenizer import SPECIAL_TOKENS, AddedToken, WordPieceTokenizer, load
+from data_prep.examples.encoders import make_encoder
 from data_prep.examples.wordpiece_encoder import WordPieceEncoder
 from data_prep.sources import corpus, documents, parsing
 
@@ -106,7 +107,7 @@ def test_equals_the_rust_tokenizer(encoders, sentences):
 
 
 def test_a_full_cache_is_emptied(monkeypatch):
-    monkeypatch.setattr("data_prep.examples.wordpiece_encoder._MAX_CACHED", 3)
+    monkeypatch.setattr("data_prep.examples.piece_table._MAX_CACHED", 3)
     tokenizer = WordPieceTokenizer(VOCAB)
     encoder = WordPieceEncoder(tokenizer)
     for text in ("a b c d e", "e d f you", "hello a"):
@@ -120,7 +121,7 @@ def test_equals_the_rust_tokenizer_on_a_corpus(tokenizer):
         tokenizer = load(os.environ["BERT_JAX_TOKENIZER"])
     pattern = os.environ.get("BERT_JAX_TEXT")
     sources = sorted(glob.glob(pattern)) if pattern else ["pydocs:2"]
-    encoder = WordPieceEncoder(tokenizer)
+    encoder = make_encoder(tokenizer)
     compared = 0
     for part in corpus.list_parts(sources):
         for unit in corpus.read_units(part):
