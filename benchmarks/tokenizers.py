@@ -2,11 +2,11 @@
 
     python benchmarks/tokenizers.py --input='wiki/*.jsonl.gz' --lines=200000 DIR_OR_GGUF…
 
-Prints a row per tokenizer, all in one run: whether every id is equal, and MB/s of processor time on
-one thread, of the cache and of the Rust tokenizer. A .gguf file of llama.cpp's vocabularies (package
-gguf) becomes a tokenizer.json with RoBERTa's or ModernBERT's special tokens beside its own: GPT-2's
-and GPT-NeoX's byte-level BPE, and XLM-R's Unigram (nomic-bert-moe). With transformers installed the
-first lines are compared with what it reads, too.
+Prints a row per tokenizer, all in one run: whether every id is equal, and MB/s of processor time
+on one thread, of the cache and of the Rust tokenizer. A .gguf file of llama.cpp's vocabularies
+(package gguf) becomes a tokenizer.json with RoBERTa's or ModernBERT's special tokens beside its
+own: GPT-2's and GPT-NeoX's byte-level BPE, and XLM-R's Unigram (nomic-bert-moe). With transformers
+installed the first lines are compared with what it reads, too.
 """
 
 import argparse

@@ -81,7 +81,7 @@ def test_a_run_at_a_learning_rate_of_zero_keeps_the_rows_that_it_began_with(conf
     fields = config.model.to_dict() | {"vocab_size": 60, "max_position_embeddings": 20}
     model = architectures.make_config(fields)
     params = jax.device_get(heads.init_params(heads.PretrainingModel(model), jax.random.key(1)))
-    words = Tokenizer(make_tokenizer().vocab[:60])  # the data's have 40 more
+    words = WordPieceTokenizer(make_tokenizer().vocab[:60])  # the data's have 40 more
     checkpoint.save_params(tmp_path / "old", params, ConfigDict({"model": fields}), words, 3)
     config.update(init_from=str(tmp_path / "old"), num_steps=2, eval_every=0, checkpoint_every=2)
     config.optimizer.update(learning_rate=0.0, warmup_steps=0)
