@@ -21,14 +21,9 @@ OTHER_FILES = 256
 # A bucket that does not answer: array_record tries for seconds, a run should wait for minutes.
 MAX_WAIT = 300.0  # seconds, all together
 # What array_record's errors say of damage that waiting does not heal.
-_LASTING = (
-    "corrupt",
-    "mismatch",
-    "at least 64KB",
-    "NOT_FOUND",
-    "PERMISSION_DENIED",
-    "No such file",
-)
+_LASTING = ("corrupt", "mismatch", "at least 64KB", "No such file")
+# What they say where a bucket has refused: 401, 403, 404. The reason is in no fixed words.
+_REFUSED = "Permanent error"
 
 
 class Shards:
@@ -69,7 +64,8 @@ class Shards:
         """The records of these numbers, all in one go: those of a bucket side by side.
 
         Raises:
-          UserError: a shard is corrupted, or is not the one that the manifest describes.
+          UserError: a shard is corrupted, or is not the one that the manifest describes; or its
+            bucket is gone, or forbidden.
         """
         of_shard: dict[int, list[tuple[int, int]]] = {}  # shard -> (place in `numbers`, position)
         for place, number in enumerate(numbers):
@@ -113,9 +109,14 @@ class Shards:
                 text = " ".join(str(error).split())
                 if not self._is_remote or any(sign in text for sign in _LASTING):
                     raise self._damaged(shard, positions, text) from None
+                path = self._data_dir / self._names[shard]
+                if _REFUSED in text and not path.exists():  # which names a bucket that refuses
+                    raise UserError(
+                        f"{path} is missing: restore it, or build the data set again"
+                    ) from None
                 if time.monotonic() + delay > deadline:
                     raise
-                LOG.warning("%s: %s; trying again", self._data_dir / self._names[shard], text)
+                LOG.warning("%s: %s; trying again", path, text)
             with self._lock:
                 self._readers.pop(shard, None)
             time.sleep(delay)

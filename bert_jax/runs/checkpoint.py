@@ -278,17 +278,23 @@ class CheckpointStore:
 
 
 class _SaveFailures(logging.Filter):
-    """Takes what Orbax logs, with a traceback, when a save fails in the background."""
+    """Takes what Orbax logs, with a traceback, when a thread of a save fails.
+
+    Not what it says of an old checkpoint that it could not remove, which ends no run.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[BaseException] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[1] and "background save" in record.getMessage():
-            self.found.append(record.exc_info[1])
-            return False
-        return True
+        error = record.exc_info[1] if record.exc_info else None
+        is_removing = record.getMessage().startswith("Failed to remove checkpoint")
+        is_orbax = "orbax" in record.pathname and record.levelno >= logging.ERROR
+        if error is None or not is_orbax or is_removing:
+            return True
+        self.found.append(error)
+        return False
 
 
 def _converted(

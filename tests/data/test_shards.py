@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from bucket_server import Rule
 from small_run import make_data_dir
 
 from bert_jax.cli import UserError
@@ -109,9 +110,21 @@ def test_a_bucket_that_does_not_answer_is_waited_for(directory, monkeypatch):
     monkeypatch.setattr(shards, "MAX_WAIT", 0.0)
     with pytest.raises(RuntimeError, match="UNAVAILABLE"):
         read_all(directory, is_remote=True)
-    failures[:] = ["PERMISSION_DENIED: no"] * 100
-    with pytest.raises(UserError, match="PERMISSION_DENIED"):
-        read_all(directory, is_remote=True)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_bucket_that_refuses_is_not_waited_for(directory, bucket, is_open):
+    for path in directory.rglob("*.*"):
+        bucket.write(f"data/{path.relative_to(directory)}", path.read_bytes())
+    split = Split("gs://bucket/data", "train", 0)
+    if is_open:
+        assert len(split.examples(0, np.array([3]))) == 64
+    forbidden = bucket.breaking(Rule("data/train", 403))
+    with forbidden, pytest.raises(UserError, match="no permission for bucket gs://bucket"):
+        split.examples(0, np.array([4]))
+    bucket.delete(f"data/{name(2)}")
+    with pytest.raises(UserError, match=f"gs://bucket/data/{name(2)} is missing: restore it"):
+        split.examples(0, np.array([4]))
 
 
 LIMITED = """
