@@ -53,7 +53,7 @@ def on_terminal(columns: int) -> list[str]:
 def test_a_terminal_shows_what_counts_most_and_no_line_is_cut(columns, last):
     lines = on_terminal(columns)
     assert "evaluated" in lines  # stays, on a line of its own
-    (line,) = {line for line in lines if "1,010" in line}
+    line = next(line for line in lines if "1,010" in line)
     assert "step 1,010/10,000  loss 6.321  ETA 0:" in line and line.endswith(last)
     assert any(line.startswith("compiling  0:00:01") for line in lines)  # time goes on
     assert max(map(len, lines)) <= columns
