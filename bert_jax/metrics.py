@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
         from bert_jax.runs import curves  # after parsing: JAX takes seconds to import
 
         titles = curves.plot(options.workdirs, options.plot, options.window)
-        print(f"wrote {options.plot}: {'; '.join(titles)}")
+        print("\n  ".join([f"wrote {options.plot}", *titles]))
         return
     for workdir in options.workdirs:
         last = run(workdir)

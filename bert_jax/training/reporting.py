@@ -171,6 +171,8 @@ class Reporter:
         rows["export"] = (
             f"python -m bert_jax.convert to-hf --checkpoint={self._workdir} --output=DIR"
         )
+        if self._training:
+            self._training.close()
         self.note(f"finished: {self._workdir}\n{screen.facts(rows)}")
 
     def close(self) -> None:

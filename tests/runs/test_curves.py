@@ -66,8 +66,9 @@ def test_a_fine_tuning_has_panels_of_its_own_beside_a_pretraining(tmp_path, caps
     runs = [str(tmp_path / name) for name in ("tuned", "pretrained")]
     metrics.main([*runs, f"--plot={tmp_path / 'x.png'}"])
     assert capsys.readouterr().out == (
-        f"wrote {tmp_path / 'x.png'}: training loss; metrics of the validation file; F1 by label, "
-        "on the validation file; learning rate; MLM loss (nats per masked token)\n"
+        f"wrote {tmp_path / 'x.png'}\n  training loss\n  metrics of the validation file\n"
+        "  F1 by label, on the validation file\n  learning rate\n"
+        "  MLM loss (nats per masked token)\n"
     )
     assert curves.panels({"loss", "eval_accuracy", "step", "epoch"}) == {
         "training loss": ("loss", {}),
