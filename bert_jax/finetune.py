@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
         workdir="directory of this run, local or gs://",
     )
     from bert_jax.finetuning import sweep
+    from bert_jax.inference.model import TASKS
     from bert_jax.parallel import host_memory, program_cache
 
     host_memory.keep_freed()
@@ -85,6 +86,10 @@ def main(argv: Sequence[str]) -> None:
         if value is not None:  # the parity of an export that nothing was there to compare with
             print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value:.4g}")
     print(f"wrote {workdir}/hf (for transformers), predictions.jsonl, metrics.jsonl")
+    verb = next((name for name, tasks in TASKS.items() if config.task in tasks), "")
+    print(f"curves: python -m bert_jax.metrics {workdir} --plot=curves.png")
+    if verb:
+        print(f"use it: python -m bert_jax.predict {verb} --model={workdir} --input=FILE")
 
 
 def cli() -> None:

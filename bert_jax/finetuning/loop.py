@@ -142,6 +142,8 @@ def finetune(
                 report.evaluated(step, metrics, by_label)
                 store.save(step, state)
 
+        report.trained()
+
     # The result: the selected epoch's, exported, evaluated and described.
     if step == first_step and workdirs.is_finished(workdir):
         file = workdir / workdirs.RESULTS_FILE

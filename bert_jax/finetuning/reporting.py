@@ -88,14 +88,18 @@ class Reporter:
         step, since = self._last
         self._last = step, since + time.monotonic() - before
 
+    def trained(self) -> None:
+        """The end of training: the live line goes."""
+        if self._training:
+            self._training.close()
+
     def flush(self) -> None:
         """To be called before a checkpoint, which the metrics so far lead to."""
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
-        if self._training:
-            self._training.close()
+        self.trained()
 
     def _read_pending(self, always: bool = False) -> None:
         if not self._pending:
