@@ -57,27 +57,28 @@ def facts(rows: Mapping[str, str]) -> str:
 
     facts({"data": "10 examples", "mesh": "data 1"}) -> "  data     10 examples\\n  mesh     data 1"
     """
-    width = _width()
-    lines = []
-    for name, text in rows.items():
-        start = f"  {name:<8} "
-        if width:
-            rest = " " * len(start)
-            text = textwrap.fill(
-                *(text, width),
-                initial_indent=rest,
-                subsequent_indent=rest,
-                break_long_words=False,
-                break_on_hyphens=False,
-            ).lstrip()
-        lines.append(start + text)
-    return "\n".join(lines)
+    return "\n".join(_wrapped(f"  {name:<8} ", text) for name, text in rows.items())
 
 
 def say(text: str) -> None:
     """Prints lines that stay, above the live line if there is one."""
-    tqdm.tqdm.write(text, file=sys.stderr)
+    lines = (line if line.startswith("  ") else _wrapped("", line) for line in text.split("\n"))
+    tqdm.tqdm.write("\n".join(lines), file=sys.stderr)
     sys.stderr.flush()
+
+
+def _wrapped(start: str, text: str) -> str:
+    """A line, on a terminal continued below where it is too long; paths stay whole."""
+    width = _width()
+    if not width:
+        return start + text
+    rest = " " * (len(start) or 4)
+    keep: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    # What the line begins with may have blanks that count.
+    filled = textwrap.fill(
+        "\0" * len(start) + text, width, subsequent_indent=rest, drop_whitespace=True, **keep
+    )
+    return start + filled.lstrip("\0")
 
 
 def _width() -> int:
@@ -145,7 +146,8 @@ class Stage:
         is_due = now - self._kept >= max(KEEP_SECONDS, KEEP_SHARE * (now - self._begun))
         if self._show and (is_due or (self._every and self._bar is None)):
             self._kept = now
-            say("  ".join([*filter(None, [self._name]), *self._texts()]))
+            fields = [*filter(None, [self._name]), *self._texts()]
+            say(fitting(fields, _width()) if self._bar is not None else "  ".join(fields))
         if self._bar is not None:
             self._bar.n = min(done, self._total or done)
             if now - self._drawn >= _LEAST_SECONDS:

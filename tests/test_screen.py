@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -26,6 +27,9 @@ def main(argv):
         with screen.Stage("compiling"):  # which has no total
             time.sleep(1.2)
         logging.warning("evaluated")
+        words = "words " * 30
+        screen.say(screen.facts({"data": f"in a/long-path/{'x' * 50} {words}"}))
+        screen.say(words)
 
 cli.run(main)
 """
@@ -46,7 +50,8 @@ def on_terminal(columns: int) -> list[str]:
                 break
     os.close(main)
     assert process.returncode == 0
-    return [line for line in written.decode().replace("\n", "\r").split("\r") if line.strip()]
+    text = re.sub(r"\x1b\[\d*[A-Z]", "", written.decode())  # movements of the cursor
+    return [line for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
 @pytest.mark.parametrize(("columns", "last"), [(80, "sequences/s"), (120, "nsp_loss 0.6910")])
@@ -57,16 +62,20 @@ def test_a_terminal_shows_what_counts_most_and_no_line_is_cut(columns, last):
     assert "step 1,010/10,000  loss 6.321  ETA 0:" in line and line.endswith(last)
     assert any(line.startswith("compiling  0:00:01") for line in lines)  # time goes on
     assert max(map(len, lines)) <= columns
+    first = next(i for i, line in enumerate(lines) if line.startswith("  data"))
+    assert lines[first].startswith("  data     in ") and lines[first + 1].startswith(" " * 11)
+    assert f"a/long-path/{'x' * 50}" in lines[first] + lines[first + 1]  # whole
 
 
 def test_without_a_terminal_each_update_is_a_line():
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    first, second, third = result.stderr.splitlines()
+    first, second, third, fact, words = result.stderr.splitlines()
     assert first.startswith("step 1,000/10,000  loss 6.321  0:00:00  1,307 sequences/s  mlm_loss")
     assert "  ETA 0:0" in second and second.endswith("nsp_loss 0.6910")
     assert third == "evaluated"
+    assert fact.startswith("  data     in a/long-path/x") and len(words) > 120  # for grep
 
 
 def test_a_long_stage_leaves_a_line_now_and_then(capsys, monkeypatch):
