@@ -273,8 +273,7 @@ def parse(
             "--config=configs/bert_base.py"
         )
     config = load(source)
-    expected = load(like)
-    if lacking := sorted(set(expected) - set(config)):
+    if lacking := sorted(_lacking(config, load(like))):
         raise UserError(
             f"config {source} has no field {', '.join(lacking[:5])}"
             f"{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}, which "
@@ -287,6 +286,24 @@ def parse(
         raise UserError(f"missing {', '.join(missing)}; see --help")
     check_ranges(config)
     return config, values
+
+
+def _lacking(
+    config: ml_collections.ConfigDict, expected: ml_collections.ConfigDict
+) -> Iterator[str]:
+    """Fields, nested ones as 'optimizer.b1', that `expected` has and `config` has not.
+
+    Those of the model are skipped: every architecture has its own, with defaults.
+    """
+    for name, value in expected.items():
+        if name not in config:
+            yield name
+        elif isinstance(value, ml_collections.ConfigDict) and name != "model":
+            own = config[name]
+            if not isinstance(own, ml_collections.ConfigDict):
+                yield f"{name}.{next(iter(value))}"
+            else:
+                yield from (f"{name}.{field}" for field in _lacking(own, value))
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -87,6 +87,11 @@ def test_mistakes_are_named(argv, message):
             "has no field accumulate_steps, batch_size",
         ),
         (
+            b"from bert_jax import recipe\ndef get_config():\n    config = recipe('bert_tiny')\n"
+            b"    del config.optimizer.warmup_fraction, config.mesh.fsdp\n    return config\n",
+            "has no field mesh.fsdp, optimizer.warmup_fraction, which bert_base has",
+        ),
+        (
             b"import bert_jax.config as c\ndef get_config():\n    return c.recipe('bert_bse')\n",
             "mine.py: config bert_bse does not exist: did you mean --config=bert_base?",
         ),
