@@ -21,7 +21,7 @@ from bert_jax.tasks import kinds
 
 Row = dict[str, Any]  # "input_ids", "token_type_ids", and what else the model is called with
 # Padded lengths: each is a program to compile.
-BUCKETS = (16, 32, 64, 128, 256, 512)
+BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Forward:
