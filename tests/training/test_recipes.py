@@ -1,11 +1,13 @@
 """What newer recipes do in a run: batch-size warm-up, mask rates, z-loss, averaged parameters."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from small_run import dying_at, numbers
+from small_run import dying_at, numbers, small_config
 
 from bert_jax import convert
 from bert_jax.cli import UserError
@@ -14,6 +16,7 @@ from bert_jax.models import heads
 from bert_jax.objectives.mlm import pretraining_objective
 from bert_jax.parallel import sharding
 from bert_jax.runs import checkpoint
+from bert_jax.runs import workdir as workdirs
 from bert_jax.runs.state import init_state
 from bert_jax.training import loop, optimizer, phases, reporting
 from bert_jax.training.step import make_train_step
@@ -144,3 +147,47 @@ def test_fixed_masks_have_the_data_set_s_rate(config):
         input_pipeline.open_data(config.data_dir, "train", config)
     held_out = input_pipeline.open_data(config.data_dir, "validation", config)
     assert held_out.manifest.arguments["masked_lm_prob"] == 0.3
+
+
+def test_a_phase_may_have_another_base_of_rope(data_dir):
+    config = small_config(data_dir, "modernbert")
+    config.phases = ({"num_steps": 6, "model": {"global_rope_theta": 10.0}}, {"batch_size": 8})
+    first, second = phases.resolve(config)
+    assert heads.make_model(first.config).config.global_rope_theta == 10.0
+    assert heads.make_model(second.config).config.global_rope_theta == 160_000.0
+    thetas = [workdirs.model_at(config, step).global_rope_theta for step in (1, 6, 7, 20)]
+    assert thetas == [10.0, 10.0, 160_000.0, 160_000.0]
+    config.phases = ({"num_steps": 6, "model": {"hidden_size": 64}}, {})
+    with pytest.raises(UserError, match="a phase of this encoder may have global_rope_theta"):
+        phases.resolve(config)
+
+
+@pytest.mark.slow
+def test_modernbert_s_stages_are_one_run_interrupted_in_each(data_dir, tmp_path):
+    config = small_config(data_dir, "modernbert")
+    config.update(num_steps=9, eval_every=9, checkpoint_every=2)
+    config.batch_size_warmup = ((8, 2),)
+    config.optimizer.update(name="stableadamw", bias_correction=True, end_factor=1.0)
+    decay = {"schedule": "wsd", "decay_shape": "1-sqrt", "decay_steps": 3, "warmup_steps": 0}
+    config.phases = (
+        {"num_steps": 4, "model": {"global_rope_theta": 10.0}},
+        {"num_steps": 2, "optimizer": {"learning_rate": 3e-4, "warmup_steps": 0}},
+        {"optimizer": {"learning_rate": 3e-4, "end_factor": 0.0, **decay}},
+    )
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    for interruption in (1, 3, 5, 8):
+        parts = tmp_path / f"{interruption}"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(reporting.Reporter, "step", dying_at(interruption))
+            loop.train_and_evaluate(config, parts)
+        loop.train_and_evaluate(config, parts)
+        assert numbers(parts) == numbers(tmp_path / "whole")
+    # An export computes as its checkpoint's stage did.
+    for step, theta in ((4, 10.0), (9, 160_000.0)):
+        report = convert.to_hugging_face(
+            tmp_path / "whole" / "checkpoints" / f"{step}", tmp_path / f"hf_{step}"
+        )
+        assert report.verified
+        description = json.loads((tmp_path / f"hf_{step}" / "config.json").read_text())
+        assert description["global_rope_theta"] == theta
+        assert description["rope_parameters"]["full_attention"]["rope_theta"] == theta
