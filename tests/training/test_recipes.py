@@ -165,7 +165,7 @@ def test_a_phase_may_have_another_base_of_rope(data_dir):
 @pytest.mark.slow
 def test_modernbert_s_stages_are_one_run_interrupted_in_each(data_dir, tmp_path):
     config = small_config(data_dir, "modernbert")
-    config.update(num_steps=9, eval_every=9, checkpoint_every=2)
+    config.update(num_steps=9, eval_every=9, checkpoint_every=2, keep_checkpoints=9)
     config.batch_size_warmup = ((8, 2),)
     config.optimizer.update(name="stableadamw", bias_correction=True, end_factor=1.0)
     decay = {"schedule": "wsd", "decay_shape": "1-sqrt", "decay_steps": 3, "warmup_steps": 0}
