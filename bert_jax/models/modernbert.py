@@ -38,6 +38,7 @@ SIZES = (
     *("intermediate_size", "max_position_embeddings", "local_attention"),
     "global_attn_every_n_layers",
 )
+WHOLE_SEQUENCES = ("fused", "cudnn")  # kernels without a window: not of local layers
 RATES = ("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout")
 
 
@@ -203,6 +204,8 @@ class Attention(nn.Module):
         k_BLHK = rope.rotate(project("key", x_BLD), angles)
         v_BLHK = project("value", x_BLD)
         implementation = config.attention
+        if window is not None and implementation in WHOLE_SEQUENCES:
+            implementation = "xla"
         if self.is_initializing():
             # Parameters do not depend on it, and are made at a length that no kernel takes.
             implementation = "xla"

@@ -68,10 +68,7 @@ recipe, variants, *overrides = sys.argv[1:]
 for name, changes in {"quick": QUICK, "packed": PACKED, "all": QUICK | SLOW}[variants].items():
     flags = [f"--config={recipe}:laptop", "--workdir=-", *overrides]
     config, _ = config_lib.parse(flags, "", workdir="unused")
-    is_windowed = "local_attention" in config.model
     if any(x.startswith("model.") and x[6:] not in config.model for x in changes):
-        continue
-    if is_windowed and changes.get("model.attention") == "fused":
         continue
     config.update_from_flattened_dict(changes)
     axes = [int(n) for n in name.split()[0].split("x")]

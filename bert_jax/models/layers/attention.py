@@ -78,6 +78,7 @@ def choose(
         },
         "cudnn": {
             "runs on NVIDIA GPUs from Ampere on alone": platform != "gpu",
+            "attends to whole sequences alone": window is not None,
             "needs config.model.dtype=bfloat16": jnp.dtype(dtype).itemsize != 2,
             "needs an even length and a head size that is a multiple of 8, up to 128": (
                 length % 2 != 0 or head_size % 8 != 0 or head_size > 128
@@ -167,7 +168,7 @@ def attend(
     if rows_BR is not None:
         implementation = "xla"
     if implementation == "cudnn":
-        return _library(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, window, "cudnn")
+        return _library(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, "cudnn")
     q_BLHK = q_BLHK * head_size**-0.5
     if implementation == "xla" and window and rows_BR is None and length > 3 * window:
         return _banded(q_BLHK, k_BLHK, v_BLHK, attention_mask_BL, packed, window)
@@ -316,13 +317,11 @@ def _library(
     v_BLHK: jax.Array,
     attention_mask_BL: jax.Array,
     packed: bool,
-    window: int | None,
     implementation: Literal["xla", "cudnn"],
 ) -> jax.Array:
     """`jax.nn.dot_product_attention`, which scales the scores itself."""
     batch, length = attention_mask_BL.shape
-    allowed = _allowed(attention_mask_BL, packed, None, window)
-    mask = jnp.broadcast_to(allowed, (batch, 1, length, length))
+    mask = jnp.broadcast_to(_allowed(attention_mask_BL, packed), (batch, 1, length, length))
     return jax.nn.dot_product_attention(
         q_BLHK, k_BLHK, v_BLHK, mask=mask, implementation=implementation
     )
