@@ -38,9 +38,9 @@ LEAST_SHARE = 0.9
 def adopt_model(
     config: ml_collections.ConfigDict, given: Collection[str], workdir: str | epath.PathLike
 ) -> None:
-    """Gives `config.model` the sizes and settings of `config.init_from`, but for those given.
+    """Gives `config.model` what `config.init_from` has: architecture, sizes, settings.
 
-    The vocabulary's size is the data's. A run that is resumed has its own sizes.
+    But for what is given, and what is dropped or computed otherwise. The vocabulary's size is the data's. A run that is resumed has its own sizes.
 
     Args:
       given: names of fields of config.model that the command line sets.
@@ -61,6 +61,14 @@ def adopt_model(
         if isinstance(tokens, int):
             fields["vocab_size"] = tokens
     changed = []
+    if fields["architecture"] != config.model.architecture and "architecture" not in given:
+        # Another encoder than the recipe's: its fields, but for how it is computed.
+        others = set(config.model) - set(fields) - set(COMPUTE_FIELDS)
+        with config.unlocked():
+            for name in others:
+                del config.model[name]
+            config.model.update({x: y for x, y in fields.items() if x not in config.model})
+        changed.append(f"architecture {fields['architecture']}")
     for name, value in fields.items():
         if name in config.model and name not in _FREE and name not in given:
             if config.model[name] != value:

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 import pytest
+import small_run
 from ml_collections import ConfigDict
 from small_model import SIZES, TOKENIZER
 from small_run import make_tokenizer
@@ -143,6 +145,18 @@ def test_a_small_share_is_an_error_unless_allowed(source, tmp_path):
     checkpoint.save_params(tmp_path / "run", loaded.params, loaded.config, TOKENIZER, 0)
     with pytest.raises(UserError, match=r"only \d\d\.\d% .*layer_1.*--config.init_partial=True"):
         warm_start.warm_start(new_state(MODEL), str(tmp_path / "run"), MODEL, TOKENIZER)
+
+
+@pytest.mark.parametrize("encoder", ["roberta", "modernbert"])
+def test_the_architecture_comes_from_the_model_to_start_from(encoder, config, tmp_path):
+    fields = {"architecture": encoder, **SIZES, **small_run.ENCODERS[encoder]}
+    model = architectures.make_config(fields)
+    saved = ml_collections.ConfigDict({"model": fields})
+    checkpoint.save_params(tmp_path / "source", {"x": np.zeros(1)}, saved, TOKENIZER, 0)
+    config.init_from = str(tmp_path / "source")
+    warm_start.adopt_model(config, (), tmp_path / "run")
+    expected = dataclasses.replace(model, vocab_size=small_run.VOCAB_SIZE)
+    assert architectures.make_config(config.model) == expected
 
 
 def test_sizes_come_from_the_model_to_start_from(source, config, tmp_path, monkeypatch):
