@@ -40,7 +40,8 @@ def adopt_model(
 ) -> None:
     """Gives `config.model` what `config.init_from` has: architecture, sizes, settings.
 
-    But for what is given, and what is dropped or computed otherwise. The vocabulary's size is the data's. A run that is resumed has its own sizes.
+    But for what is given, dropout, and how it is computed. The vocabulary's size is the data's. A
+    run that is resumed has its own sizes.
 
     Args:
       given: names of fields of config.model that the command line sets.
