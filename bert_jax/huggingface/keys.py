@@ -274,6 +274,10 @@ def _sliced(n: int, i: int) -> Kind:
     return (("/kernel", ".weight", Slice(i, n)),)
 
 
+def _kinds_of_layers(count: int, every: int) -> list[str]:
+    return ["sliding_attention" if i % every else "full_attention" for i in range(count)]
+
+
 def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that transformers 5 has as lists and dicts; those of 4.57 have our names.
 
@@ -281,13 +285,10 @@ def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: layers or positions in another pattern.
     """
     fields: dict[str, Any] = {}
-    kinds = config.get("layer_types") or []
-    if kinds:
-        every = next((i for i in range(1, len(kinds)) if kinds[i] == "full_attention"), len(kinds))
-        pattern = [
-            "sliding_attention" if i % every else "full_attention" for i in range(len(kinds))
-        ]
-        if kinds != pattern:
+    if kinds := config.get("layer_types"):
+        apart = next((i for i in range(1, len(kinds)) if kinds[i] == "full_attention"), len(kinds))
+        every = config.get("global_attn_every_n_layers", apart)
+        if kinds != _kinds_of_layers(len(kinds), every):
             raise ValueError(f"layer_types is {kinds}, expected full_attention in every n-th layer")
         fields["global_attn_every_n_layers"] = every
     for kind, parameters in (config.get("rope_parameters") or {}).items():
@@ -303,10 +304,7 @@ def _write_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What transformers 5 reads, which skips the names of 4.57 without a word."""
     every = fields["global_attn_every_n_layers"]
     return {
-        "layer_types": [
-            "sliding_attention" if i % every else "full_attention"
-            for i in range(fields["num_hidden_layers"])
-        ],
+        "layer_types": _kinds_of_layers(fields["num_hidden_layers"], every),
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": fields[field]}
             for kind, field in _ROPE.items()
