@@ -105,7 +105,7 @@ def read(path: epath.Path) -> Description:
     ]
     try:
         values |= table.read_fields(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         problems.append(brief(error))
     config_class = architectures.named(architecture).config_class
     sizes, others = _fields(values, config_class, table.defaults)
