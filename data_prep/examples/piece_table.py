@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAX_CACHED = 100_000  # pieces, about 40 MB: more than 99 % of running English text
-
 
 class Encoded(NamedTuple):
     """What sentences became.
@@ -38,8 +36,9 @@ class PieceTable:
         be added before they are taken.
     """
 
-    def __init__(self, dtype: type[np.unsignedinteger]):
-        self._dtype = dtype
+    def __init__(self, dtype: type[np.unsignedinteger], capacity: int):
+        """`capacity` is the number of pieces at which it is emptied."""
+        self._dtype, self._capacity = dtype, capacity
         self.clear()
 
     def clear(self) -> None:
@@ -50,7 +49,7 @@ class PieceTable:
         self._long_words = np.zeros(0, np.int64)  # in each row's piece
 
     def clear_if_full(self) -> None:
-        if len(self.rows) > _MAX_CACHED:
+        if len(self.rows) > self._capacity:
             self.clear()
 
     @property

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data.tokenization.subword import METASPACE
 from bert_jax.data.tokenizer import SubwordTokenizer
 from data_prep.examples.marks import MarkCounter
 from data_prep.examples.piece_table import Encoded, PieceTable
@@ -27,6 +28,8 @@ _GPT2_PIECES = re.compile(
     r"|'(?:[sdmt]|ll|ve|re)"
     r"| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+"
 ).findall
+# Words with their blanks and punctuation marks, of which a text has more than plain ones: 60 MB.
+_MAX_CACHED = 300_000
 _IRREGULAR_BLANKS = re.compile(r"[^\S ]|  |^ $| $").search
 # Normalisers that look at a character and its neighbours within a word, as far as ASCII goes.
 _LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled", "Nmt", "Strip"}
@@ -46,11 +49,18 @@ class SubwordEncoder:
         self.marks = MarkCounter(tokenizer)
         self._word_prefix = tokenizer.word_prefix
         self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        self._table = PieceTable(self._dtype)
+        self._table = PieceTable(self._dtype, _MAX_CACHED)
         self._whole: set[int] = set()  # rows of pieces that depend on what is beside them
         parts = json.loads(self._backend.to_str())
         self._split = _splitter(parts)
-        added = [x for x in parts["added_tokens"] if not x["content"].startswith("\0")]
+        self._is_marked_V = np.array([token.startswith(METASPACE) for token in tokenizer.vocab])
+        self._newline = tokenizer.ids.get("Ċ", -1)
+        # Tokens of several blanks, as GPT-NeoX's, are in no text that is cut at single ones.
+        added = [
+            fields
+            for fields in parts["added_tokens"]
+            if not (fields["content"][0] == "\0" or _IRREGULAR_BLANKS(fields["content"]))
+        ]
         contents = "|".join(re.escape(fields["content"]) for fields in added)
         self._finds_added = re.compile(contents).search if added else None
         normalizer = self._backend.normalizer
@@ -106,20 +116,72 @@ class SubwordEncoder:
     def _add_pieces(self, pieces: list[str]) -> None:
         if not pieces:
             return
-        ids = self._ids(pieces)
-        length_N = np.fromiter(map(len, ids), np.int64, len(ids))
-        flat = np.fromiter(itertools.chain.from_iterable(ids), self._dtype, length_N.sum())
-        self._table.add(flat, np.cumsum(length_N) - length_N, length_N, np.zeros_like(length_N))
+        plain = [x.isascii() and x.isprintable() and x.strip() and " " not in x[1:] for x in pieces]
+        words = [x for x, is_plain in zip(pieces, plain, strict=True) if is_plain]
+        others = [x for x, is_plain in zip(pieces, plain, strict=True) if not is_plain]
+        word_ids, word_lengths = self._encode_words(words)
+        ids = self._ids(others)
+        other_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        other_ids = np.fromiter(itertools.chain.from_iterable(ids), self._dtype)
+        is_plain_N = np.array(plain, bool)
+        length_N = np.empty(len(pieces), np.int64)
+        start_N = np.empty(len(pieces), np.int64)
+        for is_kind_N, before, lengths in (
+            (is_plain_N, 0, word_lengths),
+            (~is_plain_N, len(word_ids), other_lengths),
+        ):
+            length_N[is_kind_N] = lengths
+            start_N[is_kind_N] = before + np.cumsum(lengths) - lengths
         first = len(self._table.rows) - len(pieces)
-        others = [i for i, x in enumerate(pieces) if not (x.isascii() and x.isprintable())]
+        flat = np.concatenate([word_ids, other_ids])
+        self._table.add(flat, start_N, length_N, np.zeros_like(length_N))
+        rows = first + np.flatnonzero(~is_plain_N)
+        self._whole.update(rows[self._depending(others, ids)].tolist())
+
+    def _encode_words(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of plain ASCII words, one after another, and how many each has.
+
+        Many are encoded as one text, faster, and told apart by what stands between them.
+        """
+        if self._split is None or not words:
+            return self._encode_each(words)
+        blank = "\n" if self._split is _GPT2_PIECES else " "
+        texts = ["".join(x + blank for x in words[i : i + 64]) for i in range(0, len(words), 64)]
+        if blank == " ":  # every word begins with the mark of a blank, which no word has within
+            texts = [text.rstrip() for text in texts]
+        flat = np.fromiter(itertools.chain.from_iterable(self._ids(texts)), self._dtype)
+        if blank == " ":
+            starts = np.flatnonzero(self._is_marked_V[flat])
+            lengths = np.diff(starts, append=len(flat))
+        else:
+            is_between = flat == self._newline
+            lengths = np.diff(np.flatnonzero(is_between), prepend=-1) - 1
+            flat = flat[~is_between]
+        if len(lengths) != len(words):  # one has no pieces, or a mark of its own
+            return self._encode_each(words)
+        return flat, lengths
+
+    def _encode_each(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of texts, one after another, and how many each has."""
+        ids = self._ids(texts)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return np.fromiter(itertools.chain.from_iterable(ids), self._dtype), lengths
+
+    def _depending(self, pieces: list[str], ids: list[list[int]]) -> list[int]:
+        """Which pieces have other ids where they stand between two words; sentences do not."""
+        if self._split is None:
+            return []
         before, after = self._ids(["a", " a"])
         # The first word of a text has no blank before it in GPT-2's pieces: nor has it here.
         lead = "" if self._split is _GPT2_PIECES else "a "
-        texts = [f"{'a' if pieces[i][0] == ' ' else lead}{pieces[i]} a" for i in others]
-        for i, text, found in zip(others, texts, self._ids(texts), strict=True):
-            is_alone = text.startswith(pieces[i])
-            if found != [*([] if is_alone else before), *ids[i], *after]:
-                self._whole.add(first + i)
+        words = [i for i, piece in enumerate(pieces) if " " not in piece[1:]]
+        texts = [f"{'a' if pieces[i][:1] == ' ' else lead}{pieces[i]} a" for i in words]
+        found = []
+        for i, text, between in zip(words, texts, self._ids(texts), strict=True):
+            is_first = text.startswith(pieces[i])
+            if between != [*([] if is_first else before), *ids[i], *after]:
+                found.append(i)
+        return found
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)

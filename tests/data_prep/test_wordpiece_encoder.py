@@ -107,7 +107,7 @@ def test_equals_the_rust_tokenizer(encoders, sentences):
 
 
 def test_a_full_cache_is_emptied(monkeypatch):
-    monkeypatch.setattr("data_prep.examples.piece_table._MAX_CACHED", 3)
+    monkeypatch.setattr("data_prep.examples.wordpiece_encoder._MAX_CACHED", 3)
     tokenizer = WordPieceTokenizer(VOCAB)
     encoder = WordPieceEncoder(tokenizer)
     for text in ("a b c d e", "e d f you", "hello a"):
