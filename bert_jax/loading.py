@@ -2,6 +2,8 @@
 
 from etils import epath
 
+from bert_jax.data import tokenizer
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.huggingface import load
 from bert_jax.models import architectures
 from bert_jax.models.architectures import EncoderConfig
@@ -15,6 +17,14 @@ def load_config(source: str | epath.PathLike) -> EncoderConfig:
         workdir, _, _ = workdirs.path_parts(source)
         return architectures.make_config(workdirs.read_config(workdir).model)
     return load.read_config(source)
+
+
+def load_tokenizer(source: str | epath.PathLike) -> Tokenizer:
+    """The tokenizer of any model, without its parameters; `source` as in `load_parts`."""
+    if workdirs.is_workdir(source):
+        workdir, _, _ = workdirs.path_parts(source)
+        return tokenizer.load(workdir / workdirs.TOKENIZER)
+    return load.read_tokenizer(source)
 
 
 def load_parts(source: str | epath.PathLike) -> workdirs.Loaded:

@@ -32,6 +32,11 @@ class _TokenizerLength(TypedDict, total=False):
     model_max_length: float | None
 
 
+def read_tokenizer(source: str | epath.PathLike) -> tokenizer.Tokenizer:
+    """A directory's or hub repository's tokenizer alone."""
+    return tokenizer.load(_encoder_of(files.locate(source))[0])
+
+
 def read_config(source: str | epath.PathLike) -> EncoderConfig:
     """The encoder's config of what `read` reads.
 

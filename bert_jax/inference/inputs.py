@@ -108,7 +108,9 @@ def columns(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def read(source: str, command: str, jsonl: bool, names: Callable[[], Mapping[str, str]]) -> Records:
+def read(
+    source: str, command: str, jsonl: bool, names: Callable[[], Mapping[str, str]], mask: str = ""
+) -> Records:
     """The records of a source, all checked.
 
     Args:
@@ -118,6 +120,7 @@ def read(source: str, command: str, jsonl: bool, names: Callable[[], Mapping[str
       command: a key of FIELDS.
       jsonl: whether lines are JSON objects; those of a .jsonl file always are.
       names: called where fields have names: field -> its column.
+      mask: what every record must have in its text.
 
     Raises:
       UserError: nothing there, not UTF-8, no JSON, a field that is missing or of another type, or
@@ -125,7 +128,7 @@ def read(source: str, command: str, jsonl: bool, names: Callable[[], Mapping[str
     """
     if is_labelled(source, command):
         rows = _labelled(source, command, names())
-        return _checked(source, command, {}, lambda: iter(rows), "")
+        return _checked(source, command, {}, lambda: iter(rows), "", mask)
     name = "standard input" if source == "-" else source
     opened = _opener(source)
     as_json = jsonl or source.endswith(".jsonl") or command in ("answer", "choose")
@@ -142,7 +145,7 @@ def read(source: str, command: str, jsonl: bool, names: Callable[[], Mapping[str
         while block := file.read(1 << 20):
             digest.update(block)
     fields = names() if as_json else {}
-    return _checked(name, command, fields, records, digest.hexdigest())
+    return _checked(name, command, fields, records, digest.hexdigest(), mask)
 
 
 def is_labelled(source: str, command: str) -> bool:
@@ -216,10 +219,11 @@ def _checked(
     columns: Mapping[str, str],
     placed: Callable[[], Iterator[tuple[str, Record]]],
     digest: str,
+    mask: str,
 ) -> Records:
     def again() -> Iterator[Pair]:
         for place, record in placed():
-            yield record, _fields(place, record, command, columns)
+            yield record, _fields(place, record, command, columns, mask)
 
     count, sums = 0, hashlib.sha256(digest.encode())
     for record, _ in again():
@@ -268,7 +272,9 @@ def _object(place: str, line: str) -> Record:
     return record
 
 
-def _fields(place: str, record: Record, command: str, columns: Mapping[str, str]) -> Record:
+def _fields(
+    place: str, record: Record, command: str, columns: Mapping[str, str], mask: str
+) -> Record:
     """The fields of a record that a command reads, by its names.
 
     Raises:
@@ -302,4 +308,6 @@ def _fields(place: str, record: Record, command: str, columns: Mapping[str, str]
             expected = "a text, not empty"
         if not fits:
             raise UserError(f"{place}: {command} needs the field {names[field]!r} ({expected})")
+    if mask and mask not in fields["text"] + fields.get("text_pair", ""):
+        raise UserError(f"{place}: no {mask} in {fields['text'][:80]!r}")
     return fields

@@ -50,7 +50,8 @@ def prepare(
     def names() -> dict[str, str]:
         return {**inputs.columns(models.settings(source)), **given}
 
-    records = inputs.read(input, command, jsonl, names)
+    mask = models.mask(source) if command == "fill-mask" else ""
+    records = inputs.read(input, command, jsonl, names, mask)
     host_memory.keep_freed()
     program_cache.tidy()
     return Job(models.load(source, **settings), command, records, options)

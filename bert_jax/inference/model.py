@@ -93,6 +93,11 @@ def settings(source: str | epath.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(found)
 
 
+def mask(source: str | epath.PathLike) -> str:
+    """The mask of a model's tokenizer, read without the parameters."""
+    return loading.load_tokenizer(_place(source)[0]).roles.mask
+
+
 def _place(
     source: str | epath.PathLike,
 ) -> tuple[str | epath.PathLike, ml_collections.ConfigDict | None]:

@@ -7,6 +7,7 @@ tools that do without transformers, take tokenizer.json as it stands. Both are b
 whether the ids are the same.
 """
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
@@ -283,13 +284,20 @@ def add_tokens(
             )
 
 
-def parsed(path: epath.Path, text: str) -> tokenizers.Tokenizer:
+@contextlib.contextmanager
+def readable(where: epath.PathLike, kind: str = "tokenizer") -> Iterator[None]:
+    """Turns what goes wrong with contents of the wrong form into a UserError."""
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        yield
     except BaseException as error:  # Rust's panics are no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit, UserError)):
             raise
-        raise UserError(f"{path} cannot be read as a tokenizer ({brief(error)})") from None
+        raise UserError(f"{where} cannot be read as a {kind} ({brief(error)})") from None
+
+
+def parsed(path: epath.Path, text: str) -> tokenizers.Tokenizer:
+    with readable(path):
+        backend = tokenizers.Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
     return backend

@@ -19,6 +19,7 @@ from bert_jax.data.tokenization.directory import (
     add_tokens,
     difference,
     parsed,
+    readable,
     special_tokens,
 )
 from bert_jax.data.tokenization.layout import ROBERTA, Layout, Roles
@@ -163,12 +164,13 @@ def read(directory: Directory) -> SubwordTokenizer:
     file = directory.path / "tokenizer.json"
     readings: dict[str, tokenizers.Tokenizer] = {}
     if known:
-        model, table, added = _source(directory, name)
-        declared = {**added, **declared}
-        _check_model(where, model)
-        readings["tokenizer_config.json"] = known.build(model, table, config)
+        with readable(where, name):
+            model, table, added = _source(directory, name)
+            declared = {**added, **declared}
+            _check_model(where, model)
+            readings["tokenizer_config.json"] = known.build(model, table, config)
     if directory.whole:
-        _check_model(where, directory.whole["model"])
+        _check_model(where, directory.whole.get("model") or {})
         readings["tokenizer.json"] = parsed(file, file.read_text())
     if not readings:
         raise UserError(
