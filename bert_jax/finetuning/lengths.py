@@ -11,9 +11,10 @@ from bert_jax.models.flops import training_flops
 # Two CPU cores, where compiling and training take turns; the same numbers on every machine, since
 # the batches follow from the lengths, and a run may be resumed on another one.
 FLOPS_PER_SECOND = 1e11
+WIDTH = 320  # units from which matmuls are large enough for that speed; below, it falls with them
 # Compiling a gradient takes so long, and so much longer per layer. A prediction takes a third, in
 # compiling as in computing: so the same lengths pay.
-PROGRAM_SECONDS, LAYER_SECONDS = 1.5, 0.25
+PROGRAM_SECONDS, LAYER_SECONDS = 0.6, 0.2
 
 
 def padded_lengths(
@@ -32,7 +33,8 @@ def padded_lengths(
         passes = min(passes, config.max_steps * config.batch_size / len(lengths_N))
     token_flops = training_flops(model, config.max_seq_length, 0, 1) / config.max_seq_length
     seconds = PROGRAM_SECONDS + LAYER_SECONDS * model.num_hidden_layers
-    least_saving = seconds * FLOPS_PER_SECOND / token_flops / passes
+    speed = FLOPS_PER_SECOND * min(1.0, model.hidden_size / WIDTH)
+    least_saving = seconds * speed / token_flops / passes
     return batching.bucket_lengths(
         lengths_N, config.length_buckets, config.max_seq_length, least_saving
     )
