@@ -85,8 +85,9 @@ def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the label's logit is above all others, 1/n where it is the largest with n - 1 others.
 
     So constant logits are right as often as guesses. The maximum is the loss's own: cheaper than an
-    argmax.
+    argmax. The others are counted in float32, as XLA for TPU sums them in the loss's pass over the
+    logits then, and integers in another.
     """
     largest = logits.max(axis=-1)
-    ties = jnp.sum(logits == largest[..., None], axis=-1)
+    ties = jnp.sum(logits == largest[..., None], axis=-1, dtype=jnp.float32)
     return (at_labels(logits, labels) >= largest) / jnp.maximum(ties, 1)
