@@ -1,12 +1,13 @@
 """Compares the word caches of all kinds of tokenizers with the Rust tokenizer: ids, and speed.
 
-    python benchmarks/tokenizers.py --input='wiki/*.jsonl.gz' --lines=200000 DIR_OR_GGUF…
+    python benchmarks/tokenizers.py --input='wiki/*.jsonl.gz' --build=wiki/0.jsonl.gz DIR_OR_GGUF…
 
 Prints a row per tokenizer, all in one run: whether every id is equal, and MB/s of processor time
 on one thread, of the cache and of the Rust tokenizer. A .gguf file of llama.cpp's vocabularies
 (package gguf) becomes a tokenizer.json with RoBERTa's or ModernBERT's special tokens beside its
 own: GPT-2's and GPT-NeoX's byte-level BPE, and XLM-R's Unigram (nomic-bert-moe). With transformers
-installed the first lines are compared with what it reads, too.
+installed the first lines are compared with what it reads, too. With --build the last column is the
+speed of data_prep.build as a whole on that file, in one process.
 """
 
 import argparse
@@ -28,7 +29,9 @@ import tokenizers as rust
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.data import tokenizer as tokenizer_lib
+from data_prep import build
 from data_prep.examples.encoders import make_encoder
+from data_prep.options import BuildOptions
 from data_prep.sources import corpus, parsing
 from data_prep.sources.documents import sentences
 
@@ -98,7 +101,17 @@ def read_lines(pattern: str, count: int) -> list[str]:
     return found
 
 
-def compare(directory: pathlib.Path, texts: list[str]) -> str:
+def build_speed(directory: pathlib.Path, source: str) -> str:
+    """MB/s of a data set's text, processor time of one process."""
+    with tempfile.TemporaryDirectory() as output:
+        options = BuildOptions((source,), str(directory), objective="full_sentences", dupe_factor=1)
+        start = time.process_time()
+        manifest = build.run(options, output, workers=1)
+        seconds = time.process_time() - start
+    return f"{manifest.statistics['source_bytes'] / 1e6 / seconds:.1f}"
+
+
+def compare(directory: pathlib.Path, texts: list[str], source: str) -> str:
     """A row of the table."""
     tokenizer = tokenizer_lib.load(directory)
     encoder = make_encoder(tokenizer)
@@ -119,7 +132,8 @@ def compare(directory: pathlib.Path, texts: list[str]) -> str:
     return (
         f"| {tokenizer.kind} | {tokenizer.vocab_size:,} | {len(lines):,} | {len(ids):,} | "
         f"{'equal' if equal else 'DIFFERENT'} | {theirs} | "
-        f"{megabytes / cache:.1f} | {megabytes / alone:.1f} | {alone / cache:.1f} |"
+        f"{megabytes / cache:.1f} | {megabytes / alone:.1f} | {alone / cache:.1f} | "
+        f"{build_speed(directory, source) if source else '-'} |"
     )
 
 
@@ -145,20 +159,20 @@ def main() -> None:
     )
     parser.add_argument("--input", required=True)
     parser.add_argument("--lines", type=int, default=200_000)
+    parser.add_argument("--build", default="", help="a file to build a data set of")
     parser.add_argument("tokenizers", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
     texts = read_lines(options.input, options.lines)
-    print(
-        "| kind | tokens | lines | ids | cache / Rust | transformers | MB/s | Rust MB/s | ratio |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["kind", "tokens", "lines", "ids", "cache / Rust", "transformers"]
+    columns += ["MB/s", "Rust MB/s", "ratio", "build MB/s"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for path in options.tokenizers:
         with tempfile.TemporaryDirectory() as scratch:
             directory = path
             if path.suffix == ".gguf":
                 directory = pathlib.Path(scratch)
                 from_gguf(path, directory)
-            print(compare(directory, texts), flush=True)
+            print(compare(directory, texts, options.build), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,15 @@ from data_prep.examples.marks import MarkCounter
 from data_prep.examples.piece_table import Encoded, PieceTable
 
 # Where GPT-2's pattern certainly cuts ASCII text; a word with another character is left to it.
-_GPT2_PIECES = re.compile(
-    r" ?[!-~]*[^!-~\s]\S*"
-    r"|'(?:[sdmt]|ll|ve|re)"
+_ASCII_PIECES = (
+    r"'(?:[sdmt]|ll|ve|re)"
     r"| ?[A-Za-z]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+"
-).findall
+)
+_of_ascii = re.compile(_ASCII_PIECES).findall
+_of_any = re.compile(rf" ?[!-~]*[^!-~\s]\S*|{_ASCII_PIECES}").findall
 # Words with their blanks and punctuation marks, of which a text has more than plain ones: 60 MB.
 _MAX_CACHED = 300_000
-_IRREGULAR_BLANKS = re.compile(r"[^\S ]|  |^ $| $").search
+_other_blank = re.compile(r"[^\S ]").search
 # Normalisers that look at a character and its neighbours within a word, as far as ASCII goes.
 _LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled", "Nmt", "Strip"}
 
@@ -59,7 +60,7 @@ class SubwordEncoder:
         added = [
             fields
             for fields in parts["added_tokens"]
-            if not (fields["content"][0] == "\0" or _IRREGULAR_BLANKS(fields["content"]))
+            if not (fields["content"][0] == "\0" or _has_irregular_blanks(fields["content"]))
         ]
         contents = "|".join(re.escape(fields["content"]) for fields in added)
         self._finds_added = re.compile(contents).search if added else None
@@ -105,7 +106,7 @@ class SubwordEncoder:
 
     def _pieces(self, sentence: str) -> list[str]:
         """What can be encoded by itself; the sentence as a whole where nothing can."""
-        if self._split is None or _IRREGULAR_BLANKS(sentence):
+        if self._split is None or _has_irregular_blanks(sentence):
             return [sentence]
         if self._finds_added is not None:
             normal = self._normalize(sentence) if self._normalize else sentence
@@ -145,7 +146,7 @@ class SubwordEncoder:
         """
         if self._split is None or not words:
             return self._encode_each(words)
-        blank = "\n" if self._split is _GPT2_PIECES else " "
+        blank = "\n" if self._split is _gpt2_pieces else " "
         texts = ["".join(x + blank for x in words[i : i + 64]) for i in range(0, len(words), 64)]
         if blank == " ":  # every word begins with the mark of a blank, which no word has within
             texts = [text.rstrip() for text in texts]
@@ -173,7 +174,7 @@ class SubwordEncoder:
             return []
         before, after = self._ids(["a", " a"])
         # The first word of a text has no blank before it in GPT-2's pieces: nor has it here.
-        lead = "" if self._split is _GPT2_PIECES else "a "
+        lead = "" if self._split is _gpt2_pieces else "a "
         words = [i for i, piece in enumerate(pieces) if " " not in piece[1:]]
         texts = [f"{'a' if pieces[i][:1] == ' ' else lead}{pieces[i]} a" for i in words]
         found = []
@@ -186,6 +187,18 @@ class SubwordEncoder:
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _has_irregular_blanks(text: str) -> bool:
+    """Whether there are others than single spaces between words."""
+    if "  " in text or text.endswith(" "):
+        return True
+    return not text.isprintable() and _other_blank(text) is not None
+
+
+def _gpt2_pieces(text: str) -> list[str]:
+    """Of " it's the café, 3.5%": " it", "'s", " the", " café,", " 3", ".", "5" and "%"."""
+    return _of_ascii(text) if text.isascii() and text.isprintable() else _of_any(text)
 
 
 def _splitter(parts: dict[str, Any]) -> Callable[[str], list[str]] | None:
@@ -201,7 +214,7 @@ def _splitter(parts: dict[str, Any]) -> Callable[[str], list[str]] | None:
             return None
     match _steps(parts["pre_tokenizer"], "pretokenizers"):
         case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
-            return _GPT2_PIECES
+            return _gpt2_pieces
         case [{"type": "Metaspace", "split": True, "prepend_scheme": "always" | "first"}] | [
             {"type": "WhitespaceSplit"},
             {"type": "Metaspace", "split": True, "prepend_scheme": "always"},

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import subword_tokenizers as made
 import transformers
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
+from bert_jax.data.masking import MaskingConfig, mask_tokens
 
 PAIR = ("the river <mask> [MASK] x<mask>", "a sun")
 
@@ -60,7 +62,7 @@ def test_text_of_others_holds_no_special_tokens(tmp_path):
     for directory in (made.byte_level(tmp_path / "bpe"), made.unigram(tmp_path / "unigram")):
         ours = tokenizer.load(directory)
         text = " ".join(ours.roles)
-        assert {*ours.roles} <= {*ours.backend.encode(text).tokens}
+        assert {ours.ids[token] for token in ours.roles} <= {*ours.encode(text)}
         ids = ours.text_backend.encode(text, add_special_tokens=False).ids
         unknown = {ours.unknown_id}  # a letter may be
         assert not ours.is_special_V[[i for i in ids if i not in unknown]].any()
@@ -82,6 +84,29 @@ def test_a_word_alone_is_cut_as_within_a_text(tmp_path):
         assert ours.encode("a") + ours.encode_word("river") == ours.encode("a river")
         ((ids, offsets),) = ours.encode_with_offsets(["the river"])
         assert len(ids) == len(offsets) and {start for start, _ in offsets} >= {0, 4}
+
+
+@pytest.mark.parametrize("maker", [made.byte_level, made.unigram])
+def test_whole_words_are_masked(maker, tmp_path):
+    ours = tokenizer.load(maker(tmp_path))
+    ids, _ = ours.lay_out(ours.encode("Unlikely rivers, the mouths of them and warmth"))
+    input_ids_BL = np.array([ids] * 64)
+    config = MaskingConfig(0.4, 12, mask_fraction=1.0, random_fraction=0.0, whole_word=True)
+    masked = mask_tokens(
+        np.random.default_rng(0),
+        input_ids_BL,
+        np.full(64, len(ids)),
+        config,
+        mask_id=ours.mask_id,
+        is_special_V=ours.is_special_V,
+        is_continuation_V=ours.is_continuation_V,
+    )
+    is_masked_BL = masked.input_ids_BL == ours.mask_id
+    continues_L = ours.is_continuation_V[ids]
+    assert 0 < is_masked_BL.mean() < 0.5 and continues_L.sum() > 5
+    # Behind a special token, <unk> too, a unit begins anew.
+    (inside_L,) = np.nonzero(continues_L & np.append(False, ~ours.is_special_V[ids][:-1]))
+    np.testing.assert_array_equal(is_masked_BL[:, inside_L], is_masked_BL[:, inside_L - 1])
 
 
 def edit(path, change):
