@@ -2,7 +2,6 @@
 
 import json
 
-import tokenizers
 from etils import epath
 
 from bert_jax import files
@@ -97,14 +96,12 @@ def save(tokenizer: Tokenizer, path: str | epath.PathLike, model_max_length: int
     """
     path = epath.Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-    backend.post_processor = layout.post_processor(tokenizer.layout, tokenizer.ids)
     for name, content in tokenizer.vocabulary_files().items():
         if content:
             files.write_whole(path / name, content)
         else:
             (path / name).unlink(missing_ok=True)
-    files.write_whole(path / "tokenizer.json", backend.to_str(pretty=True))
+    files.write_whole(path / "tokenizer.json", tokenizer.tokenizer_json())
     config = tokenizer.class_config() | {
         "model_max_length": model_max_length,
         "pad_token": tokenizer.roles.pad,

@@ -1,7 +1,7 @@
 """What BPE and Unigram vocabularies have in common: text cut at blanks, and special tokens."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tokenizers
 from etils import epath
@@ -62,6 +62,7 @@ def finish(
     vocab_size: int,
     words: collections.Counter[str],
     output: epath.PathLike | None,
+    unigrams: Sequence[tuple[str, float]] = (),
 ) -> Vocabulary:
     """Gives a trained tokenizer its special tokens and its layout, saves and measures it."""
     roles = special_tokens(options)[0]
@@ -72,7 +73,7 @@ def finish(
     )
     layout = (layouts.as_bert if roles == layouts.BERT else layouts.as_roberta)(roles)
     backend.post_processor = layouts.post_processor(layout, backend.get_vocab())
-    tokenizer = SubwordTokenizer.of(backend, roles, layout)
+    tokenizer = SubwordTokenizer.of(backend, roles, layout, unigrams)
     warn_if_smaller(tokenizer, vocab_size, options)
     if output is not None:
         tokenizer_lib.save(tokenizer, output)

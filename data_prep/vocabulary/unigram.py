@@ -64,7 +64,7 @@ def train(options: VocabOptions, output: epath.PathLike | None = None) -> Vocabu
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(METASPACE, "always")]
     )
     backend.decoder = tokenizers.decoders.Metaspace(METASPACE, "always")
-    return subwords.finish(backend, options, vocab_size, words, output)
+    return subwords.finish(backend, options, vocab_size, words, output, vocab)
 
 
 def _train(words: Mapping[str, int], vocab_size: int) -> Any:

@@ -126,7 +126,6 @@ def edit(path, change):
         ),
         ("tokenizer.json", lambda x: x.update(normalizer={"type": "Lowercase"}), "contradict"),
         ("tokenizer_config.json", lambda x: x.update(tokenizer_class="GPT2Tokenizer"), "is a GPT2"),
-        ("tokenizer_config.json", lambda x: x.update(mask_token="[MASK]"), "no [MASK]"),
         (
             "tokenizer.json",
             lambda x: x["post_processor"].update(sep=["<pad>", 1]),
@@ -136,7 +135,7 @@ def edit(path, change):
 )
 def test_what_transformers_reads_otherwise_is_refused(file, change, message, tmp_path):
     edit(made.byte_level(tmp_path) / file, change)
-    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+    with pytest.raises(UserError, match=message):
         tokenizer.load(tmp_path)
 
 

@@ -93,7 +93,7 @@ def test_a_data_set_of_it_is_healthy(kind, objective, halves, tmp_path):
         tuple(halves), str(tmp_path / "t"), objective=objective, max_seq_length=64, num_shards=1
     )
     build.run(options, tmp_path / "data", workers=1)
-    report = check.run(tmp_path / "data")
+    report = check.run(tmp_path / "data", workers=1)
     assert not [m for m in report.measures if m.name == "malformed examples" and not m.is_healthy]
 
 

@@ -84,6 +84,10 @@ class Tokenizer(abc.ABC):
         """Whether text is lowercased first ("uncased")."""
 
     @abc.abstractmethod
+    def tokenizer_json(self) -> str:
+        """What `tokenizer.json` holds, with the layout."""
+
+    @abc.abstractmethod
     def vocabulary_files(self) -> dict[str, str]:
         """What its directory holds beside tokenizer.json, by name; "" is for no file."""
 

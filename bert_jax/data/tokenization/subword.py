@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,20 @@ class SubwordTokenizer(Tokenizer):
     definition: str
 
     @classmethod
-    def of(cls, backend: tokenizers.Tokenizer, roles: Roles, layout: Layout) -> "SubwordTokenizer":
-        """The tokenizer that `backend` computes."""
+    def of(
+        cls,
+        backend: tokenizers.Tokenizer,
+        roles: Roles,
+        layout: Layout,
+        unigrams: Sequence[tuple[str, float]] = (),
+    ) -> "SubwordTokenizer":
+        """The tokenizer that `backend` computes.
+
+        Args:
+          unigrams: its pieces and scores as they are written in its file. The Rust library reads
+            some of 17 digits one unit in the last place off, and would write those: a copy would
+            be another tokenizer, by its fingerprint and where sums of scores are equal.
+        """
         backend.no_truncation()
         backend.no_padding()
         pieces = backend.get_vocab(with_added_tokens=False)
@@ -49,7 +62,11 @@ class SubwordTokenizer(Tokenizer):
             for _, token in sorted(backend.get_added_tokens_decoder().items())
         ]
         kept = [x for x in added if x.content not in roles or x != AddedToken(x.content)]
-        return cls(tuple(vocab), tuple(kept), roles, layout, backend.to_str())
+        definition = json.loads(backend.to_str())
+        if unigrams:
+            definition["model"]["vocab"] = [[piece, score] for piece, score in unigrams]
+        text = json.dumps(definition, ensure_ascii=False)
+        return cls(tuple(vocab), tuple(kept), roles, layout, text)
 
     @functools.cached_property
     def _parts(self) -> dict[str, Any]:
@@ -110,6 +127,9 @@ class SubwordTokenizer(Tokenizer):
     @functools.cached_property
     def word_prefix(self) -> str:
         return "" if self.encode("a") == self.encode(" a") else " "
+
+    def tokenizer_json(self) -> str:
+        return json.dumps(self._parts, indent=2, ensure_ascii=False)
 
     def vocabulary_files(self) -> dict[str, str]:
         model = self._parts["model"]

@@ -163,6 +163,7 @@ def read(directory: Directory) -> SubwordTokenizer:
         )
     file = directory.path / "tokenizer.json"
     readings: dict[str, tokenizers.Tokenizer] = {}
+    model: _Model = {}
     if known:
         with readable(where, name):
             model, table, added = _source(directory, name)
@@ -208,7 +209,10 @@ def read(directory: Directory) -> SubwordTokenizer:
     else:
         layout = layouts.read(reading, where)  # says what is missing
     reading.post_processor = layouts.post_processor(layout, reading.get_vocab())
-    return SubwordTokenizer.of(reading, roles, layout)
+    unigrams = (directory.whole.get("model") or model)["vocab"]
+    return SubwordTokenizer.of(
+        reading, roles, layout, unigrams if isinstance(unigrams, list) else ()
+    )
 
 
 def _source(directory: Directory, name: str) -> sentencepiece.Model:

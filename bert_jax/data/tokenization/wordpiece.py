@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from bert_jax.data.tokenization.base import AddedToken, Tokenizer
-from bert_jax.data.tokenization.layout import BERT, BERT_LAYOUT, Layout, Roles
+from bert_jax.data.tokenization.layout import BERT, BERT_LAYOUT, Layout, Roles, post_processor
 
 CONTINUATION_PREFIX = "##"
 MAX_WORD_LENGTH = 100  # BERT's: a longer word is [UNK]
@@ -103,6 +103,11 @@ class WordPieceTokenizer(Tokenizer):
 
     def surface(self, i: int) -> str:
         return self.vocab[i].removeprefix(CONTINUATION_PREFIX)
+
+    def tokenizer_json(self) -> str:
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.post_processor = post_processor(self.layout, self.ids)
+        return backend.to_str(pretty=True)
 
     def vocabulary_files(self) -> dict[str, str]:
         others = {token: self.ids[token] for token in self.vocab[self.model_size :]}
