@@ -74,6 +74,7 @@ class CheckpointStore:
         # What is being written: directory -> step, and what is to be done before it counts.
         self._writing: dict[epath.Path, tuple[int, Callable[[epath.Path], None]]] = {}
         self._failures = _SaveFailures()
+        self._could_not_begin = False
         logging.getLogger("absl").addFilter(self._failures)
         self._manager = self._open(self._checkpoints, config.keep_checkpoints)
         self._best_manager: ocp.CheckpointManager | None = None
@@ -167,8 +168,16 @@ class CheckpointStore:
             return
         self._wait(self._manager)
         self._writing[self._checkpoints] = step, lambda _: before_it_counts()
-        items = {name: ocp.args.StandardSave(value) for name, value in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._begin(self._manager, step, _items(state))
+
+    def _begin(self, manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
+        args = {name: ocp.args.StandardSave(value) for name, value in items.items()}
+        try:
+            manager.save(step, args=ocp.args.Composite(**args))
+        except BaseException:
+            # Orbax 0.12.8 says for ever after that a save is in progress.
+            self._could_not_begin = True
+            raise
 
     def save_if_best(self, step: int, params: Any, loss: float, phase_start: int = 0) -> bool:
         """Keeps the parameters in best/ if `loss` is below that of those there.
@@ -190,7 +199,7 @@ class CheckpointStore:
         text = json.dumps(record) + "\n"
         # With the parameters, so that the two are of one step whenever the run is killed.
         self._writing[self._best] = step, lambda path: files.write_whole(path / BEST_FILE, text)
-        self._best_manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        self._begin(self._best_manager, step, {"params": params})
         return True
 
     def _wait_for_best(self) -> None:
@@ -200,7 +209,7 @@ class CheckpointStore:
                 _publish_best(self._best)
 
     def _wait(self, manager: ocp.CheckpointManager) -> None:
-        while manager.is_saving_in_progress():
+        while manager.is_saving_in_progress() and not self._could_not_begin:
             self.check()
             time.sleep(0.01)
         manager.wait_until_finished()

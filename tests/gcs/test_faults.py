@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 from bucket_server import BUCKET, Rule, Server
@@ -44,22 +45,32 @@ def flags(**changes) -> list[str]:
 
 
 def lose_the_bucket(server: Server) -> None:
-    server.delete()
-    assert server.ask("DELETE", f"/storage/v1/b/{BUCKET}")[0] in (200, 204)
+    status = 412
+    while status == 412:  # not empty: the run writes on
+        server.delete()
+        status, _ = server.ask("DELETE", f"/storage/v1/b/{BUCKET}")
+    assert status in (200, 204)
 
 
-def start(server: Server, *given: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bert_jax.pretrain", *given],
+@pytest.fixture
+def process(server) -> Iterator[subprocess.Popen]:
+    """A pretraining that has saved its first checkpoint, and would go on for ever."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bert_jax.pretrain", *flags(num_steps=10**6)],
         cwd=ROOT,
         env=os.environ | server.environment,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as started:
+        try:
+            wait_for_checkpoint(server, 8, started)
+            yield started
+        finally:
+            started.kill()
 
 
 def wait_for_checkpoint(server: Server, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not server.names(f"run/checkpoints/{step}/commit_success"):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -76,9 +87,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_bucket_that_is_lost_in_the_middle_ends_the_run_with_one_line(server, loss):
-    process = start(server, *flags(num_steps=10**6))
-    wait_for_checkpoint(server, 8, process)
+def test_a_bucket_that_is_lost_in_the_middle_ends_the_run_with_one_line(server, process, loss):
     started = time.monotonic()
     if rule := LOSSES[loss]:
         with server.breaking(rule):
@@ -122,9 +131,7 @@ def test_faults_that_pass_change_no_number(server):
     assert numbers(server) == expected
 
 
-def test_an_outage_of_90_seconds_is_sat_out(server):
-    process = start(server, *flags(num_steps=10**6))
-    wait_for_checkpoint(server, 8, process)
+def test_an_outage_of_90_seconds_is_sat_out(server, process):
     with server.breaking(Rule("", 503)):
         time.sleep(90)
         assert process.poll() is None, process.communicate()[1]

@@ -20,6 +20,7 @@ def requests_of(server: Server, data: str, name: str, steps: int, checkpoint_eve
     config.data_dir = f"gs://bucket/{data}"
     config.update(batch_size=BATCH, num_steps=steps, eval_every=0)
     config.checkpoint_every = checkpoint_every
+    config.keep_checkpoints = 100  # each save takes as many requests: none removes another
     server.requests.clear()
     flags = ("--config=configs/bert_tiny.py:laptop", *overrides(config))
     workdir = f"--workdir=gs://bucket/{name}"
@@ -56,15 +57,16 @@ def table(bucket_server, tmp_path_factory) -> dict[int, dict[str, dict[str, floa
     return found
 
 
-def test_no_step_lists_anything_or_reads_what_it_has_not_to(table):
+# Counts differ by some tens from run to run, as Orbax looks whether a folder is there until it is.
+def test_no_step_lists_or_looks_up_anything_or_reads_a_record_twice(table):
     for rows in table.values():
-        assert rows["step"]["list"] == 0
-        assert rows["step"]["stat"] < 0.1
-        assert rows["step"]["read"] <= BATCH / 64
+        for kind in ("list", "stat", "write", "delete"):
+            assert rows["step"].get(kind, 0) < 0.5, (kind, rows)
+        assert rows["step"]["read"] < BATCH / 64 + 0.5
 
 
 def test_nothing_is_listed_or_looked_up_for_each_shard(table):
     for stage in ("start", "save"):
         for kind in ("list", "stat", "write"):
-            counts = [rows[stage][kind] for rows in table.values()]
-            assert max(counts) - min(counts) < 2, (stage, kind, counts)
+            counts = {shards: rows[stage][kind] for shards, rows in table.items()}
+            assert abs(counts[64] - counts[2]) < 62 / 2, (stage, kind, counts)

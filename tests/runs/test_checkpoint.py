@@ -285,6 +285,13 @@ def test_second_run_in_a_workdir_is_rejected(config, trained):
     loop.train_and_evaluate(config, trained)
 
 
+def test_a_save_that_cannot_begin_is_not_waited_for(copy):
+    _, reopen = copy
+    with pytest.raises(ValueError, match="object"), reopen() as store:
+        store.save_if_best(8, {"x": object()}, loss=-1.0)
+    # The store is closed: else it waits for ever.
+
+
 def test_best_parameters_are_kept_beside_the_latest(config, tmp_path, monkeypatch):
     workdir = tmp_path / "best"  # a workdir may have that name, too
     config.update(num_steps=8, eval_every=2, checkpoint_every=4)
