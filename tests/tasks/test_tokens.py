@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import subword_tokenizers as made
+import transformers
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
@@ -258,3 +260,18 @@ def test_class_weights_as_torch_weighs(tmp_path):
         ignore_index=-1,
     )
     assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize("maker", [made.byte_level, made.unigram])
+def test_words_of_other_tokenizers_are_cut_as_within_a_text(maker, tmp_path):
+    """As transformers does, which asks for add_prefix_space where words are given."""
+    directory = maker(tmp_path)
+    words = ["the", "river's", "café", ",", "Über"]
+    task = TokenClassification(settings(max_seq_length=64), tokenizer.load(directory))
+    (feature,) = task.windows([words])
+    fields = {"add_prefix_space": True} if maker is made.byte_level else {}
+    theirs = transformers.AutoTokenizer.from_pretrained(directory, **fields)
+    read = theirs(words, is_split_into_words=True, return_token_type_ids=True)
+    assert feature.arrays["input_ids"] == read["input_ids"]
+    assert feature.arrays["token_type_ids"] == read["token_type_ids"]
+    assert feature.origin == [read.word_ids().index(i) for i in range(len(words))]
