@@ -58,7 +58,7 @@ def test_odd_texts(encoders):
     check(*encoders, made.ODD_TEXTS[::-1])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     sentences=st.lists(
         st.text(st.sampled_from(TRICKY + "abstXYZ .,!'[]-#19\t  ") | st.characters(), max_size=40),
