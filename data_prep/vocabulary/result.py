@@ -85,7 +85,8 @@ def count_pieces(tokenizer: Tokenizer, words: list[str]) -> np.ndarray:
 def warn_if_smaller(tokenizer: Tokenizer, vocab_size: int, options: VocabOptions) -> None:
     """Warns of a text that has not pieces enough for the size that was asked for."""
     if tokenizer.vocab_size < vocab_size:
+        often = "" if options.kind == "unigram" else f" that occur {options.min_frequency} times"
         _log.warning(
-            f"the text gives only {tokenizer.vocab_size} pieces that occur "
-            f"{options.min_frequency} times, fewer than --vocab_size={vocab_size}"
+            f"the text gives only {tokenizer.vocab_size} pieces{often}, fewer than "
+            f"--vocab_size={vocab_size}"
         )

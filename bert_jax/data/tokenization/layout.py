@@ -103,6 +103,11 @@ def read(backend: tokenizers.Tokenizer, where: object) -> Layout:
     first = len(prefix)
     second = first + len(text) + len(middle)
     token_of = {i: token for token, i in backend.get_vocab().items()}
+    if other := {*prefix, *middle, *suffix} - token_of.keys():
+        raise UserError(
+            f"{where}: the post_processor in tokenizer.json adds the id {min(other)}, which no "
+            "token has"
+        )
 
     def names(ids: list[int]) -> tuple[str, ...]:
         return tuple(token_of[i] for i in ids)
