@@ -1,6 +1,6 @@
 """Compares the word caches of all kinds of tokenizers with the Rust tokenizer: ids, and speed.
 
-    python benchmarks/tokenizers.py --input='wiki/*.jsonl.gz' --build=wiki/0.jsonl.gz DIR_OR_GGUF…
+    python benchmarks/word_cache.py --input='wiki/*.jsonl.gz' --build=wiki/0.jsonl.gz DIR_OR_GGUF…
 
 Prints a row per tokenizer, all in one run: whether every id is equal, and MB/s of processor time
 on one thread, of the cache and of the Rust tokenizer. A .gguf file of llama.cpp's vocabularies
@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Python puts a script's own directory first, where tokenizers.py hides the package of its name.
+# Python puts a script's own directory first, where data_prep.py hides the package of its name.
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
