@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -153,15 +154,19 @@ def torch_outputs(model: Any, head_class: HeadClass, batch: Batch) -> dict[str, 
     """The same names for a transformers model in torch, in evaluation mode."""
     import torch
 
-    tensors = {name: torch.from_numpy(x.astype(np.int64)) for name, x in batch.items()}
+    taken = inspect.signature(model.forward).parameters  # transformers 5 drops others silently
+    tensors = {
+        name: torch.from_numpy(x.astype(np.int64)) for name, x in batch.items() if name in taken
+    }
     if "multiple_choice" in head_class.tasks:
         tensors = {key: x[None] for key, x in tensors.items()}
     with torch.no_grad():
-        output = model(**tensors, output_hidden_states=True)
-        hidden = output.hidden_states[-1]
-        result = {"hidden": hidden}
-        if (pooler := getattr(model.base_model, "pooler", None)) is not None:
-            result["pooled"] = pooler(hidden)
+        output, result = model(**tensors), {}
+        if PRETRAINING in head_class.tasks:
+            # Not hidden_states[-1], which is another state in transformers 4's ModernBERT.
+            result["hidden"] = model.base_model(**tensors).last_hidden_state
+            if (pooler := getattr(model.base_model, "pooler", None)) is not None:
+                result["pooled"] = pooler(result["hidden"])
     for ours, theirs in head_class.outputs:
         values = [getattr(output, name) for name in theirs]
         result[ours] = values[0] if len(values) == 1 else torch.stack(values, dim=-1)
