@@ -327,11 +327,13 @@ Try next:
   echo "the [MASK] module" | python -m bert_jax.predict fill-mask \\
       --model={model}
   # which package do your own lines document?
-  python -m bert_jax.predict classify --model={classifier} --input=TEXTS.txt
+  python -m bert_jax.predict classify --input=TEXTS.txt \\
+      --model={classifier}
   # curves
   python -m bert_jax.metrics {model} --plot=curves.png
   # text of your own: docs/tutorials/your_text.md
-  python -m data_prep.build --input='*.txt' --tokenizer={tokenizer} --output=data
+  python -m data_prep.build --input='*.txt' --output=data \\
+      --tokenizer={tokenizer}
   python -m bert_jax.pretrain --config=bert_mini:laptop --workdir=runs/mine \\
       --config.data_dir=data --config.model.vocab_size={manifest.vocab_size}
 """

@@ -37,6 +37,11 @@ def ended(body: str, *flags: str, after: str = "") -> subprocess.CompletedProces
         ),
         ("raise cli.Interrupted('saved')", 75, "saved\n"),
         ("raise KeyboardInterrupt", 130, ""),
+        (
+            "with cli.saying_when_interrupted('the same command resumes'): raise KeyboardInterrupt",
+            130,
+            "the same command resumes\n",
+        ),
         ("raise SystemExit(2)", 2, ""),
         ("return 1", 1, ""),
         ("return None", 0, ""),
