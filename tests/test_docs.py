@@ -47,6 +47,13 @@ def cells() -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
+def test_the_notebook_has_its_pictures():
+    """As a reader finds it: with text and pictures of a run, and no error."""
+    outputs = [output for cell in cells() for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert not any(output["output_type"] == "error" for output in outputs)
+
+
 @pytest.mark.slow
 def test_the_notebook_runs(pretrained, tmp_path, monkeypatch):
     """Its cells from top to bottom, with a model and a place of its own."""

@@ -108,15 +108,12 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> list[s
       UserError: matplotlib is not installed, or a run has no metrics, or none that are drawn.
     """
     try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
+        # Not pyplot, which is the caller's: a notebook's pictures stay in the notebook.
+        from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--plot needs matplotlib: pip install 'bert_jax[plot]'") from None
     suffix = epath.Path(target).suffix.lstrip(".") or "png"
-    known = pyplot.gcf().canvas.get_supported_filetypes()
-    pyplot.close()
+    known = Figure().canvas.get_supported_filetypes()
     if suffix not in known:
         raise UserError(
             f"--plot={target}: no picture ends in .{suffix}; expected {', '.join(known)}"
@@ -136,7 +133,8 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> list[s
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     size = (5 * columns, 3.75 * rows)
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.remove()
     for axis, (title, of_runs) in zip(axes.flat, shown.items(), strict=False):
@@ -151,7 +149,6 @@ def plot(workdirs: Sequence[str], target: epath.PathLike, window: int) -> list[s
         axis.legend(fontsize="small")
     with epath.Path(target).open("wb") as file:
         figure.savefig(file, format=suffix, dpi=110)
-    pyplot.close(figure)
     return list(shown)
 
 

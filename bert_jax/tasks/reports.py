@@ -152,12 +152,14 @@ def confusion_text(matrix_CC: np.ndarray, labels: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.Path) -> None:
-    """Draws the matrix, each row's colours as shares of its label, with the counts in the cells."""
-    import matplotlib
+def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.Path) -> Any:
+    """Draws the matrix, each row's colours as shares of its label, with the counts in the cells.
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    Returns:
+      the matplotlib Figure that was written.
+    """
+    # Not pyplot, which is the caller's: a notebook's pictures stay in the notebook.
+    from matplotlib.figure import Figure
 
     names = [x if len(x) <= MOST_CHARACTERS else f"{x[: MOST_CHARACTERS - 1]}…" for x in labels]
     # Inches: a cell holds its count, a character of a name is a twelfth of one wide.
@@ -166,9 +168,8 @@ def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.P
     is_turned = longest > cell  # else neighbours would run into each other
     width = cell * len(labels) + longest + 1.2
     height = cell * len(labels) + (longest if is_turned else 0.2) + 0.8
-    figure, axis = pyplot.subplots(
-        figsize=(max(width, 3.5), max(height, 2.5)), layout="constrained"
-    )
+    figure = Figure(figsize=(max(width, 3.5), max(height, 2.5)), layout="constrained")
+    axis = figure.subplots()
     shares_CC = matrix_CC / np.maximum(matrix_CC.sum(1, keepdims=True), 1)
     image = axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the label", shrink=0.8)
@@ -185,7 +186,7 @@ def draw_confusion(matrix_CC: np.ndarray, labels: Sequence[str], target: epath.P
                 )
     with target.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 def score_labels(

@@ -1,13 +1,16 @@
 """Reports label by label, against scikit-learn and seqeval."""
 
 import itertools
+import sys
 
+import matplotlib
 import numpy as np
 import pytest
 import seqeval.metrics
 import sklearn.metrics
 from etils import epath
 
+from bert_jax.runs import curves, telemetry
 from bert_jax.tasks import classes, reports
 
 
@@ -85,16 +88,12 @@ def test_class_weights_are_sklearns():
     np.testing.assert_allclose(classes.class_weights("0.5,1,4", labels, examples), [1, 2, 8])
 
 
-def test_long_names_and_counts_have_room_in_the_picture(tmp_path, monkeypatch):
+def test_long_names_and_counts_have_room_in_the_picture(tmp_path):
     """No label runs into its neighbour, and no count out of its cell."""
-    from matplotlib import pyplot
-
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
     labels = [f"a class with a rather long name, number {i}" for i in range(9)]
-    reports.draw_confusion(
+    figure = reports.draw_confusion(
         np.full((9, 9), 1_234_567), labels, epath.Path(tmp_path / "confusion.png")
     )
-    figure = pyplot.gcf()
     axis = figure.axes[0]
     for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
         boxes = [tick.get_window_extent() for tick in ticks]
@@ -103,7 +102,17 @@ def test_long_names_and_counts_have_room_in_the_picture(tmp_path, monkeypatch):
     cell = axis.get_window_extent().width / 9
     assert len(axis.texts) == 81
     assert all(text.get_window_extent().width <= cell for text in axis.texts)
-    pyplot.close("all")
+
+
+def test_a_picture_leaves_the_caller_s_backend_alone(tmp_path, monkeypatch):
+    """As a notebook's, whose pictures would be gone after a fine-tuning."""
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would fail
+    monkeypatch.setattr(matplotlib, "use", lambda backend: pytest.fail(backend))
+    reports.draw_confusion(np.eye(2, dtype=int), ["a", "b"], epath.Path(tmp_path / "x.png"))
+    writer = telemetry.MetricWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert curves.plot([str(tmp_path)], tmp_path / "y.png", 1) == ["training loss"]
 
 
 def test_f1_of_each_label_is_logged_where_there_are_few():
