@@ -66,6 +66,13 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name}={value}: expected less than {2**31}")
 
 
+# What the fields mean that phases alone have; the others are the run's of that name.
+_PHASE_FIELDS = {
+    "max_seq_length": "given, data of another length is refused",
+    "reset_moments": "start with an empty optimizer; the parameters stay",
+}
+
+
 def phase(**fields: Any) -> ml_collections.ConfigDict:
     """An entry of `config.phases`; fields that are left empty are the run's (training/phases.py).
 
@@ -260,10 +267,12 @@ def parse(
             meanings = explanations(source)
             for name, value in leaves(load(source)):
                 print(f"  --config.{name}={value}")
-                # A field of a phase is the run's of that name.
-                meaning = meanings.get(re.sub(r"^phases\[\d+\]\.", "", name), "")
+                field, in_phase = re.subn(r"^phases\[\d+\]\.", "", name)
+                meaning = _PHASE_FIELDS.get(field) if in_phase else None
+                meaning = meaning or meanings.get(field)
                 if meaning:
-                    print(textwrap.fill(meaning, 80, **_INDENT))
+                    own = "; of this phase, if given" if in_phase else ""
+                    print(textwrap.fill(meaning.rstrip(".") + own, 80, **_INDENT))
         else:
             print(f"\nRecipes, by name: {', '.join(names())}")
         raise SystemExit(0)

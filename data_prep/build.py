@@ -64,8 +64,7 @@ def run(
     job = Job(options, tokenizer, str(output))
     if (epath.Path(output) / MANIFEST).exists() and not job.work.exists():
         return built_already(job)
-    resumable = f"interrupted: what is finished is kept in {output}; the same command resumes"
-    with command_line.saying_when_interrupted(resumable), WorkDirectory(job) as work:
+    with WorkDirectory(job) as work:
         if (epath.Path(output) / MANIFEST).exists():  # killed as it tidied up: done now
             return built_already(job)
         parts = corpus.list_parts(options.input, options.field, options.document_per_line)

@@ -204,6 +204,7 @@ def test_help_explains_every_field(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "--config.batch_size=256 sequences per optimizer step, over all devices" in shown
     assert "--config.phases[0].packing=0 Pairs packed" in shown
+    assert "--config.phases[1].max_seq_length=0 given, data of another length is refused" in shown
 
 
 @pytest.mark.parametrize("equals", [True, False])
