@@ -1,7 +1,8 @@
 # make quickstart: sets everything up, then the whole path on this machine with no download of data
 # make test:       sets everything up, then what CI runs
 # make test-slow:  the tests that take minutes each
-# make test-gcs:   the whole path on gs://, against a real server of the Cloud Storage API; 5 minutes
+# make test-gcs:   the whole path, faults and requests on gs://, against a real server of the Cloud
+#                  Storage API
 # make test-slurm: launch/slurm.sh on a real Slurm of two nodes, which Debian's apt-get installs for
 #                  root; 10 minutes
 # make test-transformers4: what is exported, and every head, with transformers 4.57; 5 minutes
