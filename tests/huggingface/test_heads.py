@@ -46,8 +46,11 @@ CASES = [
     for name in CONFIGS
     for row in TABLES[name.partition(",")[0]].classes
     for fast in [
-        name in ("roberta", "modernbert")
-        and row.name.endswith(("MaskedLM", "SequenceClassification"))
+        (name, row.name)
+        in (
+            ("roberta", "RobertaForSequenceClassification"),
+            ("modernbert", "ModernBertForMaskedLM"),
+        )
     ]
 ]
 

@@ -66,7 +66,10 @@ def test_packed_examples_are_as_each_alone(name):
         start += len(text)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name",
+    ["modernbert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "bert"))],
+)
 def test_positions_read_alone_equal_those_of_all(name):
     encoder, params = encoder_of(name)
     rng = np.random.default_rng(0)
