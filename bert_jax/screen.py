@@ -134,7 +134,7 @@ class Stage:
                 bar_format=line,
             )
             self._bar.text = lambda width: fitting(self._texts(), width)
-            # Time goes on while a program compiles.
+            # The clock runs while a program compiles.
             self._ticking = threading.Thread(target=self._tick, daemon=True)
             self._ticking.start()
 

@@ -100,7 +100,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.num_attention_heads = 12  # must divide hidden_size
     config.model.intermediate_size = 3072  # width of the feed-forward networks
     config.model.max_position_embeddings = 512  # the longest sequence that the model takes
-    config.model.type_vocab_size = 2  # segments that are told apart
+    config.model.type_vocab_size = 2  # segments
     # "gelu_pytorch_tanh" is the approximation of google-research/bert; "gelu" is exact.
     config.model.hidden_act = "gelu_pytorch_tanh"
     config.model.hidden_dropout_prob = 0.1  # dropout behind embeddings and sublayers

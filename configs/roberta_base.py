@@ -5,7 +5,7 @@
     python -m bert_jax.pretrain --config=roberta_base --workdir=gs://BUCKET/roberta_base \\
         --config.data_dir=gs://BUCKET/DATA_DIR
 
-Full sentences of 512 tokens without next-sentence prediction, masks drawn anew each time, batches
+Full sentences of 512 tokens without next-sentence prediction, masks re-sampled each time, batches
 of 8,192 (paper, section 4 and table 9). The published run took about a day on 1,024 V100s.
 `:laptop` keeps the model and shortens the run. bert_base.py explains every field.
 """

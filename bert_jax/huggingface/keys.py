@@ -301,7 +301,7 @@ def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers 5 reads, which skips the names of 4.57 without a word."""
+    """What transformers 5 reads, which silently skips the names of 4.57."""
     every = fields["global_attn_every_n_layers"]
     return {
         "layer_types": _kinds_of_layers(fields["num_hidden_layers"], every),

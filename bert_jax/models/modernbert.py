@@ -116,7 +116,7 @@ class ModernBertConfig:
 
     @property
     def type_vocab_size(self) -> int:
-        """Segments are not told apart: any are taken for one."""
+        """Segments are not distinguished: any are taken for one."""
         return 2
 
     @property

@@ -142,7 +142,7 @@ class SubwordEncoder:
     def _encode_words(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of plain ASCII words, one after another, and how many each has.
 
-        Many are encoded as one text, faster, and told apart by what stands between them.
+        Many are encoded as one text, faster, and separated at what stands between them.
         """
         if self._split is None or not words:
             return self._encode_each(words)
