@@ -90,7 +90,7 @@ def test_other_data_in_one_process(config, tmp_path):
     for error in finish(processes, EXIT_USER_ERROR):
         assert "process 1 runs something else" in error and "contents of phases.0.data" in error
     same = shutil.copytree(config.data_dir, tmp_path / "mounted elsewhere")
-    config.update(num_steps=2, eval_every=0)
+    config.update(num_steps=4, eval_every=0)
     finish(start(config, tmp_path / "run", 2, flags={1: f"--config.data_dir={same}"}))
 
 
