@@ -48,7 +48,10 @@ setup(
         "bert_jax.recipes": "configs",
         "bert_jax.recipes.finetune": "configs/finetune",
     },
-    package_data={"bert_jax": ["py.typed"], "data_prep": ["py.typed"]},
+    package_data={
+        "bert_jax": ["py.typed", "interpretation/page.css", "interpretation/*.js"],
+        "data_prep": ["py.typed"],
+    },
     install_requires=CORE,
     extras_require={
         "hf": HF,
@@ -107,6 +110,7 @@ setup(
             "bert-jax-finetune=bert_jax.finetune:cli",
             "bert-jax-predict=bert_jax.predict:cli",
             "bert-jax-evaluate=bert_jax.evaluate:cli",
+            "bert-jax-explain=bert_jax.explain:cli",
         ]
     },
 )

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bert_jax import convert, evaluate, finetune, metrics, plan, predict, pretrain
+    from bert_jax import convert, evaluate, explain, finetune, metrics, plan, predict, pretrain
     from bert_jax.cli import UserError
     from bert_jax.config import recipe
     from bert_jax.inference.model import load
@@ -22,6 +22,7 @@ __all__ = [
     "UserError",
     "convert",
     "evaluate",
+    "explain",
     "finetune",
     "load",
     "metrics",

@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
             "fine-tuned, else all that it takes",
         )
         add("--dtype", choices=("float32", "bfloat16"), default="float32")
+        if name == "classify":
+            text = "of the softmax, as bert_jax.explain probabilities fits it (default 1)"
+            add("--temperature", type=number, default=1.0, help=text)
         if name in ("answer", "fill-mask"):
             add("--top_k", type=positive, default=5, help="alternatives listed")
         if name == "answer":

@@ -169,12 +169,22 @@ class Model(Forward):
         found = self._list("embed", records, pooling=pooling, normalize=normalize)
         return np.stack(found) if found else np.zeros((0, self.config.hidden_size), np.float32)
 
-    def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Record]:
+    def classify(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        temperature: float = 1.0,
+    ) -> list[Record]:
         """[{"prediction": label, "scores": {label: probability}}, …].
 
         Of a regression the prediction is a number, of several labels per text a list of them.
+
+        Args:
+          temperature: of classes: above 1 probabilities are less sure, below 1 surer; the
+            predictions stay. `bert_jax.explain.probabilities` fits it.
         """
-        return self._list("classify", records_of(text=texts, text_pair=pairs))
+        records = records_of(text=texts, text_pair=pairs)
+        return self._list("classify", records, temperature=temperature)
 
     def zero_shot(
         self, texts: Sequence[str], labels: Sequence[str], template: str = predictions.TEMPLATE
@@ -292,6 +302,11 @@ class Model(Forward):
             value = options.get(name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: expected at least 1")
+        temperature = options.get("temperature", 1.0)
+        if not 0 < temperature < float("inf"):
+            raise UserError(f"temperature is {temperature}: expected a number above 0")
+        if temperature != 1 and self.task != "text_classification":
+            raise UserError(f"a temperature is for text classification, not for {self.task}")
         if command == "fill_mask" and "mlm_transform" not in self.params:
             raise UserError("the model has no MLM head: fill-mask needs a pretraining model")
         if command == "zero_shot":

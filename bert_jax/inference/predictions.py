@@ -36,10 +36,15 @@ def text_rows(model: Forward, records: Sequence[Record]) -> list[Row]:
     return rows
 
 
-def classify(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
+def classify(
+    model: Forward, records: Sequence[Record], temperature: float = 1.0
+) -> Iterator[Record]:
     """{"prediction": label, "scores": {label: probability}}; of a regression {"prediction": x}.
 
     Of a model of several labels per text the prediction is the list of those above its threshold.
+
+    Args:
+      temperature: of classes: the softmax is of logits / temperature (Guo et al. 2017).
     """
     for logits_C in model.logits(text_rows(model, records)):
         if model.task == "text_regression":
@@ -51,7 +56,7 @@ def classify(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
             found = [label for label, prob in by_label.items() if prob > least]
             yield {"prediction": found, "scores": by_label}
         else:
-            yield _best(model.labels, logits_C)
+            yield _best(model.labels, logits_C / temperature)
 
 
 def zero_shot(

@@ -1,11 +1,12 @@
-"""What an encoder computes on the way: hidden states of every layer, attention probabilities.
+"""What an encoder computes on the way: embeddings, hidden states, attention probabilities.
 
-Modules `sow` both, which does nothing, and compiles to nothing, unless one of these collections is
-asked for. Layers must not be scanned (`architectures.make_config(fields, dtype)` leaves them so).
+Modules `sow` the last two, which does nothing, and compiles to nothing, unless one of these
+collections is asked for. Layers must not be scanned (`architectures.make_config(fields, dtype)`
+leaves them so).
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +35,40 @@ def apply(
     """
     output, state = module.apply({"params": params}, *inputs, mutable=list(collections))
     return output, {name: _in_order(state.get(name, {})) for name in collections}
+
+
+def embeddings(module: nn.Module, params: Any, *inputs: jax.Array) -> jax.Array:
+    """What the encoder in `module` makes of its inputs before the first layer, [B, L, D].
+
+    The output of the encoder's submodule `embeddings`: with positions, segments and LayerNorm.
+    """
+    found = []
+
+    def keep(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if _is_embedding(context):
+            found.append(output)
+        return output
+
+    with nn.intercept_methods(keep):
+        module.apply({"params": params}, *inputs)
+    return found[0]
+
+
+def apply_to_embeddings(
+    module: nn.Module, params: Any, x_BLD: jax.Array, *inputs: jax.Array
+) -> Any:
+    """`module.apply` with `x_BLD` in place of the embeddings of its inputs: to differentiate by."""
+
+    def replace(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        return x_BLD if _is_embedding(context) else call(*args, **kwargs)
+
+    with nn.intercept_methods(replace):
+        return module.apply({"params": params}, *inputs)
+
+
+def _is_embedding(context: nn.module.InterceptorContext) -> bool:
+    return context.module.name == "embeddings" and context.method_name == "__call__"
 
 
 def wants(module: nn.Module, collection: str) -> bool:
