@@ -28,18 +28,23 @@ function image(levels, length, side) {
   return canvas;
 }
 
+// Drawn once for each text: at 512 tokens there are millions of points.
 function glance() {
-  const grid = make("div", {id: "heads", class: "wide", style:
-    `display: grid; grid-template-columns: repeat(${data.heads}, minmax(36px, 72px)); gap: 3px`});
-  for (let l = 0; l < data.layers; l++) for (let h = 0; h < data.heads; h++) {
-    const canvas = image(head(l, h), current().tokens.length, 64);
-    canvas.style = "width: 100%; image-rendering: pixelated; border: 1px solid var(--line)";
-    if (l === (state.layer || 0) && h === (state.head || 0)) canvas.className = "chosen";
-    tell(canvas, `layer ${l + 1}, head ${h + 1}: ${data.descriptions[l][h]}`);
-    canvas.addEventListener("click", () => { state.layer = l; state.head = h; draw(); });
-    grid.append(canvas);
+  const text = current();
+  if (!text.grid) {
+    text.grid = make("div", {id: "heads", class: "wide", style:
+      `display: grid; grid-template-columns: repeat(${data.heads}, minmax(36px, 72px)); gap: 3px`});
+    for (let l = 0; l < data.layers; l++) for (let h = 0; h < data.heads; h++) {
+      const canvas = image(head(l, h), text.tokens.length, 64);
+      canvas.style = "width: 100%; image-rendering: pixelated; border: 1px solid var(--line)";
+      tell(canvas, `layer ${l + 1}, head ${h + 1}: ${data.descriptions[l][h]}`);
+      canvas.addEventListener("click", () => { state.layer = l; state.head = h; draw(); });
+      text.grid.append(canvas);
+    }
   }
-  return grid;
+  const chosen = (state.layer || 0) * data.heads + (state.head || 0);
+  [...text.grid.children].forEach((x, i) => { x.className = i === chosen ? "chosen" : ""; });
+  return text.grid;
 }
 
 function heat(levels, tokens) {
@@ -93,7 +98,7 @@ async function draw() {
     choice(data.texts.map((x, i) => `text ${i + 1}`), state.text || 0,
            i => { state.text = i; state.token = undefined; draw(); }),
     glance(),
-    make("h2", {id: "head"}, `Layer ${l + 1}, head ${h + 1}: ${data.descriptions[l][h]}`),
+    make("h2", {}, `Layer ${l + 1}, head ${h + 1}: ${data.descriptions[l][h]}`),
     table(data.patterns, [data.shares[l][h]]),
     state.heat ? heat(levels, text.tokens) : lines(levels, text.tokens, text.segments));
   document.body.dataset.drawn = Number(document.body.dataset.drawn || 0) + 1;
