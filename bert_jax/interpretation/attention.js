@@ -4,7 +4,7 @@ async function unpack(text) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
-const special = token => /^\[(CLS|SEP|PAD)\]$/.test(token);
+const special = token => /^(\[(CLS|SEP|PAD)\]|<\/?s>|<pad>)$/.test(token);
 const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink")
   .split(",").map(Number);
 const current = () => data.texts[state.text || 0];

@@ -16,6 +16,7 @@ from bert_jax.inference import encoding
 from bert_jax.inference.forward import Forward
 from bert_jax.inference.predictions import Record
 
+# "[CLS]" and "[SEP]" stand for the tokenizer's own names of them.
 PATTERNS = ("previous token", "next token", "[CLS]", "[SEP]", "same word", "itself", "broad")
 _DESCRIBED = 0.4  # share of a head's attention that names it
 MOST_BYTES = 14_000_000  # of all probabilities together: a page stays below 15 MB
@@ -34,13 +35,13 @@ def report(model: Forward, records: Sequence[Record], name: str) -> dict[str, An
         ids_L, segments_L = found.input_ids[0], found.token_type_ids[0]
         texts.append(
             {
-                "tokens": [model.tokenizer.vocab[i] for i in ids_L],
+                "tokens": [_shown(model, int(i)) for i in ids_L],
                 "segments": segments_L.tolist(),
             }
         )
         levels.append(np.rint(probs_NHLL * 255).astype(np.uint8))
-        cls_id, sep_id = model.tokenizer.cls_id, model.tokenizer.sep_id
-        shares.append(pattern_shares(probs_NHLL, ids_L, cls_id, sep_id))
+        start_id, separator_id = model.tokenizer.start_id, model.tokenizer.separator_id
+        shares.append(pattern_shares(probs_NHLL, ids_L, start_id, separator_id))
     cut, packed = pack(levels)
     for text, content in zip(texts, packed, strict=True):
         text["levels"] = content
@@ -58,8 +59,14 @@ def report(model: Forward, records: Sequence[Record], name: str) -> dict[str, An
     }
 
 
+def _shown(model: Forward, token: int) -> str:
+    """'##s' as it is, and of byte-level and SentencePiece's pieces what they stand for."""
+    tokenizer = model.tokenizer
+    return tokenizer.vocab[token] if tokenizer.kind == "wordpiece" else tokenizer.surface(token)
+
+
 def pattern_shares(
-    probs_NHLL: np.ndarray, ids_L: np.ndarray, cls_id: int, sep_id: int
+    probs_NHLL: np.ndarray, ids_L: np.ndarray, start_id: int, separator_id: int
 ) -> np.ndarray:
     """The mean share of attention that goes to each of PATTERNS, float32[N, H, P].
 
@@ -73,12 +80,12 @@ def pattern_shares(
     masks = [
         place[None] == place[:, None] - 1,
         place[None] == place[:, None] + 1,
-        np.broadcast_to(ids_L == cls_id, same.shape),
-        np.broadcast_to(ids_L == sep_id, same.shape),
+        np.broadcast_to(ids_L == start_id, same.shape),
+        np.broadcast_to(ids_L == separator_id, same.shape),
         same & ~itself,
         itself,
     ]
-    read = np.flatnonzero((ids_L != cls_id) & (ids_L != sep_id))
+    read = np.flatnonzero((ids_L != start_id) & (ids_L != separator_id))
     if not len(read):
         read = place
     rows = probs_NHLL[:, :, read]

@@ -25,7 +25,8 @@ def read(
         targets.check(model)
         command = targets.COMMANDS[model.task]
     names = {**inputs.columns(model.settings), **inputs.parse_columns(columns)}
-    records = inputs.read(source, command, jsonl, lambda: names)
+    mask = model.tokenizer.vocab[model.tokenizer.mask_id] if command == "fill-mask" else ""
+    records = inputs.read(source, command, jsonl, lambda: names, mask)
     found = [fields for _, fields in itertools.islice(records, limit or None)]
     if not found:
         raise UserError(f"{source} has no texts")

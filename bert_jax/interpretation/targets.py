@@ -83,21 +83,26 @@ def texts(model: Forward, records: Sequence[Record], target: str = "") -> list[T
       UserError: the model has no such class, label or token, or its head is not explained.
     """
     check(model)
-    known: Sequence[str] = model.labels
-    if model.task == "pretraining":
-        known = model.tokenizer.vocab
-    elif model.task in ("question_answering", "text_regression"):
-        known = ()
-    if target and target not in known:
-        some = ", ".join(map(repr, known[:20])) or "none to choose"
-        raise UserError(f"target={target!r} is not one of the model's outputs: it has {some}")
-    wanted = known.index(target) if target else None
+    wanted = _index(model, target) if target else None
     finders: dict[str, Callable[..., list[Text]]] = {
         "pretraining": _masked,
         "question_answering": _answers,
         "token_classification": _labels,
     }
     return finders.get(model.task, _classes)(model, records, wanted)
+
+
+def _index(model: Forward, target: str) -> int:
+    known: Sequence[str] = model.labels
+    if model.task == "pretraining":
+        ids = model.tokenizer.encode_word(target)
+        if len(ids) == 1:
+            return ids[0]
+        raise UserError(f"target={target!r} is {len(ids)} tokens: expected one")
+    if target not in known:
+        some = ", ".join(map(repr, known[:20])) or "none to choose"
+        raise UserError(f"target={target!r} is not one of the model's outputs: it has {some}")
+    return known.index(target)
 
 
 def _classes(model: Forward, records: Sequence[Record], wanted: int | None) -> list[Text]:
@@ -112,21 +117,40 @@ def _classes(model: Forward, records: Sequence[Record], wanted: int | None) -> l
 
 def _masked(model: Forward, records: Sequence[Record], wanted: int | None) -> list[Text]:
     rows, places = predictions.mask_rows(model, records)
-    vocab = model.tokenizer.vocab
-    best = [
-        [model.tokenizer.ids[mask[0]["token"]] for mask in result["masks"]]
-        for result in predictions.fill_mask(model, records, 1)
-    ]
+    inputs = [{name: row[name] for name in ("input_ids", "token_type_ids")} for row in rows]
+    best = iter(
+        _likeliest(
+            model,
+            [
+                row | {"place": place}
+                for row, its in zip(inputs, places, strict=True)
+                for place in its
+            ],
+        )
+    )
     found = []
-    for row, its_places, its_best in zip(rows, places, best, strict=True):
+    for row, its in zip(inputs, places, strict=True):
         outputs = []
-        for place, index in zip(its_places, its_best, strict=True):
-            index = index if wanted is None else wanted
-            outputs.append(Output(f"{vocab[index]} at token {place}", place, index))
-        # `mask_rows` gives lists that `fill_mask` adds arrays to: only these two are read here.
-        row = {name: row[name] for name in ("input_ids", "token_type_ids")}
+        for place in its:
+            likeliest = next(best)
+            index = likeliest if wanted is None else wanted
+            name = f"{model.tokenizer.surface(index).strip()} at token {place}"
+            outputs.append(Output(name, place, index))
         found.append(_text(model, row, words_of(model, row), outputs))
     return found
+
+
+def _likeliest(model: Forward, rows: Sequence[Row]) -> list[int]:
+    """The token with the highest logit at each row's "place"; rows of no token do not count."""
+    is_token_V = np.array([bool(token) for token in model.tokenizer.vocab])
+
+    def apply(params: Any, *arrays: Any) -> jax.Array:
+        *inputs, place_B = arrays
+        scores_BV = scores(model, params, None, inputs, place_B)[:, : len(is_token_V)]
+        return jnp.argmax(jnp.where(is_token_V, scores_BV, -jnp.inf), 1)
+
+    program = model.compiled("likeliest", apply)
+    return [int(x) for x in model.outputs(program, params_of(model), rows, ("place",))]
 
 
 def _labels(model: Forward, records: Sequence[Record], wanted: int | None) -> list[Text]:
@@ -145,7 +169,7 @@ def _labels(model: Forward, records: Sequence[Record], wanted: int | None) -> li
     rows = [_inputs(feature) for feature in features]
     for feature, row, logits_LC in zip(features, rows, model.logits(rows), strict=True):
         starts = [int(place) for place in feature.origin]
-        ends = [*starts[1:], len(row["input_ids"]) - 1]
+        ends = [*starts[1:], len(row["input_ids"]) - len(model.tokenizer.suffix_ids)]
         words = tuple(zip(starts, ends, strict=True))
         names = _names(model, row, words)
         outputs = []
@@ -216,15 +240,13 @@ def words_of(model: Forward, row: Row) -> tuple[tuple[int, int], ...]:
 def kept_ids(model: Forward) -> tuple[int, ...]:
     """The special tokens that are no words, and that no baseline replaces."""
     tokenizer = model.tokenizer
-    return (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    around = {*tokenizer.prefix_ids, *tokenizer.middle_ids, *tokenizer.suffix_ids}
+    return tuple(sorted({tokenizer.pad_id, tokenizer.mask_id, *around}))
 
 
 def _names(model: Forward, row: Row, words: Sequence[tuple[int, int]]) -> list[str]:
-    vocab, ids = model.tokenizer.vocab, row["input_ids"]
-    return [
-        "".join(vocab[ids[i]].removeprefix("##" if i > first else "") for i in range(first, end))
-        for first, end in words
-    ]
+    ids = row["input_ids"]
+    return [model.tokenizer.decode(ids[first:end]).strip() for first, end in words]
 
 
 def _text(
