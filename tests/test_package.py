@@ -70,3 +70,7 @@ def test_the_whole_path_from_any_folder(environment, tmp_path, own_configs):
     (tmp_path / "masked.txt").write_text("The cat is [MASK] days old.\n")
     run("predict", "fill-mask", "--model=run", "--input=masked.txt", "--output=guesses.jsonl")
     assert '"masks"' in (tmp_path / "guesses.jsonl").read_text()
+    # With the scripts that pages hold.
+    explain = ("--model=run", "--input=masked.txt", "--output=words.html", "--steps=4")
+    run("explain", "attribution", *explain)
+    assert "keys({ArrowRight" in (tmp_path / "words.html").read_text()
