@@ -2,26 +2,22 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from bert_jax import config as config_lib
-from bert_jax.cli import UserError, run, size
+from bert_jax.cli import run, size
 from bert_jax.huggingface import hub, keys
 
 if TYPE_CHECKING:
     from bert_jax.huggingface.parity import ParityReport
-
-# Imported where used, so that --help answers at once: what imports JAX.
+Path: TypeAlias = str | epath.PathLike
 
 
 def to_hugging_face(
-    checkpoint: str | epath.PathLike,
-    output: str | epath.PathLike,
-    ema: bool = False,
-    **options: Any,
+    checkpoint: Path, output: Path, ema: bool = False, **options: Any
 ) -> "ParityReport":
     """Exports a checkpoint as a Hugging Face directory, compared with transformers.
 
@@ -33,19 +29,16 @@ def to_hugging_face(
 
     Raises:
       UserError: nothing to export; `output` holds something else; or transformers computes
-        something else from what was written, in which case `output` is left as it was.
+        something else, in which case `output` is left as it was.
     """
     from bert_jax.huggingface import export
-    from bert_jax.huggingface import files as hf_files
     from bert_jax.runs import checkpoint as checkpoint_lib
 
-    hf_files.check_replaceable(epath.Path(output))
-    loaded = checkpoint_lib.load(checkpoint, ema)
-    return export.write(loaded, checkpoint, output, **options)
+    return export.write(checkpoint_lib.load(checkpoint, ema), checkpoint, output, **options)
 
 
 def from_hugging_face(
-    model: str | epath.PathLike, output: str | epath.PathLike, ignore_unexpected: bool = False
+    model: Path, output: Path, ignore_unexpected: bool = False
 ) -> tuple[str, ...]:
     """Imports a Hugging Face directory, or a model of the hub, as a WORKDIR of parameters.
 
@@ -58,8 +51,7 @@ def from_hugging_face(
       the parts that the model has; the others are skipped, not initialised.
 
     Raises:
-      UserError: nothing to read, or a model that this project does not compute; or `output` holds a
-        run already.
+      UserError: nothing to read; a model not computed here; or `output` holds a run already.
     """
     from bert_jax.huggingface import load, tensors
     from bert_jax.models import architectures
@@ -70,12 +62,11 @@ def from_hugging_face(
     return tensors.parts_of(loaded.params, architectures.make_config(loaded.config.model))
 
 
-def tile(model: str | epath.PathLike, config: str, output: str | epath.PathLike) -> None:
+def tile(model: Path, config: str, output: Path) -> None:
     """Makes a WORKDIR of the parameters with which a larger model begins: `models.tiling`.
 
-    Args:
-      model: the smaller one, as of `loading.load_parts`.
-      config: the larger one's recipe; its vocabulary is the smaller one's.
+    `model` is the smaller one, as `loading.load_parts` takes it; `config` is the larger one's
+    recipe, except for its vocabulary.
 
     Raises:
       UserError: the recipe's model is not a larger one of the same kind; or as `load_parts`.
@@ -86,99 +77,68 @@ def tile(model: str | epath.PathLike, config: str, output: str | epath.PathLike)
 
     loaded = loading.load_parts(model)
     small = architectures.make_config(loaded.config.model)
-    fields = {**config_lib.load(config).model, "vocab_size": small.vocab_size}
-    large = architectures.make_config(fields)
-    settings = {"model": architectures.fields_of(large), "imported_from": str(model)}
+    wanted = {**config_lib.load(config).model, "vocab_size": small.vocab_size}
+    large = architectures.make_config(wanted)
+    fields = {"model": architectures.fields_of(large), "imported_from": str(model)}
     params = tiling.tile(loaded.params, small, large)
-    checkpoint.save_params(output, params, ConfigDict(settings), loaded.tokenizer, 0)
+    checkpoint.save_params(output, params, ConfigDict(fields), loaded.tokenizer, 0)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bert_jax.convert",
-        description="Turns checkpoints of this project into Hugging Face directories, and back.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m bert_jax.convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    to = commands.add_parser("to-hf", help="export a checkpoint as a Hugging Face directory")
-    to.add_argument(
-        "--checkpoint",
-        required=True,
-        help="WORKDIR (its last checkpoint, or the one that fine-tuning selected), "
-        "WORKDIR/checkpoints/STEP or WORKDIR/best",
-    )
-    to.add_argument("--output", required=True, help="directory to write")
-    to.add_argument(
-        "--ema",
-        action="store_true",
-        help="export the moving average of the parameters (config.ema_decay)",
-    )
-    to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    to.add_argument(
-        "--max_shard_size", type=size, default="5GB", help="split larger weights over files"
-    )
-    to.add_argument(
-        "--push_to_hub", default="", metavar="REPO", help="upload it to that repository of the hub"
-    )
-    to.add_argument(
-        "--public",
-        action="store_true",
-        help="a new repository can be read by all, not by you alone",
-    )
-    to.add_argument("--license", default="", help='of the model card, such as "apache-2.0"')
-    to.add_argument("--language", default="", help='of the model card, such as "en" or "en,de"')
-    back = commands.add_parser("from-hf", help="import a Hugging Face model as a WORKDIR")
-    back.add_argument("--model", required=True, help="directory or hub name")
-    back.add_argument("--output", required=True, help="WORKDIR to write")
-    back.add_argument(
-        "--ignore_unexpected", action="store_true", help="skip arrays of heads not known here"
-    )
-    larger = commands.add_parser("tile", help="begin a larger model with a smaller one's weights")
-    larger.add_argument("--model", required=True, help="WORKDIR, directory or hub name")
-    larger.add_argument("--config", required=True, help="the larger model's recipe")
-    larger.add_argument("--output", required=True, help="WORKDIR to write, for --config.init_from")
+    add = commands.add_parser("to-hf", help="export a checkpoint for transformers").add_argument
+    add("--checkpoint", required=True, help="WORKDIR, WORKDIR/checkpoints/STEP or WORKDIR/best")
+    add("--output", required=True, help="directory to write")
+    add("--ema", action="store_true", help="the parameters' moving average (config.ema_decay)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--max_shard_size", type=size, default="5GB", help="split larger weights over files")
+    add("--push_to_hub", default="", metavar="REPO", help="upload it to that repository")
+    add("--public", action="store_true", help="all can read a new repository, not you alone")
+    add("--license", default="", help='of the model card, such as "apache-2.0"')
+    add("--language", default="", help='of the model card, such as "en" or "en,de"')
+    add = commands.add_parser("from-hf", help="import a model of transformers").add_argument
+    add("--model", required=True, help="directory or hub name")
+    add("--output", required=True, help="WORKDIR to write")
+    add("--ignore_unexpected", action="store_true", help="skip arrays of heads not known here")
+    add = commands.add_parser("tile", help="begin a larger model with a smaller one").add_argument
+    add("--model", required=True, help="the smaller one: WORKDIR, directory or hub name")
+    add("--config", required=True, help="the larger one's recipe")
+    add("--output", required=True, help="WORKDIR to write, for --config.init_from")
     return parser
 
 
-def _export(arguments: argparse.Namespace) -> None:
-    repository, output = arguments.push_to_hub, arguments.output
-    # Before the export, which takes minutes for a large model.
-    client = hub.client(repository, output) if repository else None
+def _export(flags: argparse.Namespace) -> None:
+    client = hub.client(flags.push_to_hub, flags.output) if flags.push_to_hub else None
     report = to_hugging_face(
-        arguments.checkpoint,
-        output,
-        arguments.ema,
-        dtype=arguments.dtype,
-        max_shard_size=arguments.max_shard_size,
-        license_name=arguments.license,
-        languages=arguments.language.replace(" ", "").split(",") if arguments.language else (),
+        flags.checkpoint,
+        flags.output,
+        flags.ema,
+        dtype=flags.dtype,
+        max_shard_size=flags.max_shard_size,
+        license_name=flags.license,
+        languages=[name for name in flags.language.replace(" ", "").split(",") if name],
     )
-    print(f"{report}\nwrote {output}")
+    print(f"{report}\nwrote {flags.output}")
     if client:
-        if not report.verified:
-            raise UserError(
-                f"{output} was not compared with transformers, so it is not uploaded: "
-                "pip install 'bert_jax[hf]'"
-            )
-        print(f"uploading {', '.join(sorted(path.name for path in epath.Path(output).iterdir()))}")
-        print(f"uploaded to {hub.push(client, output, repository, arguments.public)}")
+        print(hub.push(client, report, flags.output, flags.push_to_hub, flags.public))
 
 
-def _import(arguments: argparse.Namespace) -> None:
-    parts = from_hugging_face(arguments.model, arguments.output, arguments.ignore_unexpected)
-    every = [*dict.fromkeys(part for table in keys.TABLES.values() for part in table.parts)]
+def _import(flags: argparse.Namespace) -> None:
+    parts = from_hugging_face(flags.model, flags.output, flags.ignore_unexpected)
+    every = dict.fromkeys(part for table in keys.TABLES.values() for part in table.parts)
     absent = ", ".join(part for part in every if part not in parts)
-    print(f"read {', '.join(parts)}; not in {arguments.model}: {absent}")
-    print(f"wrote {arguments.output}")
+    print(f"read {', '.join(parts)}; not in {flags.model}: {absent}\nwrote {flags.output}")
 
 
-def _tile(arguments: argparse.Namespace) -> None:
-    tile(arguments.model, arguments.config, arguments.output)
-    print(f"wrote {arguments.output}")
+def _tile(flags: argparse.Namespace) -> None:
+    tile(flags.model, flags.config, flags.output)
+    print(f"wrote {flags.output}")
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = _parser().parse_args(argv)
-    {"to-hf": _export, "from-hf": _import, "tile": _tile}[arguments.command](arguments)
+    flags = _parser().parse_args(argv)
+    {"to-hf": _export, "from-hf": _import, "tile": _tile}[flags.command](flags)
 
 
 def cli() -> None:

@@ -1,11 +1,14 @@
 """Uploads of exports to the Hugging Face hub."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError, brief
+
+if TYPE_CHECKING:  # it imports JAX
+    from bert_jax.huggingface.parity import ParityReport
 
 
 def client(repository: str, directory: str | epath.PathLike) -> Any:
@@ -29,16 +32,26 @@ def client(repository: str, directory: str | epath.PathLike) -> Any:
 
 
 def push(
-    hub_client: Any, directory: str | epath.PathLike, repository: str, public: bool = False
+    hub_client: Any,
+    report: "ParityReport",
+    directory: str | epath.PathLike,
+    repository: str,
+    public: bool = False,
 ) -> str:
-    """Uploads an export to a repository of the hub; its address.
+    """Uploads an export to a repository of the hub; a line with its files and its address.
 
     Args:
+      report: of the export.
       public: a repository that is made here can be read by all; otherwise by its owner alone.
 
     Raises:
-      UserError: the hub refused, or could not be reached.
+      UserError: nothing says that the export is right; the hub refused, or could not be reached.
     """
+    if not report.verified:
+        raise UserError(
+            f"{directory} was not compared with transformers, so it is not uploaded: "
+            "pip install 'bert_jax[hf]'"
+        )
     try:
         hub_client.create_repo(repository, private=not public, exist_ok=True)
         hub_client.upload_folder(
@@ -52,4 +65,5 @@ def push(
         raise UserError(
             f"{directory} is written, and was not uploaded to {repository} ({brief(error)})"
         ) from None
-    return f"https://huggingface.co/{repository}"
+    names = ", ".join(sorted(path.name for path in epath.Path(directory).iterdir()))
+    return f"uploaded {names} to https://huggingface.co/{repository}"

@@ -415,8 +415,8 @@ def test_push_to_hub(workdir, tmp_path, monkeypatch, capsys):
     assert created == ["me/model", "private", True] and repository == "me/model"
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
     printed = capsys.readouterr().out
-    assert "uploading README.md, config.json, model.safetensors, tokenizer.json" in printed
-    assert "uploaded to https://huggingface.co/me/model" in printed
+    assert "uploaded README.md, config.json, model.safetensors, tokenizer.json" in printed
+    assert printed.rstrip().endswith(" to https://huggingface.co/me/model")
     fake.calls.clear()
     convert.main([*push, "--public"])
     assert fake.calls[0][2] == "public"
