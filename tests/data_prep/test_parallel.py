@@ -64,8 +64,9 @@ def test_workers_end_with_a_killed_parent():
 def test_ctrl_c_ends_the_workers_at_once():
     """It reaches the whole process group; what is under way is not waited for."""
     program = (
-        "import test_parallel, data_prep.parallel as p, sys\n"
+        "import test_parallel, data_prep.parallel as p, signal, sys\n"
         "if __name__ == '__main__':\n"
+        "  signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored\n"
         "  try: list(p.run(test_parallel._pid, None, range(2), 2))\n"
         "  except KeyboardInterrupt: sys.exit(130)\n"
     )

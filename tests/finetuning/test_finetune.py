@@ -135,6 +135,7 @@ def test_two_devices_give_the_same_metrics(pretrained, config, tmp_path):
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_early_stopping_is_exact_on_resuming(pretrained, config, tmp_path):
     config.num_epochs = 6
     config.early_stopping = 2
@@ -221,6 +222,7 @@ def test_has_stalled(scores, patience, stalled):
     assert results_lib.has_stalled(scores, patience) is stalled
 
 
+@pytest.mark.slow
 def test_the_selected_epoch_is_what_is_loaded(pretrained, config, tmp_path):
     config.optimizer.learning_rate = 1e-9  # nothing gets better after the first epoch
     config.select = "best"
@@ -233,6 +235,7 @@ def test_the_selected_epoch_is_what_is_loaded(pretrained, config, tmp_path):
     assert checkpoint.load(tmp_path / "kept").step == last["step"] == 2 * best["step"]
 
 
+@pytest.mark.slow
 def test_a_run_stays_what_it_was_begun_as(pretrained, config, tmp_path):
     config.num_epochs = 1
     first = finetune_loop.finetune(config, pretrained, tmp_path / "run")
@@ -338,6 +341,7 @@ def test_layerwise_learning_rates(config):
     assert set(jax.tree.leaves(factors["bert"]["encoder"]["layer_0"])) == {0.25}
 
 
+@pytest.mark.slow
 def test_class_weights_draw_towards_the_rare_class(pretrained, config, tmp_path):
     """A text says nothing of its label, so only the weights decide: 90 % are 'no'."""
     for name in ("train_file", "validation_file"):

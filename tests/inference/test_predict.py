@@ -238,6 +238,7 @@ def test_answer(models, tmp_path):
     assert found["n_best"][0]["score"] == pytest.approx(share, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_and_answers_of_transformers_on_200_examples(tmp_path, one_thread):
     texts = generated_texts(200, 0)
     # Weights with which the answers depend on the texts.

@@ -236,6 +236,7 @@ def test_the_platform_is_that_of_the_mesh():
     assert attention.platform_of(empty) == "cpu"
 
 
+@pytest.mark.slow
 def test_model_with_fused_attention_equals_xla_s():
     config = BertConfig(
         vocab_size=100,

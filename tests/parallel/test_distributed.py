@@ -60,6 +60,7 @@ def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_resum
     assert last == pytest.approx(expected_last, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_process_ends_all_of_them(config, tmp_path):
     started = time.monotonic()
     with files.lock(tmp_path / files.LOCK_FILE, "held"):  # which the first one alone meets

@@ -69,7 +69,9 @@ def test_text_says_what_is_not_known(capsys):
     assert "parameters and moments: 0.01 GiB per device, ideal 0.01" in text
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}])
+@pytest.mark.parametrize(
+    "axes", [pytest.param({"data": 8}, marks=pytest.mark.slow), {"data": 1, "fsdp": 8}]
+)
 def test_collectives_and_memory_of_meshes(axes):
     flags = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
     result = run_command(
@@ -132,6 +134,7 @@ def test_times_and_hours_follow_from_the_chip(config, slow_chip):
     assert "1 chips" in report.describe(result) and "roofline" in report.describe(result)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_what_would(config, slow_chip, monkeypatch):
     config.batch_size = 512
     roomy = compiled.make_plan(first(config), jax.devices(), **LENGTHS)
@@ -329,7 +332,7 @@ def test_memory_that_the_compiler_refuses_is_read_from_its_message():
         "available HBM (15.75G)."
     )
     assert compiled.refused_memory(message) == {"temp": int(198.5 * 2**30)}
-    with pytest.raises(UserError, match="refuses the step: INTERNAL"):
+    with pytest.raises(UserError, match=r"refuses the step \(INTERNAL"):
         compiled.refused_memory("INTERNAL: something else")
 
 

@@ -30,6 +30,7 @@ def test_workdir_of_another_model_is_refused_and_left_alone(config, tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_warm_start_takes_what_fits_and_names_the_rest(config, tmp_path, caplog):
     caplog.set_level("INFO")
     config.update(num_steps=3, eval_every=0)
@@ -266,6 +267,7 @@ def test_checkpoint_without_checksums_was_not_finished(trained):
     assert checkpoint.load(trained).step == 2
 
 
+@pytest.mark.slow
 def test_layers_may_become_scanned_and_unrolled_again(config, trained, tmp_path):
     config.update(num_steps=6)
     config.model.scan_layers = True
@@ -325,6 +327,7 @@ def test_best_parameters_lost_in_a_crash_are_saved_again(config, tmp_path, monke
     assert checkpoint.load(tmp_path / "best").step == 2
 
 
+@pytest.mark.slow
 def test_best_parameters_of_steps_that_were_lost_make_room(config, tmp_path, monkeypatch):
     """Best at step 6, killed at 7, resumed from 4: what is best then is kept, whatever its step."""
     config.update(num_steps=6, eval_every=2, checkpoint_every=4)

@@ -145,7 +145,7 @@ def test_ten_kills_at_random_moments_change_no_number(config, tmp_path):
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_signal_saves_and_ends_with_a_code_of_its_own(config, tmp_path, name):
     config.update(num_steps=30_000, eval_every=0, checkpoint_every=100_000)
     process = start(config, tmp_path)
@@ -282,7 +282,9 @@ def test_attention_that_a_later_phase_s_length_excludes_is_refused_before_the_fi
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("asks", [10, 12])  # after step 10, and between batches of its evaluation
+@pytest.mark.parametrize(  # after step 10, and between batches of its evaluation
+    "asks", [pytest.param(10, marks=pytest.mark.slow), 12]
+)
 def test_a_stop_around_an_evaluation_saves_and_resumes_exactly(asks, config, tmp_path):
     config.update(checkpoint_every=10 if asks > 10 else 7)
     whole = loop.train_and_evaluate(config, tmp_path / "whole")
@@ -314,6 +316,7 @@ def test_what_is_due_is_saved_before_the_evaluation(config, tmp_path, monkeypatc
     assert checkpoint.load(tmp_path).step == 10
 
 
+@pytest.mark.slow
 def test_best_parameters_whose_saving_was_cut_off_are_saved_by_the_next_start(
     config, tmp_path, monkeypatch
 ):

@@ -65,9 +65,8 @@ def test_impossible_batch_size_warm_ups_are_refused(warming, stages, message):
         phases.resolve(warming)
 
 
-@pytest.mark.parametrize(
-    "interruption", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 8))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("interruption", [2, 4, 8])
 def test_a_run_interrupted_in_any_stage_resumes_with_the_same_numbers(
     warming, tmp_path, interruption
 ):
