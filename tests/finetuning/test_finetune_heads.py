@@ -350,6 +350,7 @@ def test_question_answering(pretrained, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_guides_commands_for_ones_own_files(pretrained, tmp_path, monkeypatch, capsys):
     """Those of docs/guides/finetuning.md as they stand there, but for fewer steps."""
     root = pathlib.Path(__file__).resolve().parents[2]

@@ -135,7 +135,11 @@ def ours(config, params, batch):
 
 
 @pytest.mark.parametrize(
-    ("size", "scan_layers"), [("tiny", False), ("mini", False), ("mini", True), ("base", False)]
+    ("size", "scan_layers"),
+    [
+        *(("tiny", False), ("mini", False), ("mini", True)),
+        pytest.param("base", False, marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_and_gradients(size, scan_layers):
     config = make_config(size)

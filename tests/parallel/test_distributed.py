@@ -29,6 +29,7 @@ def evaluations(workdir) -> list[float]:
     return [line["eval_loss"] for line in telemetry.read(workdir) if "eval_loss" in line]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_that_one_signal_stops_and_another_count_resumes(
     config, tmp_path
 ):
