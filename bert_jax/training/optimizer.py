@@ -235,6 +235,12 @@ def _axes_of_one(path: str, x: jax.Array) -> tuple[int, ...]:
     return tuple(range(1 if "/layers/" in path else 0, x.ndim))
 
 
+def _fused(path: str) -> str:
+    """The matrix of ModernBERT's code, Wqkv or Wi, that an array is a part of, or the array."""
+    path = re.sub(r"(query|key|value)(?=/kernel$)", "Wqkv", path)
+    return re.sub(r"(intermediate|gate)(?=/kernel$)", "Wi", path)
+
+
 def scale_by_stable_adamw(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """StableAdamW, its decay included (Wortsman et al. 2023, https://arxiv.org/abs/2304.13013).
 
@@ -243,6 +249,9 @@ def scale_by_stable_adamw(config: ml_collections.ConfigDict) -> optax.GradientTr
 
       m = b̂1 m + (1-b̂1) g;  v = b̂2 v + (1-b̂2) g²;  r = RMS(g / max(√v, eps)) of each parameter;
       update = (m / (√v + eps) + decay × parameter) / max(1, r).
+
+    Query, key and value count as one parameter, and so do the two halves of a gated feed-forward,
+    as they are in ModernBERT's code.
     """
     decay = _add_decayed_weights(config)
     eps = config.eps
@@ -263,12 +272,19 @@ def scale_by_stable_adamw(config: ml_collections.ConfigDict) -> optax.GradientTr
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
         updates, _ = decay.update(updates, decay.init(params), params)
 
-        def stable(key_path: tuple[Any, ...], u: jax.Array, g: jax.Array, v: jax.Array):
-            axes = _axes_of_one(path_of(key_path), g)
-            squares = jnp.mean(g * g / jnp.maximum(v, eps**2), axes, keepdims=True)
-            return u / jnp.maximum(1.0, jnp.sqrt(squares))
+        squares: dict[str, list[jax.Array]] = {}  # of each parameter; its arrays have one size
+        for (key_path, g), v in zip(
+            jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(nu), strict=True
+        ):
+            path = path_of(key_path)
+            square = jnp.mean(g * g / jnp.maximum(v, eps**2), _axes_of_one(path, g), keepdims=True)
+            squares.setdefault(_fused(path), []).append(square)
 
-        updates = jax.tree_util.tree_map_with_path(stable, updates, grads, nu)
+        def stable(key_path: tuple[Any, ...], u: jax.Array) -> jax.Array:
+            parts = squares[_fused(path_of(key_path))]
+            return u / jnp.maximum(1.0, jnp.sqrt(sum(parts) / len(parts)))
+
+        updates = jax.tree_util.tree_map_with_path(stable, updates)
         return updates, optax.ScaleByAdamState(count=state.count + 1, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)

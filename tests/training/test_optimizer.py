@@ -180,6 +180,25 @@ def test_stable_adamw_is_algorithm_2_of_the_paper(settings):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
 
 
+def test_stable_adamw_takes_the_parts_of_a_fused_matrix_together(settings):
+    settings.update(name="stableadamw", bias_correction=True, weight_decay=0.0, clip_norm=0.0)
+    rng = np.random.default_rng(0)
+    parts = ("query", "key", "value")
+    grads = {name: rng.normal(0, i + 1, (4, 3)) for i, name in enumerate(parts)}
+    tx = optimizer.make_optimizer(settings)
+
+    def updates(tree):
+        state = tx.init(jax.tree.map(np.zeros_like, tree))
+        for scale in (1.0, 9.0):  # the second gradient is clipped
+            result, state = tx.update(jax.tree.map(lambda g: scale * g, tree), state, tree)  # noqa: B023
+        return result
+
+    apart = updates({name: {"kernel": g} for name, g in grads.items()})
+    whole = updates({"dense": {"kernel": np.concatenate([*grads.values()], 1)}})
+    joined = np.concatenate([apart[name]["kernel"] for name in parts], 1)
+    np.testing.assert_allclose(joined, whole["dense"]["kernel"], rtol=1e-6)
+
+
 def test_muon_orthogonalises_the_encoder_s_matrices_and_leaves_the_rest_to_adamw(settings):
     # Jordan 2024: momentum with Nesterov, five Newton-Schulz steps; Liu et al. 2025: its RMS 0.2.
     settings.update(name="muon", bias_correction=True, weight_decay=0.1, clip_norm=0.0)
