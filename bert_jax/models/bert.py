@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.models import capture
-from bert_jax.models.errors import ModelError
+from bert_jax.models.errors import ModelError, not_among, out_of_range
 from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of, probabilities
 from bert_jax.models.layers.dropout import dropout
@@ -81,31 +81,23 @@ class BertConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        problems = [
-            f"{name} {getattr(self, name)!r} is less than 1"
-            for name in SIZES
-            if getattr(self, name) < 1
-        ]
         rates = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
         if self.classifier_dropout is not None:
             rates.append("classifier_dropout")
-        for name in rates:
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name} {getattr(self, name)!r} is not from 0 to below 1")
+        problems = [*out_of_range(self, SIZES, rates)]
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        for field, allowed in (
-            ("hidden_act", tuple(ACTIVATIONS)),
-            ("dtype", ("float32", "bfloat16")),
-            ("dropout_rng", ("threefry", "hash")),
-            ("attention", IMPLEMENTATIONS),
-            ("remat", ("none", "dots", "full")),
-        ):
-            if getattr(self, field) not in allowed:
-                problems.append(f"{field} {getattr(self, field)!r} is not one of {allowed}")
+        choices = {
+            "hidden_act": tuple(ACTIVATIONS),
+            "dtype": ("float32", "bfloat16"),
+            "dropout_rng": ("threefry", "hash"),
+            "attention": IMPLEMENTATIONS,
+            "remat": ("none", "dots", "full"),
+        }
+        problems += not_among(self, choices)
         if problems:
             raise ModelError("config.model: " + "; ".join(problems))
 

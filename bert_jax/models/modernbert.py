@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.models import capture
-from bert_jax.models.errors import ModelError
+from bert_jax.models.errors import ModelError, not_among, out_of_range
 from bert_jax.models.layers import rope
 from bert_jax.models.layers.activations import ACTIVATIONS
 from bert_jax.models.layers.attention import IMPLEMENTATIONS, attend, platform_of, probabilities
@@ -81,16 +81,7 @@ class ModernBertConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        problems = [
-            f"{name} {getattr(self, name)!r} is less than 1"
-            for name in SIZES
-            if getattr(self, name) < 1
-        ]
-        problems += [
-            f"{name} {getattr(self, name)!r} is not from 0 to below 1"
-            for name in RATES
-            if not 0 <= getattr(self, name) < 1
-        ]
+        problems = [*out_of_range(self, SIZES, RATES)]
         problems += [
             f"{name} {getattr(self, name)!r} is not more than 0"
             for name in ("global_rope_theta", "local_rope_theta")
@@ -101,16 +92,15 @@ class ModernBertConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of twice "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        for field, allowed in (
-            ("hidden_act", tuple(ACTIVATIONS)),
-            ("classifier_pooling", ("cls", "mean")),
-            ("dtype", ("float32", "bfloat16")),
-            ("dropout_rng", ("threefry", "hash")),
-            ("attention", IMPLEMENTATIONS),
-            ("remat", ("none", "dots", "full")),
-        ):
-            if getattr(self, field) not in allowed:
-                problems.append(f"{field} {getattr(self, field)!r} is not one of {allowed}")
+        choices = {
+            "hidden_act": tuple(ACTIVATIONS),
+            "classifier_pooling": ("cls", "mean"),
+            "dtype": ("float32", "bfloat16"),
+            "dropout_rng": ("threefry", "hash"),
+            "attention": IMPLEMENTATIONS,
+            "remat": ("none", "dots", "full"),
+        }
+        problems += not_among(self, choices)
         if problems:
             raise ModelError("config.model: " + "; ".join(problems))
 
