@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from corpora import make_documents, write_jsonl
+from harms import mutated
 from small_finetune import reviews_config, write_reviews
 from small_run import make_tokenizer, small_config
 
@@ -57,7 +58,6 @@ PATHS = (
     "gs:/b",
     "~x",
 )
-JSON_VALUES = (None, True, -1, 0, 2**70, 1e308, float("nan"), "", "x", "\x00", [], {}, [[]])
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +113,6 @@ def one_process(monkeypatch):
     monkeypatch.setattr(distributed, "initialize", lambda **_: None)
 
 
-def changed_json(value, rng: random.Random):
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice([*value])
-        if rng.random() < 0.2:
-            return {name: x for name, x in value.items() if name != key}
-        return value | {key: changed_json(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.9:
-        i = rng.randrange(len(value))
-        return [*value[:i], changed_json(value[i], rng), *value[i + 1 :]]
-    return rng.choice(JSON_VALUES)
-
-
 def changed_bytes(content: bytes, rng: random.Random) -> bytes:
     i = rng.randrange(len(content) + 1)
     kinds: Sequence[Callable[[], bytes]] = (
@@ -158,7 +146,7 @@ def change_file(path, rng: random.Random) -> str:
     if path.suffix in (".json", ".jsonl") and kind < 0.7:
         *before, last = content.splitlines() if path.suffix == ".jsonl" else [content]
         with contextlib.suppress(ValueError):
-            last = json.dumps(changed_json(json.loads(last), rng)).encode()
+            last = json.dumps(mutated(json.loads(last), rng)).encode()
         path.write_bytes(b"\n".join([*before, last]))
     else:
         path.write_bytes(changed_bytes(content, rng))

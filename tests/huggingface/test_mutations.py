@@ -6,33 +6,14 @@ import shutil
 import time
 
 import pytest
+from harms import mutated
 from small_model import SIZES, TOKENIZER
 
 from bert_jax.cli import UserError
 from bert_jax.data import tokenizer
 from bert_jax.huggingface import config_json, load
 
-VALUES = (
-    *(None, True, -1, 0, 1, 2**31, 2**70, 1e308, float("nan"), "", "x", "../x", "\x00", "[MASK]"),
-    *([], {}, [1], ["a"], {"a": 1}, {"0": "a", "1": "a"}, [[]], "a" * 5000),
-)
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
-
-
-def mutated(value, rng):
-    """`value` with one place in it, at any depth, replaced, removed or doubled."""
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice([*value])
-        kind = rng.random()
-        if kind < 0.15:
-            return {name: x for name, x in value.items() if name != key}
-        if kind < 0.2:
-            return {(f"{name}2" if name == key else name): x for name, x in value.items()}
-        return value | {key: mutated(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.9:
-        i = rng.randrange(len(value))
-        return [*value[:i], mutated(value[i], rng), *value[i + (rng.random() < 0.9) :]]
-    return rng.choice(VALUES)
 
 
 @pytest.fixture(scope="module")
