@@ -41,8 +41,8 @@ def pretrained(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def one_thread():
-    torch = pytest.importorskip("torch")
     """torch on one thread: so small a model is fastest so, above all on a busy machine."""
+    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -140,7 +140,7 @@ def _choose_tokens(
     key_BL = rng.integers(0, np.iinfo(dtype).max, (B, L), dtype)
     key_BL >>= dtype(1)
     key_BL &= ~dtype((1 << position_bits) - 1)
-    key_BL |= np.arange(L, dtype=dtype)
+    key_BL |= np.arange(L).astype(dtype)
     key_BL[~is_candidate_BL] = np.iinfo(dtype).max
     most = int(wanted_B.max(initial=0))
     if most == 0:

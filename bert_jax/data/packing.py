@@ -103,7 +103,7 @@ def _rows_if_valid(
     row_E = row_E + np.repeat(np.cumsum(rows_G) - rows_G, sizes_G)
     examples_R = np.bincount(row_E)
     tokens_R = np.bincount(row_E, weights=num_tokens_E)
-    whole = examples_R.min() > 0 and examples_R.max() <= most and tokens_R.max() <= length
+    whole = np.min(examples_R) > 0 and np.max(examples_R) <= most and np.max(tokens_R) <= length
     return rows_G if whole else None
 
 
@@ -127,7 +127,7 @@ def first_fit(num_tokens_GE: np.ndarray, length: int, most: int) -> np.ndarray:
     room_GR = np.where(begins_GE, length - tokens_GE, length)
     count_GR = begins_GE.astype(np.int32)
     longest_GR = np.where(begins_GE, order_GE, E)  # E: a row that is not begun
-    for i in range(begins_GE.sum(1).min(initial=E), E):
+    for i in range(int(np.min(begins_GE.sum(1), initial=E)), E):
         (g,) = np.nonzero((row_GE[:, i] < 0) & (tokens_GE[:, i] > 0))
         row = (room_GR[g] >= tokens_GE[g, i, None]).argmax(1)
         row_GE[g, i] = row

@@ -79,7 +79,7 @@ def zero_shot(
 def _best(labels: Sequence[str], logits_C: np.ndarray) -> Record:
     probs_C = np.exp(scores.log_softmax(logits_C))
     by_label = dict(zip(labels, map(float, probs_C), strict=True))
-    return {"prediction": labels[int(probs_C.argmax())], "scores": by_label}
+    return {"prediction": labels[int(np.argmax(probs_C))], "scores": by_label}
 
 
 def entailment(labels: Sequence[str]) -> int:
@@ -197,7 +197,7 @@ def choose(model: Forward, records: Sequence[Record]) -> Iterator[Record]:
         results |= zip(indices, model.logits([rows[i] for i in indices]), strict=True)
     for i in range(len(examples)):
         probs = np.exp(scores.log_softmax(results[i]))
-        yield {"prediction": int(probs.argmax()), "scores": [round(float(p), 6) for p in probs]}
+        yield {"prediction": int(np.argmax(probs)), "scores": [round(float(p), 6) for p in probs]}
 
 
 def fill_mask(model: Forward, records: Sequence[Record], top_k: int = 5) -> Iterator[Record]:

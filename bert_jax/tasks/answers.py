@@ -165,7 +165,8 @@ class QuestionAnswering:
                 first = margin > config.null_threshold
                 answers = [empty, *answers] if first else [*answers, empty]
             if answers:
-                total = np.logaddexp.reduce(possible)
+                highest = np.max(possible)
+                total = highest + np.log(np.exp(possible - highest).sum())
                 for answer in answers:
                     answer["score"] = round(float(np.exp(answer["score"] - total)), 6)
             lines.append(
@@ -219,7 +220,7 @@ def best_spans(
     """
     found: dict[tuple[int, int], float] = {}  # a character may have several tokens
     for place in np.argsort(-scores_NK, axis=None, kind="stable"):
-        n, k = np.unravel_index(place, scores_NK.shape)
+        n, k = (int(x) for x in np.unravel_index(place, scores_NK.shape))
         if len(found) == n_best or not np.isfinite(scores_NK[n, k]):
             break
         found.setdefault((offsets[n][0], offsets[n + k][1]), float(scores_NK[n, k]))

@@ -115,7 +115,7 @@ class MultipleChoice:
         metrics = {
             "loss": float(-np.mean(log_probs_EN[np.arange(len(labels_E)), labels_E])),
             "accuracy": scores.accuracy(labels_E, predictions_E),
-            "majority_share": float(np.bincount(labels_E).max() / len(labels_E)),
+            "majority_share": float(np.max(np.bincount(labels_E)) / len(labels_E)),
         }
         lines = [
             {

@@ -170,7 +170,7 @@ class TextClassification:
             "accuracy": scores.accuracy(labels_N, predictions_N),
             "f1": scores.f1(labels_N, predictions_N, len(self.labels)),
             "matthews": scores.matthews(labels_N, predictions_N),
-            "majority_share": float(np.bincount(labels_N).max() / len(labels_N)),
+            "majority_share": float(np.max(np.bincount(labels_N)) / len(labels_N)),
         }
         lines = [
             {

@@ -327,7 +327,7 @@ class Store:
         """The ids of N runs, one after another: [0, 9], [2, 1] -> the tokens 0, 1 and 9."""
         width = self.dtype.itemsize
         buffer = np.empty(sum(length_N), self.dtype)
-        view = memoryview(buffer.view(np.uint8))  # type: ignore[arg-type]  # numpy says so from Python 3.12 on
+        view = buffer.view(np.uint8).data
         at = 0
         for start, length in zip(start_N, length_N, strict=True):
             end = at + length * width
