@@ -49,7 +49,7 @@ setup(
         "bert_jax.recipes.finetune": "configs/finetune",
     },
     package_data={
-        "bert_jax": ["py.typed", "interpretation/page.css", "interpretation/*.js"],
+        "bert_jax": ["py.typed", "interpretation/drawing/*.css", "interpretation/drawing/*.js"],
         "data_prep": ["py.typed"],
     },
     install_requires=CORE,

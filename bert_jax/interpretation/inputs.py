@@ -21,7 +21,7 @@ def read(
       UserError: there are none, or they do not fit the model.
     """
     command = "embed"  # any text
-    if kind != "attention":
+    if kind != "attention" and not (kind == "checkpoints" and model.task == "pretraining"):
         targets.check(model)
         command = targets.COMMANDS[model.task]
     names = {**inputs.columns(model.settings), **inputs.parse_columns(columns)}

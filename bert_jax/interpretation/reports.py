@@ -162,11 +162,39 @@ def _probability_lines(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"use it: python -m bert_jax.predict … --temperature={data['temperature']:.3f}"
 
 
+def _layer_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{data['train_examples']} examples, tested on {data['test_examples']}; the commonest "
+        f"label has {data['majority']:.4f}"
+    )
+    yield f"{'layer':<12} accuracy  control  selectivity"
+    for number, x in enumerate(data["layers"]):
+        name = str(number) if number else "embeddings"
+        yield f"{name:<12} {x['accuracy']:8.4f} {x['control']:8.4f} {x['selectivity']:12.4f}"
+    found = data.get("lens", {}).get("layers")
+    if found:
+        yield f"{'logit lens':<12} right  mean log probability of the word"
+        for number, x in enumerate(found, 1):
+            yield f"{number:<12} {x['hits']:5.3f} {x['log_prob']:10.3f}"
+
+
+def _checkpoint_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    points = data["checkpoints"]
+    width = max(len(x["name"]) for x in points)
+    yield f"{'':<{width}}  as the last  right  CKA with the last, by layer"
+    for x in points:
+        right = "    –" if x["right"] is None else f"{x['right']:5.3f}"
+        similar = " ".join(f"{y:.2f}" for y in x["cka"]["last"])
+        yield f"{x['name']:<{width}}  {x['as_last']:11.3f}  {right}  {similar}"
+
+
 LINES: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "attention": _attention_lines,
     "attribution": _attribution_lines,
     "lime": _lime_lines,
     "probabilities": _probability_lines,
+    "layers": _layer_lines,
+    "checkpoints": _checkpoint_lines,
 }
 
 

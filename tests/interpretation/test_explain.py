@@ -9,7 +9,8 @@ import pytest
 from small_models import generated_texts, random_model
 
 import bert_jax
-from bert_jax.interpretation import attention, lime, pages, probabilities
+from bert_jax.interpretation import attention, lime, probabilities
+from bert_jax.interpretation.drawing import pages
 
 TEXTS = generated_texts(6, 5)
 

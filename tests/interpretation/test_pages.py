@@ -9,7 +9,7 @@ import pytest
 from small_models import generated_texts, random_model
 
 import bert_jax
-from bert_jax.interpretation import pages
+from bert_jax.interpretation.drawing import pages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="needs chromium")]
@@ -98,3 +98,27 @@ def test_probabilities(model, tmp_path):
     found = drive(pages.page(data), tmp_path, ["ArrowRight"], "circle")
     assert found["states"] == [{"which": 1}]
     assert "accuracy in each bin" in found["hover"]
+
+
+def test_layers(tmp_path):
+    workdir, _ = random_model(tmp_path / "m", "pretraining", [], 0.3, num_hidden_layers=2)
+    source = tmp_path / "words.conll"
+    lines = [f"{word}\t{'V' if len(word) % 2 else 'N'}" for text in TEXTS for word in text.split()]
+    source.write_text("\n\n".join(lines) + "\n")
+    data = bert_jax.explain.layers(bert_jax.load(workdir), str(source), tag_index=1)
+    data["lens"]["texts"][0]["words"][0] = BAD
+    found = drive(pages.page(data), tmp_path, ["ArrowRight"], "#lens td")
+    assert BAD in found["first"] and "selectivity" in found["first"]
+    assert found["states"] == [{"text": 1}]
+    assert found["hover"].startswith("layer 1: ")
+
+
+def test_checkpoints(tmp_path):
+    models = [random_model(tmp_path / str(i), "pretraining", [], 0.3, seed=i)[0] for i in (1, 2)]
+    data = bert_jax.explain.checkpoints(",".join(map(str, models)), TEXTS)
+    data["texts"][0][0] = BAD
+    keys = ["ArrowRight", "p", "ArrowDown"]
+    found = drive(pages.page(data), tmp_path, keys, "circle")
+    assert BAD in found["first"]
+    assert found["states"][-1] == {"at": 1, "to": 1, "text": 1}
+    assert found["hover"].startswith("says what the last one says")

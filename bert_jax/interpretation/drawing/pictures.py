@@ -93,9 +93,35 @@ def _probabilities(pyplot: Any, data: dict[str, Any]) -> Any:
     return figure
 
 
+def _layers(pyplot: Any, data: dict[str, Any]) -> Any:
+    """The probes' accuracy by layer."""
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, mark in (("accuracy", "o"), ("control", "x")):
+        axis.plot([x[name] for x in data["layers"]], marker=mark, label=name)
+    axis.axhline(data["majority"], color="0.7", label="commonest label")
+    axis.set(xlabel="layer (0: embeddings)", ylabel="accuracy of a linear probe", ylim=(0, 1))
+    axis.legend()
+    return figure
+
+
+def _checkpoints(pyplot: Any, data: dict[str, Any]) -> Any:
+    """Of every checkpoint and layer how near it is to the last one."""
+    points = data["checkpoints"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.3 * len(points) + 2), layout="constrained")
+    kinds = (("cka", "similarity of states (CKA)"), ("attention", "divergence of attention, bits"))
+    for axis, (kind, title) in zip(axes, kinds, strict=True):
+        image = axis.imshow([x[kind]["last"] for x in points], vmin=0, vmax=1, aspect="auto")
+        axis.set_yticks(range(len(points)), [x["name"] for x in points])
+        axis.set(xlabel="layer", title=title)
+        figure.colorbar(image, ax=axis)
+    return figure
+
+
 _DRAWINGS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "attention": _attention,
     "attribution": _attribution,
     "lime": _attribution,
     "probabilities": _probabilities,
+    "layers": _layers,
+    "checkpoints": _checkpoints,
 }

@@ -13,7 +13,7 @@ from etils import epath
 
 from bert_jax import files
 from bert_jax.cli import UserError
-from bert_jax.interpretation import pictures
+from bert_jax.interpretation.drawing import pictures
 
 SUFFIXES = (".html", ".json", ".png")
 _SCRIPTS = {"lime": "attribution"}  # kinds that another one's script draws
