@@ -122,6 +122,17 @@ def use_patient_buckets() -> None:
     # What fails there comes as an exception too, and is not logged with a traceback at each try.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     logging.getLogger("fsspec").setLevel(logging.WARNING)
+    sys.unraisablehook = _drop_late_answers
+
+
+def _drop_late_answers(unraisable: "sys.UnraisableHookArgs") -> None:
+    """What `sys.unraisablehook` is on gs://: silent about answers to a closed event loop.
+
+    Orbax closes its loop at the first array that TensorStore cannot read or write; each of the
+    others that ends later would print a traceback beside the one message that counts.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def prepare_buckets(argv: Sequence[str]) -> None:
