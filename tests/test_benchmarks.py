@@ -1,4 +1,5 @@
 """The benchmarks: that both sides do the same work, what is stored, reused and printed."""
+# ruff: noqa: E402 - the benchmarks import torch, without which all of this is skipped
 
 import argparse
 import contextlib
@@ -13,14 +14,14 @@ import pytest
 import transformers
 from small_finetune import TOKENIZER, write_reviews
 
+torch = pytest.importorskip("torch")
+
 from benchmarks import finetuning, input_pipeline, peers, step_time
 from bert_jax import convert
 from bert_jax.cli import UserError
 from bert_jax.finetuning import inputs as finetune_inputs
 from bert_jax.models import heads
 from bert_jax.objectives.mlm import pretraining_objective
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
