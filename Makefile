@@ -3,6 +3,7 @@
 # make test-slow:  the tests that take minutes each
 # make test-gcs:   the whole path, faults and requests on gs://, against a real server of the Cloud
 #                  Storage API
+# make test-beam:  the same bytes by Beam's processes and by Dask, also after a killed worker; 5 minutes
 # make test-slurm: launch/slurm.sh on a real Slurm of two nodes, which Debian's apt-get installs for
 #                  root; 10 minutes
 # make test-transformers4: what is exported, and every head, with transformers 4.57; 5 minutes
@@ -26,7 +27,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Exact versions, so that today's commands give today's result.
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow test-gcs test-slurm test-transformers4 test-extras docs format clean
+.PHONY: quickstart test test-slow test-gcs test-beam test-slurm test-transformers4 test-extras docs format clean
 
 quickstart: $(VENV)/.hf
 	$(VENV)/bin/python -m bert_jax.quickstart
@@ -45,9 +46,12 @@ test-slow: $(VENV)/.test
 test-gcs: .venv-gcs/.installed
 	.venv-gcs/bin/python -m pytest tests/gcs --durations=10
 
+test-beam: .venv-gcs/.installed
+	.venv-gcs/bin/python -m pytest tests/data_prep/test_beam.py -rs --durations=5
+
 .venv-gcs/.installed: setup.py constraints-beam.txt
 	test -x .venv-gcs/bin/pip || $(PYTHON) -m venv .venv-gcs
-	.venv-gcs/bin/pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[test,beam]'
+	.venv-gcs/bin/pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[test,beam]' 'dask[distributed]'
 	@touch $@
 
 test-slurm: $(VENV)/.test
