@@ -164,17 +164,20 @@ class Shards:
 def allow_open_files(count: int, what: str) -> None:
     """Makes room for so many open files, so that training does not end in the middle without.
 
+    The soft limit is raised as far as it goes: other splits and phases have shards too.
+
     Raises:
       UserError: the system allows fewer.
     """
     needed = count + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
+    unlimited = resource.RLIM_INFINITY
+    if hard != unlimited and needed > hard:
         raise UserError(
             f"{what} has {count} shards, each an open file in training, but this process may open "
             f"{hard} ({OTHER_FILES} of them for other files): raise the limit (ulimit -Hn), or "
             "build the data set with a smaller --num_shards"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if soft != unlimited:
+        raised = hard if hard != unlimited else max(soft, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))

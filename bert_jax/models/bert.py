@@ -146,7 +146,7 @@ class Embeddings(nn.Module):
             tables_NVD = self.token_tables(len(input_ids_BL))
         # In float32, and so are their gradients: sums over thousands of tokens.
         x_BLD = (
-            per_shard(lookup, tables_NVD, input_ids_BL).astype(jnp.float32)
+            per_shard(lookup, tables_NVD, input_ids_BL)
             + self.position_embeddings(positions)
             + select_rows(self.token_type_embeddings.embedding, token_type_ids_BL)
         ).astype(config.dtype)

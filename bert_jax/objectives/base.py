@@ -44,7 +44,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    return normaliser - at_labels(logits, labels), (logits, labels, normaliser)
+    # The gradient waits for the label's logit too: the loss alone needs it, so XLA would read it
+    # after the whole backward pass, and keep the logits until then.
+    normaliser, label_logit = jax.lax.optimization_barrier((normaliser, at_labels(logits, labels)))
+    return normaliser - label_logit, (logits, labels, normaliser)
 
 
 def _cross_entropy_gradient(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:

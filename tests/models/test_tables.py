@@ -86,6 +86,15 @@ def test_lookup_and_selection_equal_indexing():
     assert jnp.isnan(lookup(table, jnp.array([3]))).all()
 
 
+def test_the_gradient_of_a_row_is_the_float32_sum_over_its_tokens():
+    """Added one by one in bfloat16, the sum of 3,000 ones stops at 256."""
+    table = jnp.zeros((4, 2), jnp.bfloat16)
+    ids = jnp.array([[1] * 3000, [3] * 2999 + [1]])
+    found = jax.grad(lambda x: jnp.sum(lookup(x, ids)))(table)
+    expected = jnp.array([0, 3001, 0, 2999], jnp.bfloat16)[:, None]
+    np.testing.assert_array_equal(found, jnp.broadcast_to(expected, (4, 2)))
+
+
 @pytest.mark.parametrize("vocab_size", [129, 200])
 def test_rows_that_pad_the_vocabulary_start_at_zero(vocab_size):
     """LAMB's trust ratio is that of the whole array."""

@@ -19,8 +19,11 @@ VOCAB_MULTIPLE = 128  # the lane width of a TPU, and even shards on meshes of up
 
 @jax.custom_vjp
 def lookup(table_VD: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of a table, [..., D]; ids outside of it give NaN. The gradient has the table's dtype."""
-    return jnp.take(table_VD, ids, axis=0)
+    """Rows of a table, float32[..., D]; ids outside of it give NaN.
+
+    The gradient has the table's dtype, its sums are made in float32.
+    """
+    return jnp.take(table_VD, ids, axis=0).astype(jnp.float32)
 
 
 def _lookup(table_VD: jax.Array, ids: jax.Array) -> tuple[jax.Array, Any]:
@@ -29,8 +32,19 @@ def _lookup(table_VD: jax.Array, ids: jax.Array) -> tuple[jax.Array, Any]:
 
 def _lookup_gradient(saved: Any, dy: jax.Array) -> tuple[jax.Array, None]:
     ids, table_VD = saved
-    sums_VD = jnp.zeros(table_VD.shape, jnp.float32).at[ids].add(dy.astype(jnp.float32))
-    return sums_VD.astype(table_VD.dtype), None
+    if table_VD.dtype == jnp.float32:
+        return jnp.zeros_like(table_VD).at[ids].add(dy), None
+    # A row's float32 sum lies where its first token does, and reaches the table as one number. So
+    # XLA adds it in place to the gradient of the output matmul; of a float32 table of sums it would
+    # fuse the two, late, and keep the logits of the whole batch until then.
+    ids_T, dy_TD = ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
+    rows, places_T = len(table_VD), jnp.arange(len(ids_T))
+    first_V = jnp.full(rows, len(ids_T)).at[ids_T].min(places_T)
+    first_T = first_V[ids_T]
+    sums_TD = jnp.zeros_like(dy_TD).at[first_T].add(dy_TD).astype(table_VD.dtype)
+    rows_T = jnp.where(first_T == places_T, ids_T, rows + places_T)  # beyond the end: dropped
+    sums_VD = jnp.zeros_like(table_VD).at[rows_T].add(sums_TD, mode="drop", unique_indices=True)
+    return sums_VD, None
 
 
 lookup.defvjp(_lookup, _lookup_gradient)
