@@ -399,9 +399,7 @@ def test_logits_are_not_kept_through_the_backward_pass(tmp_path):
     program = hlo.parse(json.loads(gzip.decompress(kept.read_bytes()))["text"])
     # In the order in which they run.
     instructions = list(program.computations[program.entry].values())
-    logits = {
-        i.name for i in instructions if any(s.elements == 16 * 5 * 30592 for s in i.shapes)
-    }
+    logits = {i.name for i in instructions if any(s.elements == 16 * 5 * 30592 for s in i.shapes)}
     last_read = max(n for n, i in enumerate(instructions) if logits & set(i.operands))
     backward = [
         n for n, i in enumerate(instructions) if "transpose(" in i.rest and "layer_0" in i.rest
