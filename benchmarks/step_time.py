@@ -12,7 +12,7 @@ A step is forward, backward, gradient clipping and AdamW, with dropout as publis
 
 The sides take turns in every repeat; a ratio is the median over repeats of their times' ratios.
 Each framework has a process of its own, so that neither's threads and memory disturb the other. The
-utilisation is the step's model FLOPs over what a large product of random matrices reaches in the
+MFU is the step's model FLOPs over what a large product of random matrices reaches in the
 same run, by the faster of both frameworks. On a GPU both compute float32's products as TF32. A side
 that fails is named on stderr with its error and has dashes in its row; the others go on. Needs the
 extra `hf`.
@@ -294,12 +294,12 @@ def numbers(
 ) -> dict[str, float | None]:
     """A side's times beside ours of the same repeats; None where a failure leaves no figure."""
     if times is None:
-        return dict.fromkeys(("seconds", "fastest_seconds", "utilisation", "ratio"))
+        return dict.fromkeys(("seconds", "fastest_seconds", "mfu", "ratio"))
     ratios = [x / y for x, y in zip(times, ours, strict=True)] if ours else None
     return {
         "seconds": statistics.median(times),
         "fastest_seconds": min(times),
-        "utilisation": flops / statistics.median(times) / rate if rate else None,
+        "mfu": flops / statistics.median(times) / rate if rate else None,
         "ratio": statistics.median(ratios) if ratios else None,
     }
 
@@ -357,7 +357,7 @@ def progress(text: str) -> None:
 def table_rows(result: dict[str, Any]) -> str:
     lines = []
     for row in result["sides"]:
-        seconds, utilisation, ratio = row["seconds"], row["utilisation"], row["ratio"]
+        seconds, mfu, ratio = row["seconds"], row["mfu"], row["ratio"]
         cells = [
             result["size"],
             result["dtype"],
@@ -365,7 +365,7 @@ def table_rows(result: dict[str, Any]) -> str:
             row["side"],
             f"{seconds * 1e3:.1f} ({row['fastest_seconds'] * 1e3:.1f})" if seconds else "–",
             f"{result['batch_size'] / seconds:.1f}" if seconds else "–",
-            f"{utilisation:.1%}" if utilisation else "–",
+            f"{mfu:.1%}" if mfu else "–",
             f"{ratio:.2f}" if ratio else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")

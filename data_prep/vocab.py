@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int | None:
     flags = vars(_parser().parse_args(argv))
     output, base = flags.pop("output"), flags.pop("from_tokenizer")
     flags["input"] = split_sources(flags["input"])
-    interrupted = "interrupted: nothing was written; the same command begins anew"
+    interrupted = "interrupted: nothing was written; the same command starts from scratch"
     with command_line.saying_when_interrupted(interrupted):
         result = run(VocabOptions(**flags), output, from_tokenizer=base)
     tokenizer = result.tokenizer

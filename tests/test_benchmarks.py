@@ -155,7 +155,7 @@ def test_step_time_prints_every_side(capsys):
     out, err = capsys.readouterr()
     (result,) = json.loads(out)["results"]
     assert [x["side"] for x in result["sides"]] == ["bert_jax", "transformers", "gathered + fused"]
-    assert result["sides"][0]["ratio"] == 1 and all(x["utilisation"] > 0 for x in result["sides"])
+    assert result["sides"][0]["ratio"] == 1 and all(x["mfu"] > 0 for x in result["sides"])
     assert err.count("| tiny | float32 | 2 × 16 |") == 3  # the table, as it came to be
     with pytest.raises(UserError, match="both must see the GPU"):
         step_time.main(["--device=gpu"])
@@ -210,15 +210,15 @@ def test_step_time_leaves_out_what_a_failure_makes_unknown(capsys, monkeypatch):
     options = argparse.Namespace(device="gpu", batch_size=2, matrix_size=64, steps=10, repeats=3)
     result = rows()
     assert len(result) == 5 and set(result.pop("gathered + fused, compiled").values()) == {None}
-    assert all(row["utilisation"] and row["ratio"] == 1 for row in result.values())
+    assert all(row["mfu"] and row["ratio"] == 1 for row in result.values())
     failing = {"bert_jax", "matrix product, jax"}
     assert rows()["transformers"]["ratio"] is None
-    assert rows()["transformers"]["utilisation"] > 0  # torch's product is left
+    assert rows()["transformers"]["mfu"] > 0  # torch's product is left
     failing = {"matrix product, jax", "matrix product, torch"}
     assert rows()["transformers"] == {
         "seconds": 0.5,
         "fastest_seconds": 0.5,
-        "utilisation": None,
+        "mfu": None,
         "ratio": 1,
     }
     assert "gathered + fused, compiled failed: out of memory\n" in capsys.readouterr().err
