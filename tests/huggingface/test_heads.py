@@ -42,27 +42,28 @@ CONFIGS = {
 }
 BATCH, LENGTH = 4, 20
 CASES = [
-    pytest.param(name, row.name, marks=[] if fast else [pytest.mark.slow])
+    pytest.param(name, row.name, attention, marks=[] if fast else [pytest.mark.slow])
     for name in CONFIGS
     for row in TABLES[name.partition(",")[0]].classes
+    for attention in ("eager", "sdpa")
     for fast in [
-        (name, row.name)
+        (name, row.name, attention)
         in (
-            ("roberta", "RobertaForSequenceClassification"),
-            ("modernbert", "ModernBertForMaskedLM"),
+            ("roberta", "RobertaForSequenceClassification", "eager"),
+            ("modernbert", "ModernBertForMaskedLM", "sdpa"),
         )
     ]
 ]
 
 
-def torch_model(name, class_name):
+def torch_model(name, class_name, attention):
     """transformers' class with every parameter perturbed, so that all of them matter."""
     prefix = class_name.partition("For")[0].removesuffix("Model")
     num_labels = 2 if class_name.endswith("QuestionAnswering") else 5
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     settings["num_labels"] = num_labels
     config = getattr(transformers, f"{prefix}Config")(**settings | SIZES | CONFIGS[name])
-    config._attn_implementation = "eager"
+    config._attn_implementation = attention
     torch.manual_seed(0)
     model = getattr(transformers, class_name)(config)
     generator = torch.Generator().manual_seed(1)
@@ -128,9 +129,9 @@ def test_to_transformers_and_back_changes_no_bit(encoder, task, labels, tmp_path
         np.testing.assert_array_equal(x, second[key], err_msg=key)
 
 
-@pytest.mark.parametrize(("name", "class_name"), CASES)
-def test_outputs_and_gradients(name, class_name, tmp_path, one_thread):
-    theirs = torch_model(name, class_name)
+@pytest.mark.parametrize(("name", "class_name", "attention"), CASES)
+def test_outputs_and_gradients(name, class_name, attention, tmp_path, one_thread):
+    theirs = torch_model(name, class_name, attention)
     module, params, model = flax_model(tmp_path, theirs, class_name)
     model_type = name.partition(",")[0]
     table = TABLES[model_type]
