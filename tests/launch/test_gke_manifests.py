@@ -27,7 +27,7 @@ def tools(tmp_path_factory) -> str:
     return str(directory / "bin")
 
 
-def dry_run(tools: str, path: str, command: str) -> str:
+def dry_run(tools: str, path: str, command: str, code: int = 0) -> str:
     """What XPK says to the command that launch/gke.sh prints, in its own dry run."""
     printed = subprocess.run(
         ["launch/gke.sh", path, command, "--dry_run"],
@@ -45,7 +45,7 @@ def dry_run(tools: str, path: str, command: str) -> str:
         text=True,
         timeout=120,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == code, result.stdout + result.stderr
     return result.stdout
 
 
@@ -83,6 +83,12 @@ def test_the_job_set_is_what_kubernetes_takes(tools, launch_file, slices, tmp_pa
     assert "exec env 'A=1 2' bash /bert_jax/launch/worker.sh run" in container["command"][-1]
 
 
-@pytest.mark.parametrize("command", ["create", "watch", "stop", "delete"])
+@pytest.mark.parametrize("command", ["create", "stop", "delete"])
 def test_xpk_takes_the_other_commands(tools, launch_file, command):
     assert "Exiting XPK cleanly" in dry_run(tools, launch_file("gke"), command)
+
+
+def test_xpk_takes_watch(tools, launch_file):
+    """Its dry run asks no cluster, and then misses the workload that it was to wait for."""
+    said = dry_run(tools, launch_file("gke"), "watch", code=1)
+    assert "Workload named bert-base does not exist" in said
