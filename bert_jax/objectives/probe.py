@@ -44,6 +44,7 @@ def fit(
       labels_N: int, classes from 0.
       l2: 1 / C of scikit-learn.
     """
+    x_ND = jnp.asarray(x_ND)
     mean_D, scale_D = x_ND.mean(0), x_ND.std(0)
     count, width = x_ND.shape
     scale_D = jnp.where(scale_D > 0, scale_D, 1)
