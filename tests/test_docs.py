@@ -1,4 +1,4 @@
-"""The documentation: links, pages, commands, and the notebook, which runs."""
+"""The documentation: links, pages, commands, and the notebooks, which run."""
 
 import json
 import pathlib
@@ -6,9 +6,11 @@ import re
 
 import matplotlib
 import pytest
+from small_models import generated_texts, random_model
 from small_run import ROOT
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = ("notebook", "movie_reviews_notebook")
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
@@ -39,32 +41,51 @@ def test_pages_that_the_code_names_are_there():
 def test_each_page_is_in_the_site_s_index():
     listed = re.findall(r"^([\w/]+)$", (ROOT / "docs/index.md").read_text(), re.MULTILINE)
     pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in PAGES}
-    assert pages - {"index"} | {"tutorials/notebook"} == set(listed)
+    assert pages - {"index"} | {f"tutorials/{name}" for name in NOTEBOOKS} == set(listed)
 
 
-def cells() -> list[dict]:
-    notebook = json.loads((ROOT / "docs/tutorials/notebook.ipynb").read_text())
+def cells(name: str) -> list[dict]:
+    notebook = json.loads((ROOT / f"docs/tutorials/{name}.ipynb").read_text())
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_has_its_pictures():
+def run_cells(name: str, **parameters: str) -> dict:
+    """The names that a notebook leaves, run from top to bottom with parameters of ours."""
+    matplotlib.use("agg")
+    first, *rest = cells(name)
+    assert first["metadata"]["tags"] == ["parameters"]
+    names: dict = dict(parameters)
+    for cell in rest:
+        exec("".join(cell["source"]), names)
+    return names
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_has_its_pictures(name):
     """As a reader finds it: with text and pictures of a run, and no error."""
-    outputs = [output for cell in cells() for output in cell["outputs"]]
+    outputs = [output for cell in cells(name) for output in cell["outputs"]]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert not any(output["output_type"] == "error" for output in outputs)
 
 
 @pytest.mark.slow
 def test_the_notebook_runs(pretrained, tmp_path, monkeypatch):
-    """Its cells from top to bottom, with a model and a place of its own."""
-    matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
-    parameters, *rest = cells()
-    assert parameters["metadata"]["tags"] == ["parameters"]
-    names = {"MODEL": str(pretrained), "RUN": str(tmp_path / "run")}
-    for cell in rest:
-        exec("".join(cell["source"]), names)
+    names = run_cells("notebook", MODEL=str(pretrained), RUN=str(tmp_path / "run"))
     assert names["vectors"].shape == (60, 32)
     assert len(names["training"]) == 20
     assert names["results"]["step"] == 20
     assert pathlib.Path(tmp_path / "run/hf/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_of_movie_reviews_runs(tmp_path):
+    model = random_model(tmp_path / "model", "text_classification", ["neg", "pos"], 0.3, seed=4)[0]
+    texts = generated_texts(30, 5)
+    rows = [f"{text},{'pos' if i % 2 else 'neg'}" for i, text in enumerate(texts)]
+    (tmp_path / "dev.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    names = run_cells("movie_reviews_notebook", MODEL=str(model), REVIEWS=str(tmp_path / "dev.csv"))
+    right, wrong = (names["said"][i]["prediction"] == names["rows"][i]["label"]
+                    for i in names["chosen"])  # fmt: skip
+    assert right and not wrong
+    assert names["checks"]["texts"] == 2 and names["calibration"]["examples"] == 30
