@@ -212,24 +212,23 @@ def hold_out(examples: Sequence[Any], fraction: float) -> tuple[list[Any], list[
 
 
 def start_params(
-    fresh: Any,
+    shapes: Any,
     loaded: workdirs.Loaded,
     task: str,
     labels: Sequence[str],
     new_head: bool,
     label_names: Mapping[str, str],
     prefix: str,
-) -> tuple[Any, list[str]]:
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The parameters to start from: the checkpoint's encoder, its head if it is the same task's.
 
     Args:
-      fresh: randomly initialised parameters, on their devices.
+      shapes: the model's parameters, abstract.
       label_names: config.labels as a dictionary, for the message.
       prefix: the encoder's key in the parameters.
 
     Returns:
-      `fresh` with the loaded arrays in place, and the paths of those that kept their random
-      initialisation.
+      "path/of/a/parameter" -> loaded array, and the paths of those that are randomly initialised.
 
     Raises:
       UserError: the checkpoint has a fine-tuned head that does not fit, and `new_head` is not set.
@@ -252,12 +251,8 @@ def start_params(
     else:
         theirs = {prefix: theirs[prefix]}
     found = traverse_util.flatten_dict(theirs, sep="/")
-    flat = traverse_util.flatten_dict(fresh, sep="/")
-    started = {
-        path: jax.device_put(found[path].astype(x.dtype), x.sharding) if path in found else x
-        for path, x in flat.items()
-    }
-    return traverse_util.unflatten_dict(started, sep="/"), sorted(flat.keys() - found.keys())
+    needed = traverse_util.flatten_dict(shapes, sep="/").keys()
+    return {path: found[path] for path in needed & found.keys()}, sorted(needed - found.keys())
 
 
 def how_to_keep_head(

@@ -80,13 +80,18 @@ def finetune(
     # State: a checkpoint in workdir > the parameters of `init`, with a fresh head.
     # One row, cut short: parameters depend neither on its length nor on its content.
     ids = np.zeros((1, *np.shape(training.arrays[0]["input_ids"])[:-1], 8), np.int32)
-    state = init_state(lambda key: module.init(key, ids, ids, ids)["params"], tx, mesh, config.seed)
+
+
+    def init_params(key: jax.Array) -> Any:
+        return module.init(key, ids, ids, ids)["params"]
+
+    shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
     names = classes.parse_labels(config.labels) if "labels" in config else {}
     params, fresh = start_params(
-        state.params, inputs.loaded, config.task, task.labels, config.new_head, names, prefix
+        shapes, inputs.loaded, config.task, task.labels, config.new_head, names, prefix
     )
-    state = state.replace(params=params)
-    factors = optimizer.values_of_rules(optimization.learning_rate_rules, params, 1.0)
+    state = init_state(init_params, tx, mesh, config.seed, given=params)
+    factors = optimizer.values_of_rules(optimization.learning_rate_rules, shapes, 1.0)
     steps = make_steps(config, task, module, tx, schedule, factors, mesh)
 
     with contextlib.ExitStack() as closing:  # an interrupted run must not hold on to its workdir
@@ -231,7 +236,7 @@ def compile_steps(
     evaluated = batching.sorted_batches(validation.lengths, size)
     train_batches = list(training.one_of_each(batches, size))
     predict_batches = list(validation.one_of_each(evaluated, size))
-    total = len(train_batches) + len(predict_batches)
+    total = len(train_batches) + len(predict_batches) + 1  # the update
     done = itertools.count(1)
     with report.pause("compiling", total) as stage:
 

@@ -1,7 +1,7 @@
 """The programs of a fine-tuning: one training step and one prediction, each for many lengths."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -39,19 +39,20 @@ class Steps:
     def compile(
         self,
         state: TrainState,
-        train_batches: Iterable[batching.Batch],
-        predict_batches: Iterable[batching.Batch],
+        train_batches: Sequence[batching.Batch],
+        predict_batches: Sequence[batching.Batch],
         compiled: Callable[[], None],
     ) -> None:
-        """Compiles the gradient and the prediction for batches of these shapes, side by side.
+        """Compiles gradients and predictions of these shapes, and the update, side by side.
 
         Args:
           compiled: called after each program.
         """
         calls: list[tuple[ShapeCache, tuple[Any, ...]]] = []
-        for batch in train_batches:
-            arguments = self.train.gradient_arguments(state, self.place(batch))
-            calls.append((self.train.gradients, arguments))
+        placed = [self.place(batch) for batch in train_batches]
+        for batch in placed:
+            calls.append((self.train.gradients, self.train.gradient_arguments(state, batch)))
+        calls.append((self.train.update, self.train.update_arguments(state, placed[0])))
         for batch in predict_batches:
             calls.append((self.predict, (state.params, self.place(batch))))
         compile_together(calls, compiled)

@@ -1,12 +1,14 @@
 """The state of a training run: all that a checkpoint holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from bert_jax.parallel import sharding
@@ -47,16 +49,31 @@ def init_state(
     mesh: Mesh,
     seed: int,
     with_ema: bool = False,
+    given: Mapping[str, np.ndarray] | None = None,
 ) -> TrainState:
-    """A fresh state, born sharded: no device ever holds more than its shard."""
+    """A fresh state, born sharded: no device ever holds more than its shard.
 
-    def init(key: jax.Array) -> TrainState:
-        return new_state(init_params(key), optimizer, with_ema)
-
+    Args:
+      given: "path/of/a/parameter" -> its value, on the host. Only the others are drawn, as they
+        would be without it, so only they are compiled.
+    """
     key = jax.random.key(seed)
-    shardings = sharding.shardings_of(jax.eval_shape(init, key), mesh)
+
+    def init(key: jax.Array, given: Mapping[str, jax.Array]) -> TrainState:
+        drawn = traverse_util.flatten_dict(init_params(key), sep="/")
+        params = traverse_util.unflatten_dict(drawn | dict(given), sep="/")
+        return new_state(params, optimizer, with_ema)
+
+    state = jax.eval_shape(init, key, {})
+    shardings = sharding.shardings_of(state, mesh)
+    shapes = traverse_util.flatten_dict(state.params, sep="/")
+    layouts = traverse_util.flatten_dict(shardings.params, sep="/")
+    placed = {
+        path: jax.device_put(x.astype(shapes[path].dtype), layouts[path])
+        for path, x in (given or {}).items()
+    }
     with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=shardings)(key)
+        return jax.jit(init, out_shardings=shardings)(key, placed)
 
 
 def reset_moments(

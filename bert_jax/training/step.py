@@ -60,7 +60,8 @@ class StepByLength:
     The gradient is compiled for each length and the update once, which is half of the compilation.
 
     Attributes:
-      gradients: (params, step, batch) -> (gradients, means), to be compiled together.
+      gradients: (params, step, batch) -> (gradients, means).
+      update: (state, gradients, means) -> (state, metrics). Both are to be compiled together.
     """
 
     def __init__(
@@ -81,14 +82,19 @@ class StepByLength:
         options = compiler_options(mesh, by_length=True)
         jitted = jax.jit(placed, compiler_options=options)
         self.gradients = ShapeCache(MeshJit(jitted, mesh, (_as_argument(seed),)))
-        options = compiler_options(mesh)
-        self._update = MeshJit(jax.jit(update, donate_argnums=0, compiler_options=options), mesh)
+        jitted = jax.jit(update, donate_argnums=0, compiler_options=options)
+        self.update = ShapeCache(MeshJit(jitted, mesh))
 
     def gradient_arguments(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
         return state.params, state.step, batch
 
+    def update_arguments(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
+        """What the update is compiled for: gradients are laid out as the parameters."""
+        _, means = self.gradients.function.trace(*self.gradient_arguments(state, batch)).out_info
+        return state, state.params, means
+
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        return self._update(state, *self.gradients(*self.gradient_arguments(state, batch)))
+        return self.update(state, *self.gradients(*self.gradient_arguments(state, batch)))
 
 
 def _as_argument(seed: int) -> np.int32:

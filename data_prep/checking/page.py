@@ -3,6 +3,8 @@
 import html
 from collections.abc import Iterator, Mapping, Sequence
 
+from data_prep.examples.unknown_words import MOST_SENTENCES
+
 _BARS = 32
 # Of the drawing, in its own units: the browser scales it to the page's width.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 160, 56, 36, 16
@@ -42,6 +44,7 @@ def page(
     problems: Sequence[str],
     histograms: Mapping[tuple[str, str], Bars],
     tokens: Sequence[tuple[str, float]],
+    unknown_words: Mapping[str, int] | None,
     facts: Mapping[str, str],
     examples: Sequence[str],
 ) -> str:
@@ -54,6 +57,7 @@ def page(
       problems: of files.
       histograms: (caption, what the horizontal axis counts) -> its bars.
       tokens: the commonest, with their shares of all.
+      unknown_words: what became [UNK], and how often; None if nobody counted.
       facts: name -> value, what the data set was built with.
       examples: HTML of decoded examples.
     """
@@ -78,6 +82,7 @@ def page(
         "<ol class='tokens'>",
         *(f"<li><code>{html.escape(name)}</code> {share:.2%}" for name, share in tokens),
         "</ol>",
+        *_unknown_words(unknown_words),
         "<h2>Examples</h2>",
         "<p>Predictions are marked: <span class='seen'>what the model reads</span>-&gt;"
         "<span class='true'>what it should say</span>.</p>",
@@ -102,6 +107,24 @@ def _row(is_good: bool, cells: Sequence[str]) -> str:
     split, measure, value, expected, advice = map(html.escape, cells)
     mark = "ok" if is_good else f"<span class='fail'>FAIL</span> {advice}"
     return f"<tr><td>{split}<td>{measure}<td class='number'>{value}<td>{expected}<td>{mark}</tr>"
+
+
+def _unknown_words(counts: Mapping[str, int] | None) -> Iterator[str]:
+    if counts is None:
+        return
+    yield "<h2>What became [UNK]</h2>"
+    if not counts:
+        yield "<p>Nothing: the tokenizer has pieces for every word of the text.</p>"
+        return
+    yield (
+        "<p>The commonest words that the tokenizer has no pieces for, and how often each was met. "
+        f"Of each part of the text the first {MOST_SENTENCES:,} sentences with such words are "
+        "counted. Letters that the vocabulary lacks, or words that are too long, are the usual "
+        "reasons.</p>"
+    )
+    yield "<ol class='tokens'>"
+    yield from (f"<li><code>{html.escape(x)}</code> {count:,}" for x, count in counts.items())
+    yield "</ol>"
 
 
 def bars_of_counts(counts: Sequence[int]) -> list[tuple[str, int]]:

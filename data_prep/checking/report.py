@@ -68,6 +68,8 @@ def write_page(report: Report, data_dir: str, path: epath.PathLike, num_examples
         problems=report.problems,
         histograms=histograms,
         tokens=_commonest_tokens(report, data_dir),
+        # Absent before 0.2.0.
+        unknown_words=manifest.statistics.get("unknown_words"),
         facts={name: str(value) for name, value in manifest.arguments.items()},
         examples=list(
             examples.first_examples(

@@ -21,6 +21,7 @@ from bert_jax.data.tokenization.subword import METASPACE
 from bert_jax.data.tokenizer import SubwordTokenizer
 from data_prep.examples.marks import MarkCounter
 from data_prep.examples.piece_table import Encoded, PieceTable
+from data_prep.examples.unknown_words import UnknownWords
 
 # Where GPT-2's pattern certainly cuts ASCII text; a word with another character is left to it.
 _ASCII_PIECES = (
@@ -43,11 +44,13 @@ class SubwordEncoder:
 
     Attributes:
       marks: counts what the tokenizer's normalisation strips.
+      unknown_words: counts the words that become [UNK].
     """
 
     def __init__(self, tokenizer: SubwordTokenizer):
         self._backend = tokenizer.text_backend
         self.marks = MarkCounter(tokenizer)
+        self.unknown_words = UnknownWords(tokenizer)
         self._word_prefix = tokenizer.word_prefix
         self._dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
         self._table = PieceTable(self._dtype, _MAX_CACHED)

@@ -12,6 +12,7 @@ Tokens and sentences are read with `pread`, never mapped: memory stays what a ba
 large the corpus.
 """
 
+import collections
 import dataclasses
 import fcntl
 import hashlib
@@ -23,6 +24,7 @@ import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -31,6 +33,7 @@ from bert_jax import files
 from bert_jax.cli import UserError
 from bert_jax.data.tokenizer import Tokenizer
 from data_prep.examples.encoders import Encoder
+from data_prep.examples.unknown_words import MOST_WORDS, commonest
 from data_prep.sources import corpus, parsing
 from data_prep.sources.documents import sentences
 
@@ -61,7 +64,7 @@ def tokenize_unit(
     language: str,
     sentence_per_line: bool,
     max_decode_errors: float,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Writes `directory/NAME.npz` and returns its counts, which are in the file too."""
     documents, parsed = parsing.parse_unit(unit, max_decode_errors)
     found: list[str] = []
@@ -70,6 +73,7 @@ def tokenize_unit(
         found.extend(encoder.of_document(sentences(document, language, sentence_per_line)))
         sentence_ends.append(len(found))
     ids, lengths, long_words_S = encoder.encode(found)
+    unknown_words = encoder.unknown_words.count(found, ids, lengths)
     lengths, pieces_per_sentence = _cut_long(lengths)
     # A sentence of invisible characters has no tokens; a document of such sentences is empty.
     ends = np.concatenate([[0], np.cumsum(pieces_per_sentence)])[np.array(sentence_ends, np.int64)]
@@ -84,6 +88,7 @@ def tokenize_unit(
         "cut_sentences": int((pieces_per_sentence > 1).sum()),
         "characters": characters,
         "stripped_characters": stripped,
+        "unknown_words": unknown_words,
     }
     counts["empty_documents"] += int((counts_D == 0).sum())
     buffer = io.BytesIO()
@@ -114,7 +119,7 @@ def _member(path: epath.Path, *names: str) -> list[np.ndarray]:
         return [arrays[name] for name in names]
 
 
-def read_counts(path: epath.Path) -> dict[str, int]:
+def read_counts(path: epath.Path) -> dict[str, Any]:
     """What tokenize_unit returned; {} if the file is missing, cut off, as by a power failure, or
     of a version of this program that wrote less.
     """
@@ -181,7 +186,7 @@ def merge(
       deduplicate: keep the first of documents with equal text.
 
     Returns:
-      The summary for `complete`: counts, and for each split its documents, sentences, tokens,
+      The summary for `complete`: counts, the commonest unknown_words among them, and for each split its documents, sentences, tokens,
       unknown_tokens, words, long_words (too long for the tokenizer), document_lengths (how many
       have 2**i tokens or more, but not 2**(i + 1)), and documents_of_source (see Store).
     """
@@ -189,7 +194,8 @@ def merge(
         (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
     )
     writers = {split: _SplitWriter(directory / split, tokenizer) for split in SPLITS}
-    parsed: dict[str, int] = {"duplicate_documents": 0}
+    parsed: dict[str, Any] = {"duplicate_documents": 0}
+    unknown_words: collections.Counter[str] = collections.Counter()
     first_places = _first_places(units) if deduplicate else None
     place = 0
     for path in units:
@@ -202,7 +208,9 @@ def merge(
             "hashes",
             "counts",
         )
-        for name, count in json.loads(bytes(counts)).items():
+        counts_of_unit = json.loads(bytes(counts))
+        unknown_words.update(counts_of_unit.pop("unknown_words", {}))  # absent before 0.2.0
+        for name, count in counts_of_unit.items():
             parsed[name] = parsed.get(name, 0) + count
         source = int(path.name.partition("-")[0])
         held_out_D = splitter.is_validation(hashes)
@@ -223,7 +231,7 @@ def merge(
                 int(long_words_D[chosen_D].sum()),
             )
     return {
-        "counts": parsed,
+        "counts": parsed | {"unknown_words": commonest(unknown_words, MOST_WORDS)},
         "splits": {split: writer.close() for split, writer in writers.items()},
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from data_prep.examples.marks import MarkCounter
 from data_prep.examples.piece_table import Encoded, PieceTable
+from data_prep.examples.unknown_words import UnknownWords
 
 # Runs without space and ASCII punctuation, or one ASCII punctuation mark.
 split_pieces = re.compile(r"[^\s!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
@@ -29,6 +30,7 @@ class WordPieceEncoder:
 
     Attributes:
       marks: counts what the tokenizer's normalisation strips.
+      unknown_words: counts the words that become [UNK].
     """
 
     def __init__(self, tokenizer: WordPieceTokenizer):
@@ -36,6 +38,7 @@ class WordPieceEncoder:
         # Added tokens may have blanks and punctuation in them, and take blanks along.
         self._has_pieces = all(token.content in tokenizer.roles for token in tokenizer.added)
         self.marks = MarkCounter(tokenizer)
+        self.unknown_words = UnknownWords(tokenizer)
         self._max_word = tokenizer.max_word_length
         self._lowercase = tokenizer.lowercase
         self._is_continuation_V = tokenizer.is_continuation_V

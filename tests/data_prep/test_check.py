@@ -186,8 +186,13 @@ def test_unsuitable_text(tmp_path, tokenizer_dir):
     rows = [f"αλφα βητα {text.partition('.')[0]} ωμεγα." for text in make_documents(300)]
     source = write_jsonl(tmp_path / "c.jsonl", rows)
     build(BuildOptions((source,), tokenizer_dir), tmp_path / "data", workers=1)
+    page = tmp_path / "report.html"
+    check_module.main([str(tmp_path / "data"), "--workers=1", f"--report={page}"])
     found = failing(check(tmp_path / "data", workers=1))
     assert {"[UNK] rate", "share of IsNext pairs"} <= found
+    unknown = Manifest.read(tmp_path / "data").statistics["unknown_words"]
+    assert unknown == {"αλφα": 300, "βητα": 300, "ωμεγα": 300}
+    assert "<li><code>αλφα</code> 300" in page.read_text()
 
 
 def _corrupt(examples, manifest, tokenizer, kind):
@@ -359,6 +364,8 @@ def test_long_words_are_counted_apart(tmp_path, tokenizer_dir):
     source = write_jsonl(tmp_path / "a.jsonl", texts)
     options = BuildOptions((source,), tokenizer_dir, objective="full_sentences")
     build(options, tmp_path / "data", workers=1)
+    unknown = Manifest.read(tmp_path / "data").statistics["unknown_words"]
+    assert unknown == {"acgt" * 10 + "…": 60}
     found = failures(check(tmp_path / "data", workers=1))
     assert "share of words too long for the tokenizer" in found and "[UNK] rate" not in found
 
