@@ -8,6 +8,7 @@ exit code 1.
 
 import argparse
 import itertools
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -87,7 +88,8 @@ def main(argv: Sequence[str]) -> int | None:
     else:
         styles = examples.TERMINAL if sys.stdout.isatty() else examples.PLAIN
         shown = examples.first_examples(flags.data_dir, report.corrupted, flags.examples, styles)
-        print_lines(itertools.chain(lines(report), (f"\n{text}" for text in shown)))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print_lines(itertools.chain(lines(report, columns), (f"\n{text}" for text in shown)))
     if flags.report:
         write_page(report, flags.data_dir, flags.report, max(flags.examples, 5))
     return 0 if report.is_healthy else 1

@@ -81,7 +81,6 @@ def finetune(
     # One row, cut short: parameters depend neither on its length nor on its content.
     ids = np.zeros((1, *np.shape(training.arrays[0]["input_ids"])[:-1], 8), np.int32)
 
-
     def init_params(key: jax.Array) -> Any:
         return module.init(key, ids, ids, ids)["params"]
 

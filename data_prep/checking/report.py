@@ -91,12 +91,21 @@ def _commonest_tokens(report: Report, data_dir: str) -> list[tuple[str, float]]:
     return [(vocab[i], counts_V[i] / max(counts_V.sum(), 1)) for i in order if counts_V[i]]
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: Report, columns: int | None = None) -> Iterator[str]:
+    """A line per measure, and one for each problem.
+
+    Args:
+      columns: of the screen. Where lines would be longer, the expected range stands only beside
+        what is outside it.
+    """
     rows = [(m.split, m.name, _value(m)) for m in report.measures]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    longest = max((len(measure.expected) for measure in report.measures), default=0)
+    is_wide = columns is None or sum(widths) + len("FAIL       expected ") + longest <= columns
     for (split, name, value), measure in zip(rows, report.measures, strict=True):
         mark = "ok  " if measure.is_healthy else "FAIL"
-        expected = f"expected {measure.expected}" if measure.expected else ""
+        is_shown = measure.expected and (is_wide or not measure.is_healthy)
+        expected = f"expected {measure.expected}" if is_shown else ""
         yield (
             f"{mark} {split:{widths[0]}}  {name:{widths[1]}}  {value:>{widths[2]}}  {expected}"
         ).rstrip()

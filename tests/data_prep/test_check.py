@@ -17,6 +17,7 @@ from data_prep.build import BuildOptions
 from data_prep.build import run as build
 from data_prep.check import run as check
 from data_prep.checking.examples import format_example
+from data_prep.checking.report import lines
 from data_prep.checking.tally import read_examples, tally_examples
 from data_prep.examples import writers
 
@@ -42,6 +43,8 @@ def failing(report):
 def test_healthy(data_dir, workers):
     report = check(data_dir, workers=workers)
     assert report.is_healthy and not report.problems
+    assert all("expected" in line for line in list(lines(report))[:2])
+    assert max(map(len, lines(report, 80))) <= 80
     manifest = Manifest.read(data_dir)
     for split, tally in report.tallies.items():
         assert tally.examples == manifest.num_examples(split)
