@@ -187,8 +187,9 @@ def merge(
 
     Returns:
       The summary for `complete`: counts, the commonest unknown_words among them, and for each
-      split its documents, sentences, tokens, unknown_tokens, words, long_words (too long for the tokenizer), document_lengths (how many
-      have 2**i tokens or more, but not 2**(i + 1)), and documents_of_source (see Store).
+      split its documents, sentences, tokens, unknown_tokens, words, long_words (too long for the
+      tokenizer), document_lengths (how many have 2**i tokens or more, but not 2**(i + 1)), and
+      documents_of_source (see Store).
     """
     splitter = choose_split(
         (_member(path, "hashes")[0] for path in units), validation_fraction, smallest_split
