@@ -12,9 +12,9 @@ from bert_jax.models.flops import training_flops
 # the batches follow from the lengths, and a run may be resumed on another one.
 FLOPS_PER_SECOND = 1e11
 WIDTH = 320  # units from which matmuls are large enough for that speed; below, it falls with them
-# Compiling a gradient takes so long, and so much longer per layer. A prediction takes a third, in
-# compiling as in computing: so the same lengths pay.
-PROGRAM_SECONDS, LAYER_SECONDS = 0.6, 0.2
+# Compiling a gradient takes so long, and so much longer per layer (docs/explanation/log.md). A
+# prediction takes a third, in compiling as in computing: so the same lengths pay.
+PROGRAM_SECONDS, LAYER_SECONDS = 1.2, 0.4
 
 
 def padded_lengths(
