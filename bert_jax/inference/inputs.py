@@ -45,6 +45,7 @@ RESULTS = {
 }
 LISTS = {"tokens": "words", "choices": "texts"}  # fields that hold a list, and of what
 OPTIONAL = ("text_pair", "beginning")  # texts
+CONLL_SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 CONLL = ("tags_column", "word_index", "tag_index")  # settings of the recipe, by which it is read
 
 
@@ -124,11 +125,17 @@ def read(
 
     Raises:
       UserError: nothing there, not UTF-8, no JSON, a field that is missing or of another type, or
-        one that results would replace; names the line.
+        one that results would replace; names the line. Or a file of another command's kind.
     """
     if is_labelled(source, command):
         rows = _labelled(source, command, names())
         return _checked(source, command, {}, lambda: iter(rows), "", mask)
+    if not jsonl and source.endswith((".json", *CONLL_SUFFIXES)):
+        reader = "answer" if source.endswith(".json") else "tag"
+        raise UserError(
+            f"{source} is of a kind that `predict {reader}` reads: expected lines of text, .jsonl, "
+            f".csv or .tsv (to take its lines as texts: predict {command} < {source})"
+        )
     name = "standard input" if source == "-" else source
     opened = _opener(source)
     as_json = jsonl or source.endswith(".jsonl") or command in ("answer", "choose")
@@ -160,7 +167,7 @@ def is_labelled(source: str, command: str) -> bool:
         return source.endswith(".json")
     if command != "tag" or source == "-" or files.is_stream(source):
         return False
-    if source.endswith((".conll", ".conllu", ".iob", ".iob2", ".bio")):
+    if source.endswith(CONLL_SUFFIXES):
         return True
     with _opener(source)() as file:
         block = file.read(_HEAD)

@@ -190,6 +190,10 @@ def test_what_finetuning_reads_is_read(tmp_path):
     found = read(tmp_path, "f.json", json.dumps(squad), "answer")
     record = {"id": "q1", "question": "who", "context": "Ada lives"}
     assert found == [(record, {"question": "who", "context": "Ada lives"})]
+    with pytest.raises(UserError, match=r"f\.json is of a kind that `predict answer` reads"):
+        read(tmp_path, "f.json", json.dumps(squad), "classify")
+    with pytest.raises(UserError, match=r"c\.conll is of a kind that `predict tag` reads"):
+        read(tmp_path, "c.conll", conll, "embed")
 
 
 def test_columns_named_by_the_flag(classifier, tmp_path):
