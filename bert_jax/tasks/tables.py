@@ -124,8 +124,9 @@ def _list(place: str, column: str, value: Any) -> list[Any] | None:
 
 def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in present]
+    if missing and not present:
+        raise UserError(f"{place} is empty: expected the columns {', '.join(map(repr, missing))}")
     if missing:
-        found = f"its columns are {', '.join(map(repr, present))}" if present else "it is empty"
         other = re.search("[;\t|]", present[0]) if len(present) == 1 else None
         if other:
             how = (
@@ -136,7 +137,10 @@ def _check_columns(place: str, present: Sequence[str], wanted: Sequence[str]) ->
                 "name yours: --config.…_column of finetune, --…_column of evaluate, --columns of "
                 "predict"
             )
-        raise UserError(f"{place} has no column {', '.join(map(repr, missing))}; {found} ({how})")
+        raise UserError(
+            f"{place} has no column {', '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, present))} ({how})"
+        )
     if twice := [name for name in wanted if list(present).count(name) > 1]:
         raise UserError(
             f"{place} has the column {twice[0]!r} {list(present).count(twice[0])} times: rename "

@@ -35,7 +35,7 @@ def test_tables_read_the_same_rows(tmp_path):
     [
         ("a.csv", b"text,stars\nx,1\n", r"no column 'label'; its columns are 'text', 'stars'"),
         ("a.csv", b"text;label\nx;1\n", r"separated by ';': expected commas in \.csv"),
-        ("a.csv", b"", r"no column 'text', 'label'; it is empty"),
+        ("a.csv", b"", r"a\.csv is empty: expected the columns 'text', 'label'"),
         ("a.csv", b"text,label\nx\n", r"a\.csv:2 has 1 cells, the header has 2"),
         ("a.csv", b'text,label\n"x,1\n', r"is not valid CSV"),
         ("a.csv", b"text,label\n", r"has no rows"),
