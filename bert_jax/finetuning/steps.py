@@ -49,10 +49,11 @@ class Steps:
           compiled: called after each program.
         """
         calls: list[tuple[ShapeCache, tuple[Any, ...]]] = []
-        placed = [self.place(batch) for batch in train_batches]
-        for batch in placed:
-            calls.append((self.train.gradients, self.train.gradient_arguments(state, batch)))
-        calls.append((self.train.update, self.train.update_arguments(state, placed[0])))
+        for batch in train_batches:
+            arguments = self.train.gradient_arguments(state, self.place(batch))
+            calls.append((self.train.gradients, arguments))
+        arguments = self.train.update_arguments(state, self.place(train_batches[0]))
+        calls.append((self.train.update, arguments))
         for batch in predict_batches:
             calls.append((self.predict, (state.params, self.place(batch))))
         compile_together(calls, compiled)
