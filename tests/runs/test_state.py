@@ -10,21 +10,20 @@ from bert_jax.runs.state import init_state
 
 
 def draw(key):
-    kernels = {
+    return {
         name: {"kernel": jax.random.normal(jax.random.fold_in(key, i), (8, 4))}
-        for i, name in enumerate(("encoder", "classifier"))
+        for i, name in enumerate(("pooler", "classifier"))
     }
-    return kernels | {"bias": jnp.zeros(4)}
 
 
 def test_given_parameters_leave_the_others_as_they_are_drawn():
     mesh, optimizer = sharding.make_mesh(-1, 1, 1), optax.adam(1e-3)
     drawn = init_state(draw, optimizer, mesh, 7)
-    given = {"encoder/kernel": np.arange(32.0).reshape(8, 4)}  # float64: stored as the model's
+    given = {"pooler/kernel": np.arange(32.0).reshape(8, 4)}  # float64: stored as the model's
     state = init_state(draw, optimizer, mesh, 7, given=given)
-    kernel = state.params["encoder"]["kernel"]
+    kernel = state.params["pooler"]["kernel"]
     assert kernel.dtype == jnp.float32
-    np.testing.assert_array_equal(kernel, given["encoder/kernel"])
+    np.testing.assert_array_equal(kernel, given["pooler/kernel"])
     np.testing.assert_array_equal(
         state.params["classifier"]["kernel"], drawn.params["classifier"]["kernel"]
     )
