@@ -335,6 +335,13 @@ def test_memory_that_the_compiler_refuses_is_read_from_its_message():
     assert compiled.refused_memory(message) == {"temp": int(198.5 * 2**30)}
     with pytest.raises(UserError, match=r"refuses the step \(INTERNAL"):
         compiled.refused_memory("INTERNAL: something else")
+    message = (  # 16 heads of 80, which the bound on the kernel's blocks leaves to XLA
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space "
+        "vmem while allocating on stack for %fused_attention_backward_dropout.1. Scoped allocation "
+        "with size 16.94M and limit 16.00M exceeded scoped vmem limit by 964.0K."
+    )
+    with pytest.raises(UserError, match=r"964\.0K\.\): set --config\.model\.attention=xla$"):
+        compiled.refused_memory(message)
 
 
 @pytest.mark.slow
