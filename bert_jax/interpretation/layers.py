@@ -125,7 +125,7 @@ def _examples(
     config: ml_collections.ConfigDict = config_lib.recipe(settings.RECIPES[task])
     if unknown := sorted(fields.keys() - config.keys()):
         raise UserError(f"labels of {task} have no setting {', '.join(unknown)}")
-    own = model.settings if model.task == task else {}
+    own = kinds.model_settings(model.settings) if model.task == task else {}
     config.update({name: value for name, value in own.items() if name in config})
     config.update({**fields, "task": task, "max_seq_length": model.max_seq_length, "labels": ""})
     reader = kinds.make_task(config, model.tokenizer)

@@ -88,6 +88,18 @@ def test_texts_are_probed_by_their_mean(masked, tmp_path):
         np.testing.assert_allclose(split.states_KND[k, 1], x[0].mean(0), atol=1e-5)
 
 
+def test_a_fine_tuned_model_reads_files_as_it_did(tmp_path):
+    """Its columns are the defaults; its own labels do not count."""
+    model = random_model(
+        *(tmp_path / "tuned", "text_classification", ["a", "b"]),
+        **{"text_column": "review", "label_column": "stars"},
+    )[0]
+    path = tmp_path / "texts.csv"
+    path.write_text("review,stars\n" + "".join(f"{x},{len(x) % 2}\n" for x in TEXTS))
+    data = bert_jax.explain.layers(bert_jax.load(model), str(path))
+    assert data["labels"] == ["0", "1"] and len(data["layers"]) == 2 and "lens" not in data
+
+
 def test_the_lens_is_transformers_model_cut_behind_a_layer(masked):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
