@@ -124,6 +124,7 @@ def test_regression(pretrained, tmp_path):
     assert loading.load_parts(tmp_path / "run/hf").config.task == "text_regression"
 
 
+@pytest.mark.slow
 def test_multi_label_classification(pretrained, tmp_path):
     """Columns of 0 and 1: a text is "nice" with a good word in it, "nasty" with a bad one."""
     rng = np.random.default_rng(0)

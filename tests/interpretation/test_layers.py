@@ -178,21 +178,21 @@ def test_the_checkpoints_of_a_run(tmp_path):
     assert first["texts"][0][0]["prediction"] == best["token"]
 
 
-def test_mistakes(masked, words_file, tmp_path):
+def test_mistakes(masked, tmp_path):
     output = str(tmp_path / "page.html")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\ntwo\n")
 
     def explain(kind, model, source, **options):
         bert_jax.explain.run(kind, str(model), str(source), output, **options)
 
     with pytest.raises(bert_jax.UserError, match=r"has 1 checkpoint.* two or more"):
-        explain("checkpoints", masked[0], words_file)
+        explain("checkpoints", masked[0], lines)
     with pytest.raises(bert_jax.UserError, match="is one model: expected two"):
-        explain("checkpoints", masked[1], words_file)
+        explain("checkpoints", masked[1], lines)
     other = random_model(tmp_path / "other", "pretraining", [], 0.3, num_hidden_layers=1)[0]
     with pytest.raises(bert_jax.UserError, match="cannot be compared with"):
-        explain("checkpoints", f"{masked[0]},{other}", words_file)
-    lines = tmp_path / "lines.txt"
-    lines.write_text("one\ntwo\n")
+        explain("checkpoints", f"{masked[0]},{other}", lines)
     with pytest.raises(bert_jax.UserError, match="Give --task=text_classification or"):
         explain("layers", masked[0], lines)
     assert not (tmp_path / "page.html").exists()

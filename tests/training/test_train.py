@@ -73,6 +73,7 @@ def test_batch_with_an_infinite_loss_changes_nothing_but_the_position(config):
     assert np.isfinite(values["loss"]) and values["accepted"] == 1
 
 
+@pytest.mark.slow
 def test_the_step_by_length_is_the_same_step(config):
     mesh, model = sharding.make_mesh(), heads.make_model(config)
     tx = optimizer.make_optimizer(config.optimizer)
