@@ -168,26 +168,14 @@ def _fillings(
 ) -> tuple[list[list[str]], list[list[dict[str, Any]]]]:
     """What stands at each [MASK], or would at each word: see `layers.masked_words`."""
     read = [layers.masked_words(model, text) for text in texts]
-    last = model.config.num_hidden_layers
-    rows = [
-        asked.row | {"place": asked.place, "index": asked.token or 0}
-        for _, asks in read
-        for asked in asks
-    ]
-    found = iter(layers.after(model, last, rows))
+    rows = [asked.input() for _, asks in read for asked in asks]
+    found = iter(layers.after(model, model.config.num_hidden_layers, rows))
     results = []
     for names, asks in read:
         lines = []
         for asked in asks:
-            token, prob, right = next(found)
-            lines.append(
-                {
-                    "of": names[asked.word],
-                    "prediction": model.tokenizer.surface(int(token)).strip(),
-                    "probability": round(float(prob), 4),
-                    "right": None if asked.token is None else round(float(right), 4),
-                }
-            )
+            line = asked.said(model, next(found))
+            lines.append({"of": names[asked.word], "prediction": line.pop("token"), **line})
         results.append(lines)
     return [names for names, _ in read], results
 

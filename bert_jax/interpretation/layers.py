@@ -17,7 +17,6 @@ import numpy as np
 from bert_jax import config as config_lib
 from bert_jax import screen
 from bert_jax.cli import UserError
-from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.finetuning.inputs import hold_out
 from bert_jax.inference import inputs, settings
 from bert_jax.inference.forward import Forward, Row
@@ -26,7 +25,7 @@ from bert_jax.interpretation.flags import TASKS
 from bert_jax.models import capture, heads
 from bert_jax.objectives import probe
 from bert_jax.tasks import kinds
-from bert_jax.tasks.base import Task
+from bert_jax.tasks.base import Task, join
 
 HELD_OUT = 0.2  # of the examples, where there is no file to test on
 _TEXTS = 8  # shown through the lens
@@ -204,6 +203,19 @@ class Asked:
     token: int | None
     word: int
 
+    def input(self) -> Row:
+        """What `after` takes."""
+        return {**self.row, "place": self.place, "index": self.token or 0}
+
+    def said(self, model: Forward, found: tuple[Any, Any, Any]) -> dict[str, Any]:
+        """What `after` found there: "token", its "probability", and "right", what stood there's."""
+        token, prob, right = found
+        return {
+            "token": model.tokenizer.surface(int(token)).strip(),
+            "probability": round(float(prob), 4),
+            "right": None if self.token is None else round(float(right), 4),
+        }
+
 
 def masked_words(model: Forward, text: str, most: int = _WORDS) -> tuple[list[str], list[Asked]]:
     """The words of a text, and for each that is asked the row with it as [MASK].
@@ -212,8 +224,8 @@ def masked_words(model: Forward, text: str, most: int = _WORDS) -> tuple[list[st
     `most` words some, evenly spread.
     """
     tokenizer = model.tokenizer
-    ids = _cut(tokenizer, text, model.max_seq_length)
-    row: Row = dict(zip(("input_ids", "token_type_ids"), tokenizer.lay_out(ids), strict=True))
+    laid_out = join(tokenizer, tokenizer.encode(text), None, model.max_seq_length)
+    row: Row = dict(zip(("input_ids", "token_type_ids"), laid_out, strict=True))
     words = targets.words_of(model, row)
     masks = [i for i, token in enumerate(row["input_ids"]) if token == tokenizer.mask_id]
     places = sorted([*words, *((i, i + 1) for i in masks)])
@@ -231,10 +243,6 @@ def masked_words(model: Forward, text: str, most: int = _WORDS) -> tuple[list[st
     return names, asked
 
 
-def _cut(tokenizer: Tokenizer, text: str, length: int) -> list[int]:
-    return list(tokenizer.encode(text))[: length - tokenizer.num_special(1)]
-
-
 def logit_lens(model: Forward, texts: Sequence[str]) -> dict[str, Any]:
     """What the MLM head says at masked words after each layer.
 
@@ -248,30 +256,18 @@ def logit_lens(model: Forward, texts: Sequence[str]) -> dict[str, Any]:
       the mean "log_prob".
     """
     read = [masked_words(model, text) for text in texts]
-    rows = [asked.row | {"place": asked.place} for _, asks in read for asked in asks]
-    tokens = [asked.token for _, asks in read for asked in asks]
-    wanted = np.array([token is not None for token in tokens], bool)
-    if not rows:
+    asked = [ask for _, asks in read for ask in asks]
+    if not asked:
         return {"texts": [], "layers": []}
-    layers = []
-    for number in range(1, model.config.num_hidden_layers + 1):
-        truth = [{**row, "index": token or 0} for row, token in zip(rows, tokens, strict=True)]
-        layers.append(after(model, number, truth))
-    results = iter(
-        [
-            {
-                "token": model.tokenizer.surface(int(found[i][0])).strip(),
-                "probability": round(float(found[i][1]), 4),
-                "right": round(float(found[i][2]), 4) if tokens[i] is not None else None,
-            }
-            for found in layers
-        ]
-        for i in range(len(rows))
-    )
+    tokens = [ask.token for ask in asked]
+    wanted = np.array([token is not None for token in tokens], bool)
+    rows = [ask.input() for ask in asked]
+    layers = [after(model, n, rows) for n in range(1, model.config.num_hidden_layers + 1)]
+    results = iter([ask.said(model, found[i]) for found in layers] for i, ask in enumerate(asked))
     shown = [
         {
             "words": names,
-            "asked": [{"word": asked.word, "layers": next(results)} for asked in asks],
+            "asked": [{"word": ask.word, "layers": next(results)} for ask in asks],
         }
         for names, asks in read
     ]
